@@ -1,0 +1,39 @@
+"""jmlp trains multilayer perceptrons in JAX on any number of devices.
+
+The names below are the public API. They load on first use, so that
+`import jmlp` and `jmlp --help` start without jax.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jmlp.config import Config, load_config
+    from jmlp.data import SOURCES
+    from jmlp.errors import JmlpError
+    from jmlp.mesh import make_mesh, simulate_devices
+    from jmlp.model import MLP
+    from jmlp.predict import evaluate, open_run, predict
+    from jmlp.step import STEPS
+    from jmlp.train import prepare, train
+
+_HOME = {
+    "Config": "config", "load_config": "config", "SOURCES": "data", "JmlpError": "errors",
+    "make_mesh": "mesh", "simulate_devices": "mesh", "MLP": "model", "STEPS": "step",
+    "evaluate": "predict", "open_run": "predict", "predict": "predict",
+    "prepare": "train", "train": "train",
+}  # fmt: skip
+
+__all__ = [
+    "MLP", "SOURCES", "STEPS", "Config", "JmlpError", "evaluate", "load_config", "make_mesh",
+    "open_run", "predict", "prepare", "simulate_devices", "train",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'jmlp' has no attribute {name!r}; it has {', '.join(__all__)}")
+    # `predict` and `train` are modules too; the functions are what users ask for.
+    value = getattr(importlib.import_module(f"jmlp.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value

@@ -1,0 +1,117 @@
+"""The global batches of a run: a pure function of (seed, epoch, position).
+
+Neither devices nor processes enter into the order, so a run may stop on one
+mesh and go on over another. An epoch is a permutation of the rows; batch k of
+it is rows k*B .. (k+1)*B - 1 of the permutation, and the last one may be short.
+Short batches are padded, so that every program sees one shape; index -1 marks
+a padding row, which gets weight 0.
+
+Batches are taken whole, by fancy indexing: row by row, a loader is 35 to 1200
+times slower on tabular data.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from jmlp.data.base import Split
+
+PAD = -1
+
+
+class Span(NamedTuple):
+    """Steps `start .. start + count - 1` of one epoch, for one dispatch."""
+
+    epoch: int
+    start: int
+    count: int
+
+
+def order(seed: int, epoch: int, rows: int) -> np.ndarray:
+    """(rows,) the epoch's permutation of row numbers."""
+    return np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(rows)
+
+
+def steps_per_epoch(rows: int, batch_size: int) -> int:
+    return -(-rows // batch_size)
+
+
+def padded_size(batch_size: int, multiple: int) -> int:
+    """The batch size rounded up to what devices and micro-batches divide."""
+    return -(-batch_size // multiple) * multiple
+
+
+def batch_index(rows: np.ndarray, batch_size: int, width: int) -> np.ndarray:
+    """(batches, width) int32 row numbers: `batch_size` real ones a batch, then PAD.
+
+    Args:
+      rows: (N,) row numbers, in order.
+      width: padded batch size, at least `batch_size`.
+    """
+    batches = steps_per_epoch(len(rows), batch_size)
+    full = np.full(batches * batch_size, PAD, np.int32)
+    full[: len(rows)] = rows
+    index = np.full((batches, width), PAD, np.int32)
+    index[:, :batch_size] = full.reshape(batches, batch_size)
+    return index
+
+
+def epoch_index(seed: int, epoch: int, rows: int, batch_size: int, width: int) -> np.ndarray:
+    """(steps, width) int32: every batch of an epoch, padded with PAD."""
+    return batch_index(order(seed, epoch, rows), batch_size, width)
+
+
+def gather(split: Split, index: np.ndarray) -> dict[str, np.ndarray]:
+    """Rows by number: x (..., F), y (...,) or (..., K), weight (...,) 0 where PAD."""
+    real = index != PAD
+    rows = np.where(real, index, 0)
+    return {"x": split.x[rows], "y": split.y[rows], "weight": real.astype(np.float32)}
+
+
+class BlockSource:
+    """Random access to the batches of `spans`: item i is one dispatch's block.
+
+    Blocks have `steps` batches, the last ones unused where a span is shorter, so
+    that one compiled program takes them all. Only the columns `mine` of each
+    batch are read: this process's slice.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        spans: Sequence[Span],
+        *,
+        seed: int,
+        batch_size: int,
+        width: int,
+        steps: int,
+        mine: slice,
+    ):
+        self._split, self._spans, self._steps, self._mine = split, spans, steps, mine
+        self._order_args = (seed, batch_size, width)
+        self._epoch, self._index = -1, np.zeros((0, width), np.int32)
+
+    def __len__(self) -> int:
+        return len(self._spans)
+
+    def __getitem__(self, item: int) -> dict[str, np.ndarray]:
+        span = self._spans[item]
+        index = self._of_epoch(span.epoch)[span.start : span.start + span.count, self._mine]
+        unused = np.full((self._steps - span.count, index.shape[1]), PAD, np.int32)
+        return gather(self._split, np.concatenate([index, unused]))
+
+    def _of_epoch(self, epoch: int) -> np.ndarray:
+        if epoch != self._epoch:
+            seed, batch_size, width = self._order_args
+            self._index = epoch_index(seed, epoch, self._split.rows, batch_size, width)
+            self._epoch = epoch
+        return self._index
+
+
+def prefetch(source: BlockSource, ahead: int = 2) -> Iterator[dict[str, np.ndarray]]:
+    """Yields the items of `source` in order, prepared by a thread of grain's."""
+    import grain
+
+    options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=ahead)
+    return iter(grain.MapDataset.source(source).to_iter_dataset(options))

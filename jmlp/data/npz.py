@@ -1,0 +1,126 @@
+"""NumPy archives: `x` and `y`, and held-out rows as `x_val`, `x_test`.
+
+Also read: `x_train`/`y_train`, as Keras's mnist.npz has them. Pickled objects
+are never loaded, and an array is read only if its header agrees with the
+number of bytes that the archive holds for it.
+"""
+
+import math
+import zipfile
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.lib import format as npy
+
+from jmlp.data.base import Columns, Raw, RawSplits, memory_limit_bytes, reading
+from jmlp.errors import DataError
+
+_NAMES = {"train": ("", "_train"), "val": ("_val", "_valid"), "test": ("_test",)}
+
+
+def read(path: Path, columns: Columns) -> RawSplits:
+    """The splits of an archive; without labels, `x` alone (or `x_test`)."""
+    with reading(path, "npz archive"):
+        arrays = _arrays(path)
+    if not columns.labelled:
+        for name in ("x", "x_test", "x_train", "x_val"):
+            if name in arrays:
+                return RawSplits(raw(path.name, arrays[name], None, f"array {name!r}"))
+        raise DataError(f"{path}: no array 'x' to predict; it has {_list(arrays)}")
+    splits = {}
+    for split, suffixes in _NAMES.items():
+        suffix = next((s for s in suffixes if f"x{s}" in arrays), None)
+        if suffix is None:
+            splits[split] = None
+            continue
+        if f"y{suffix}" not in arrays:
+            raise DataError(f"{path}: has x{suffix} but no y{suffix}; it has {_list(arrays)}")
+        x, y = arrays[f"x{suffix}"], arrays[f"y{suffix}"]
+        splits[split] = raw(str(path), x, y, f"array 'x{suffix}'")
+    if splits["train"] is None:
+        raise DataError(f"{path}: expected arrays x and y; it has {_list(arrays)}")
+    return RawSplits(**splits)
+
+
+def _list(arrays: dict[str, Any]) -> str:
+    return ", ".join(arrays) or "no arrays"
+
+
+def _arrays(path: Path) -> dict[str, np.ndarray]:
+    """Every array named x... or y..., checked against its size before it is read."""
+    with open(path, "rb") as probe:
+        if not probe.read(1):
+            raise DataError(f"{path}: is empty; expected an npz archive")
+    with zipfile.ZipFile(path) as archive:
+        members = [m for m in archive.infolist() if m.filename[:1] in "xy"]
+        total = sum(member.file_size for member in members)
+        if total > memory_limit_bytes():
+            raise DataError(f"{path}: unpacks to {total:,} bytes, more than half of the memory here")
+        arrays = {}
+        for member in members:
+            name = member.filename.removesuffix(".npy")
+            with archive.open(member) as file:
+                _check_header(path, name, file, member.file_size)
+            with archive.open(member) as file:
+                arrays[name] = npy.read_array(file, allow_pickle=False)
+        return arrays
+
+
+def _check_header(path: Path, name: str, file: IO[bytes], size: int) -> None:
+    version = npy.read_magic(file)
+    read_header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+    shape, _, dtype = read_header(file)
+    if dtype.hasobject:
+        raise DataError(f"{path}: array {name!r} holds pickled objects, which are never loaded")
+    if dtype.kind not in "biufUS":
+        raise DataError(f"{path}: array {name!r} has dtype {dtype}; expected numbers")
+    need = math.prod(int(n) for n in shape) * dtype.itemsize + file.tell()
+    if need != size:
+        raise DataError(
+            f"{path}: array {name!r} says {shape} of {dtype} ({need:,} bytes) "
+            f"but has {size:,} bytes"
+        )
+
+
+def raw(origin: str, x: Any, y: Any, what: str = "x") -> Raw:
+    """Raw rows from array-likes: x (N, ...) numbers, y (N,) or (N, K) or None.
+
+    Raises:
+      DataError: not numbers, no rows, or x and y differ in length.
+    """
+    x = _numbers(origin, what, x)
+    if x.ndim == 0 or not x.size:
+        raise DataError(f"{origin}: {what} has shape {x.shape}; expected rows and features")
+    x = x.reshape(len(x), -1)
+    if y is None:
+        return Raw(x, None, lambda row: f"{origin} row {row}")
+    labels = np.asarray(y)
+    if labels.dtype == object or labels.dtype.kind in "US":
+        labels = np.array([None if v is None else str(v) for v in labels.ravel()], object)
+    elif labels.dtype.kind == "b":
+        labels = labels.astype(np.int64)
+    else:
+        labels = _numbers(origin, "y", labels)
+        labels = labels.astype(np.int64) if np.asarray(y).dtype.kind in "iu" else labels
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        labels = labels[:, 0]
+    if labels.ndim not in (1, 2) or len(labels) != len(x):
+        raise DataError(f"{origin}: {what} has {len(x)} rows but y has shape {labels.shape}")
+    k = 1 if labels.ndim == 1 else labels.shape[1]
+    if labels.ndim == 2:
+        labels = labels.astype(np.float64)
+    names = ("y",) if k == 1 else tuple(f"y{i}" for i in range(k))
+    return Raw(x, labels, lambda row: f"{origin} row {row}", target_names=names, indices=True)
+
+
+def _numbers(origin: str, what: str, value: Any) -> np.ndarray:
+    try:
+        array = np.asarray(value)
+        if array.dtype == np.uint8:
+            return array
+        if array.dtype.kind not in "biufO":
+            raise ValueError(f"dtype {array.dtype}")
+        return array.astype(np.float64)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{origin}: {what} is not numbers: {error}") from None

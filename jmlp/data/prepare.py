@@ -1,0 +1,391 @@
+"""From raw rows to a Dataset: labels to indices, splits, missing values, scale.
+
+All statistics are those of the training rows, in float64, and are kept in the
+schema, so that prediction repeats exactly what training did.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from jmlp.config import DataConfig
+from jmlp.data.base import Dataset, Raw, RawSplits, Schema, Split
+from jmlp.errors import DataError
+
+_FEW = 20  # so many distinct integers are classes still
+_SPLIT_STREAM = 2**63  # keeps the splits' random stream apart from the epochs'
+
+
+class _Part(NamedTuple):
+    """Raw rows with the ones in use: `rows` index into `raw`."""
+
+    raw: Raw
+    rows: np.ndarray
+
+    def x(self) -> np.ndarray:
+        return self.raw.x[self.rows]
+
+    def y(self) -> np.ndarray:
+        assert self.raw.y is not None
+        return self.raw.y[self.rows]
+
+    def take(self, chosen: np.ndarray) -> "_Part":
+        return _Part(self.raw, self.rows[chosen])
+
+
+def make_dataset(raws: RawSplits, config: DataConfig, seed: int) -> Dataset:
+    """Splits, encodes and scales. Raises DataError naming file, row and column."""
+    notes: list[str] = []
+    parts: dict[str, _Part] = {}
+    for name, raw in raws._asdict().items():
+        if raw is not None:
+            if raw.x.shape[1] != raws.train.x.shape[1]:
+                raise DataError(
+                    f"{raw.where(0)}: {raw.x.shape[1]} features, but the training rows have "
+                    f"{raws.train.x.shape[1]}"
+                )
+            parts[name] = _usable(_Part(raw, np.arange(len(raw.x))), config, name, notes)
+    task = _task(parts["train"], config)
+    if config.task == "auto":
+        names = ", ".join(raws.train.target_names)
+        notes.append(f"data.task=auto: {task} of {names or 'y'}")
+    classes = _classes(parts["train"], config) if task == "classification" else ()
+    encoded = {
+        name: _encode(part, classes, config) if classes else _targets(part)
+        for name, part in parts.items()
+    }
+    _draw(parts, encoded, config, seed, bool(classes))
+    schema = _fit(parts["train"], encoded["train"], task, classes, config)
+    splits = {
+        name: Split(
+            scale_features(part.x(), schema, lambda row, part=part: _where(part, row)),
+            encoded[name] if classes else _scale_targets(encoded[name], schema),
+        )
+        for name, part in parts.items()
+    }
+    sizes = ", ".join(f"{split.rows} {name}" for name, split in splits.items())
+    notes.append(f"rows: {sizes}; {schema.features} features")
+    return Dataset(
+        splits["train"], splits.get("val"), splits.get("test"), schema,
+        _fingerprint(splits, schema), tuple(notes),
+    )  # fmt: skip
+
+
+def _where(part: _Part, row: int) -> str:
+    return part.raw.where(int(part.rows[row]))
+
+
+# Rows that can be used.
+
+
+def _usable(part: _Part, config: DataConfig, name: str, notes: list[str]) -> _Part:
+    """Without rows that `data.missing` drops. Raises for what it does not allow."""
+    raw = part.raw
+    bad_target = _missing_targets(part.y())
+    bad = ~np.isfinite(raw.x).all(1) if raw.x.dtype.kind == "f" else np.zeros(len(raw.x), bool)
+    if config.missing != "drop":
+        refused = np.flatnonzero(bad_target)
+        if len(refused):
+            raise DataError(
+                f"{raw.where(int(refused[0]))}: the target is missing ({len(refused)} such rows). "
+                "Set data.missing=drop to leave them out."
+            )
+    if config.missing == "error" and bad.any():
+        raise_missing(raw, int(np.flatnonzero(bad)[0]), int(bad.sum()))
+    if config.missing == "drop":
+        keep = ~(bad | bad_target)
+        if not keep.all():
+            notes.append(f"data.missing=drop: {int((~keep).sum())} of {len(keep)} {name} rows left out")
+        part = part.take(np.flatnonzero(keep))
+    elif bad.any():
+        notes.append(f"data.missing=mean: {int(bad.sum())} {name} rows filled in")
+    if not len(part.rows):
+        raise DataError(f"{raw.where(0)}: no usable {name} rows are left")
+    return part
+
+
+def raise_missing(raw: Raw, row: int, count: int) -> None:
+    column = int(np.flatnonzero(~np.isfinite(raw.x[row]))[0])
+    value = raw.x[row, column]
+    said = "missing or NaN" if np.isnan(value) else "infinite"
+    raise DataError(
+        f"{raw.where(row)}, {raw.column(column)}: the value is {said} ({count} such rows). "
+        "Set data.missing to drop or mean, or repair the file."
+    )
+
+
+def _missing_targets(y: np.ndarray) -> np.ndarray:
+    if y.dtype == object:
+        return np.array([value is None for value in y], bool)
+    if y.dtype.kind != "f":
+        return np.zeros(len(y), bool)
+    return ~np.isfinite(y).reshape(len(y), -1).all(1)
+
+
+# Targets.
+
+
+def _task(part: _Part, config: DataConfig) -> str:
+    y = part.y()
+    if config.task != "auto":
+        if config.task == "regression" and y.dtype == object:
+            raise DataError(f"{_where(part, 0)}: the target is text ({y[0]!r}); it has no regression")
+        if config.task == "classification" and y.ndim == 2:
+            raise DataError(f"{_where(part, 0)}: classification has one target; got {y.shape[1]}")
+        return config.task
+    if y.ndim == 2:
+        return "regression"
+    if y.dtype == object or y.dtype.kind in "iu" or config.classes:
+        return "classification"
+    integral = bool((y == np.floor(y)).all())
+    return "classification" if integral and len(np.unique(y)) <= _FEW else "regression"
+
+
+def _classes(part: _Part, config: DataConfig) -> tuple[int | str, ...]:
+    """The label of each class index, from the training rows."""
+    y = part.y()
+    if y.dtype == object:
+        found: tuple[int | str, ...] = tuple(sorted(set(y.tolist())))
+    else:
+        whole = _whole(part)
+        if config.classes:
+            return tuple(range(config.classes))
+        found = tuple(np.unique(whole).tolist())
+        if part.raw.indices:
+            _check_indices(part, whole, found)
+    if len(found) < 2:
+        raise DataError(
+            f"{_where(part, 0)}: all training rows have the class {found[0]!r}; "
+            "a classifier needs at least two"
+        )
+    if len(found) > max(2, len(y) // 2):
+        raise DataError(
+            f"{_where(part, 0)}: {len(found)} different labels in {len(y)} rows. "
+            "If the target is a quantity, set data.task=regression."
+        )
+    return found
+
+
+def _whole(part: _Part) -> np.ndarray:
+    y = part.y()
+    broken = np.flatnonzero(y != np.floor(y))
+    if len(broken):
+        raise DataError(
+            f"{_where(part, int(broken[0]))}: class {y[broken[0]]} is not a whole number. "
+            "If the target is a quantity, set data.task=regression."
+        )
+    return y.astype(np.int64)
+
+
+def _check_indices(part: _Part, y: np.ndarray, found: Sequence[int | str]) -> None:
+    """Class indices start at 0 and leave few gaps; -1 and 1 are a pair of labels."""
+    low = int(y.argmin())
+    if y[low] < 0 and len(found) != 2:
+        raise DataError(
+            f"{_where(part, low)}: class index {y[low]} is out of range; expected 0 or more"
+        )
+    high = int(y.argmax())
+    if y[high] >= 10 * len(found) + 100:
+        raise DataError(
+            f"{_where(part, high)}: class index {y[high]} is out of range for {len(found)} "
+            "different classes; set data.classes if it is meant"
+        )
+
+
+def encode_labels(part_y: np.ndarray, classes: Sequence[int | str]) -> np.ndarray:
+    """(N,) class indices; -1 for a label that is not among `classes`."""
+    if part_y.dtype == object:
+        known = {str(label): index for index, label in enumerate(classes)}
+        return np.array([known.get(str(value), -1) for value in part_y], np.int32)
+    labels = np.array([c if isinstance(c, int) else np.nan for c in classes], np.float64)
+    order = np.argsort(labels)
+    place = np.clip(np.searchsorted(labels, part_y, sorter=order), 0, len(labels) - 1)
+    index = order[place]
+    return np.where(labels[index] == part_y, index, -1).astype(np.int32)
+
+
+def _encode(part: _Part, classes: Sequence[int | str], config: DataConfig) -> np.ndarray:
+    index = encode_labels(part.y(), classes)
+    unknown = np.flatnonzero(index < 0)
+    if len(unknown):
+        row = int(unknown[0])
+        names = ", ".join(map(str, classes[:20])) + (", ..." if len(classes) > 20 else "")
+        raise DataError(
+            f"{_where(part, row)}: class {part.y()[row]} is out of range; expected one of {names}"
+            + ("" if config.classes else " (the training rows' classes)")
+        )
+    return index
+
+
+def _targets(part: _Part) -> np.ndarray:
+    y = part.y()
+    return (y[:, None] if y.ndim == 1 else y).astype(np.float64)
+
+
+# Splits.
+
+
+def _draw(
+    parts: dict[str, _Part],
+    encoded: dict[str, np.ndarray],
+    config: DataConfig,
+    seed: int,
+    stratify: bool,
+) -> None:
+    """Draws the test and validation rows that are not given out of the training rows."""
+    for name, fraction, stream in (
+        ("test", config.test_fraction, 0),
+        ("val", config.val_fraction, 1),
+    ):
+        if name in parts or not fraction:
+            continue
+        train, y = parts["train"], encoded["train"]
+        rng = np.random.Generator(np.random.Philox(key=[seed, _SPLIT_STREAM + stream]))
+        chosen = draw(y if stratify else np.zeros(len(y), np.int32), fraction, rng)
+        if not len(chosen) or len(chosen) == len(y):
+            raise DataError(
+                f"{_where(train, 0)}: {len(y)} rows are too few to draw {fraction:.0%} for {name}; "
+                f"set data.{name}_fraction=0 or give data.{name}_path"
+            )
+        rest = np.setdiff1d(np.arange(len(y)), chosen)
+        parts[name], encoded[name] = train.take(chosen), y[chosen]
+        parts["train"], encoded["train"] = train.take(rest), y[rest]
+
+
+def draw(y: np.ndarray, fraction: float, rng: np.random.Generator) -> np.ndarray:
+    """Sorted row numbers of about `fraction` of each class, and exactly of the total.
+
+    Shares are rounded by largest remainder. A class never gives its last row.
+    """
+    labels, counts = np.unique(y, return_counts=True)
+    quota = counts * fraction
+    take = np.minimum(np.floor(quota).astype(int), counts - 1)
+    total = max(1, round(len(y) * fraction))
+    for place in np.argsort(take - quota, kind="stable"):
+        if take.sum() < total and take[place] < counts[place] - 1:
+            take[place] += 1
+    chosen = [
+        rng.permutation(np.flatnonzero(y == label))[:n] for label, n in zip(labels, take, strict=True)
+    ]
+    return np.sort(np.concatenate(chosen))
+
+
+# Scale.
+
+
+def _fit(
+    train: _Part, y: np.ndarray, task: str, classes: Sequence[int | str], config: DataConfig
+) -> Schema:
+    x = train.x()
+    fill: np.ndarray = np.zeros(0)
+    raw_uint8 = x.dtype == np.uint8 and config.scale != "standardize"
+    if config.scale == "none":
+        mean, scale = np.zeros(1), np.ones(1)
+        if config.missing == "mean" and not raw_uint8:
+            fill = _moments(x, train)[0]
+    elif raw_uint8:
+        counts = np.bincount(x.ravel(), minlength=256).astype(np.float64)
+        values = np.arange(256)
+        mean = np.array([(counts * values).sum() / counts.sum()])
+        deviation = np.sqrt((counts * (values - mean) ** 2).sum() / counts.sum())
+        scale = np.array([deviation if deviation > 0 else 1.0])
+    else:
+        mean, scale = _moments(x.astype(np.float64, copy=False), train)
+        fill = mean if config.missing == "mean" else fill
+    y_mean, y_scale = (np.zeros(1), np.ones(1)) if classes else _moments(y, train)
+    names = train.raw.class_names
+    labels = names if names and len(names) == len(classes) else classes
+    outputs = len(classes) if classes else y.shape[1]
+    return Schema(
+        task=task,
+        features=x.shape[1],
+        feature_names=train.raw.feature_names,
+        target_names=train.raw.target_names,
+        classes=tuple(labels),
+        outputs=outputs,
+        x_mean=tuple(mean.tolist()),
+        x_scale=tuple(scale.tolist()),
+        y_mean=tuple(y_mean.tolist()),
+        y_scale=tuple(y_scale.tolist()),
+        raw_uint8=bool(raw_uint8),
+        missing=config.missing,
+        fill=tuple(fill.tolist()),
+    )
+
+
+def _moments(x: np.ndarray, train: _Part) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and deviation (1 if constant) of each column's finite values.
+
+    Columns are brought near 1 first, so that squares of 1e300 do not overflow.
+    """
+    finite = np.isfinite(x)
+    empty = np.flatnonzero(~finite.any(0))
+    if len(empty):
+        raise DataError(
+            f"{_where(train, 0)}: {train.raw.column(int(empty[0]))} has no value in any training row"
+        )
+    largest = np.abs(np.where(finite, x, 0)).max(0)
+    unit = np.where(largest > 0, largest, 1.0)
+    small = np.where(finite, x, 0) / unit
+    count = finite.sum(0)
+    mean = small.sum(0) / count
+    deviation = np.sqrt((np.where(finite, small - mean, 0) ** 2).sum(0) / count)
+    # A constant column's mean is off by rounding: what is left is not a scale.
+    constant = deviation <= 1e-14 * np.sqrt(count)
+    return mean * unit, np.where(constant, 1.0, np.maximum(deviation * unit, 1e-300))
+
+
+def scale_features(x: np.ndarray, schema: Schema, where: object = None) -> np.ndarray:
+    """(N, F) as the model wants it: float32, filled and scaled; or uint8 as it is.
+
+    Raises:
+      DataError: a scaled value does not fit float32.
+    """
+    if schema.raw_uint8:
+        return np.ascontiguousarray(x)
+    x = x.astype(np.float64)
+    if schema.fill:
+        x = np.where(np.isfinite(x), x, np.array(schema.fill))
+    with np.errstate(over="ignore", invalid="ignore"):
+        scaled = ((x - np.array(schema.x_mean)) / np.array(schema.x_scale)).astype(np.float32)
+    odd = np.argwhere(~np.isfinite(scaled) & np.isfinite(x))
+    if len(odd):
+        row, column = map(int, odd[0])
+        at = where(row) if callable(where) else f"row {row}"
+        name = schema.feature_names[column] if schema.feature_names else column
+        raise DataError(f"{at}, feature {name}: {x[row, column]:g} is beyond float32 once scaled")
+    return scaled
+
+
+def _scale_targets(y: np.ndarray, schema: Schema) -> np.ndarray:
+    return ((y - np.array(schema.y_mean)) / np.array(schema.y_scale)).astype(np.float32)
+
+
+def scale_labelled(raw: Raw, schema: Schema) -> np.ndarray:
+    """Class indices or scaled targets of rows read for a trained schema."""
+    assert raw.y is not None
+    part = _Part(raw, np.arange(len(raw.x)))
+    bad = np.flatnonzero(_missing_targets(raw.y))
+    if len(bad):
+        raise DataError(f"{raw.where(int(bad[0]))}: the target is missing")
+    if schema.task == "classification":
+        named = raw.class_names and set(map(str, schema.classes)) == set(raw.class_names)
+        classes = range(schema.outputs) if named else schema.classes
+        return _encode(part, tuple(classes), DataConfig())
+    if raw.y.dtype == object:
+        raise DataError(f"{raw.where(0)}: the target is text ({raw.y[0]!r}); expected numbers")
+    y = _targets(part)
+    if y.shape[1] != schema.outputs:
+        raise DataError(f"{raw.where(0)}: {y.shape[1]} targets; the model has {schema.outputs}")
+    return _scale_targets(y, schema)
+
+
+def _fingerprint(splits: dict[str, Split], schema: Schema) -> str:
+    digest = hashlib.sha256(schema.model_dump_json().encode())
+    for name, split in splits.items():
+        for array in split:
+            digest.update(f"{name} {array.shape} {array.dtype.str}".encode())
+            digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()

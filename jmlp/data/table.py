@@ -1,0 +1,281 @@
+"""CSV and Parquet tables with named columns, read by pyarrow.
+
+CSV cells are read as text and turned into numbers by one strict grammar:
+`1_0` and `0x10` are text, spaces around a number are not, and an empty cell,
+`NA`, `NaN`, `null`, `none` or `?` is a missing value. When a file is wrong it is
+read once more, slowly, to say in which line.
+"""
+
+import csv
+import difflib
+import gzip
+import io
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from jmlp.data.base import Columns, Raw, RawSplits, memory_limit_bytes, reading
+from jmlp.errors import DataError
+
+_NUMBER = r"^[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?$"
+_INFINITE = r"^[+-]?(inf|infinity)$"
+_MISSING = ("", "na", "n/a", "nan", "null", "none", "?")
+_CELL_LIMIT = 1 << 20
+
+Find = Callable[[int], str]  # row index -> where it is in the file
+
+
+def _arrow() -> tuple[Any, Any]:
+    try:
+        import pyarrow
+        import pyarrow.compute
+    except ImportError:
+        raise DataError("CSV and Parquet files need pyarrow: pip install 'jmlp[tabular]'") from None
+    return pyarrow, pyarrow.compute
+
+
+def read_csv(path: Path, columns: Columns) -> RawSplits:
+    """The rows of a CSV file (or .csv.gz) with a header line."""
+    _arrow()
+    with reading(path, "CSV file"):
+        names = _header(path)
+        features, targets = _choose(path, names, columns)
+        table = _csv_columns(path, names)
+        return RawSplits(_raw(path, table, features, targets, lambda row: _line_of(path, row)))
+
+
+def read_parquet(path: Path, columns: Columns) -> RawSplits:
+    """The rows of a Parquet file."""
+    pa, _ = _arrow()
+    import pyarrow.parquet as pq
+
+    with reading(path, "Parquet file"):
+        file = pq.ParquetFile(path)
+        names = list(file.schema_arrow.names)
+        _check_names(path, names)
+        features, targets = _choose(path, names, columns)
+        meta = file.metadata
+        size = meta.num_rows * max(1, len(names)) * 8
+        if meta.num_rows < 0 or size > memory_limit_bytes():
+            raise DataError(f"{path}: says it has {meta.num_rows:,} rows, more than fit in memory")
+        if not meta.num_rows:
+            raise DataError(f"{path}: has no rows")
+        wanted = list(features) + list(targets)
+        for name in wanted:
+            kind = file.schema_arrow.field(name).type
+            plain = pa.types.is_integer(kind) or pa.types.is_floating(kind)
+            plain = plain or pa.types.is_boolean(kind) or pa.types.is_decimal(kind)
+            if not (plain or _is_text(kind)):
+                raise DataError(f"{path}: column {name!r} is {kind}; expected numbers or text")
+        table = file.read(columns=wanted)
+        if len(table) != meta.num_rows:
+            raise DataError(f"{path}: says {meta.num_rows} rows but holds {len(table)}")
+        return RawSplits(_raw(path, table, features, targets, lambda row: f"{path} row {row}"))
+
+
+def _is_text(kind: Any) -> bool:
+    pa, _ = _arrow()
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+
+
+def _choose(path: Path, names: Sequence[str], columns: Columns) -> tuple[list[str], list[str]]:
+    """Feature and target names, all of which exist."""
+    for name in (*columns.features, *(columns.target if columns.labelled else ())):
+        if name not in names:
+            near = difflib.get_close_matches(name, names, 1)
+            hint = f"; did you mean {near[0]!r}?" if near else "."
+            raise DataError(f"{path}: no column {name!r}{hint} It has: {_some(names)}")
+    if not columns.labelled:
+        return list(columns.features), []
+    if not columns.target:
+        raise DataError(
+            f"{path}: set data.target to the column to predict, e.g. --data.target={names[-1]}. "
+            f"It has: {_some(names)}"
+        )
+    features = columns.features or [name for name in names if name not in columns.target]
+    both = [name for name in columns.target if name in features]
+    if both:
+        raise DataError(f"{path}: column {both[0]!r} is both a feature and a target")
+    if not features:
+        raise DataError(f"{path}: no feature columns besides the targets")
+    return list(features), list(columns.target)
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:30]) + (f", ... ({len(names)} in all)" if len(names) > 30 else "")
+
+
+def _check_names(path: Path, names: Sequence[str]) -> None:
+    seen: set[str] = set()
+    for place, name in enumerate(names, start=1):
+        if not name:
+            raise DataError(f"{path}: column {place} has no name in the header")
+        if name in seen:
+            raise DataError(f"{path}: two columns are named {name!r}")
+        seen.add(name)
+
+
+def _raw(
+    path: Path, table: Any, features: Sequence[str], targets: Sequence[str], find: Find
+) -> Raw:
+    x = np.empty((len(table), len(features)))
+    for place, name in enumerate(features):
+        x[:, place] = _as_numbers(path, name, table[name], find)
+    y = None
+    if len(targets) == 1:
+        y = _as_target(table[targets[0]])
+    elif targets:
+        y = np.stack([_as_numbers(path, name, table[name], find) for name in targets], 1)
+    return Raw(x, y, find, tuple(features), tuple(targets))
+
+
+def _as_numbers(path: Path, name: str, column: Any, find: Find) -> np.ndarray:
+    numbers, culprit = _numbers(column)
+    if numbers is None:
+        value = column[culprit].as_py()
+        raise DataError(
+            f"{find(culprit)}, column {name!r}: {str(value)[:60]!r} is not a number. "
+            "Mixed types are not supported yet: list numeric columns in data.features."
+        )
+    return numbers
+
+
+def _as_target(column: Any) -> np.ndarray:
+    """Float64 if every value is a number, else text with None where missing."""
+    pa, pc = _arrow()
+    if pa.types.is_boolean(column.type):
+        column = pc.cast(column, pa.string())
+    numbers, _ = _numbers(column, booleans=False)
+    if numbers is not None:
+        return numbers
+    values = np.array(pc.cast(column, pa.string()).to_pylist(), object)
+    clean = [None if v is None or v.strip().lower() in _MISSING else v.strip() for v in values]
+    return np.array(clean, object)
+
+
+def _numbers(column: Any, booleans: bool = True) -> tuple[np.ndarray | None, int]:
+    """The column as float64 with NaN where missing; or None and the first bad row."""
+    pa, pc = _arrow()
+    if not _is_text(column.type):
+        plain = pc.cast(column, pa.float64(), safe=False)
+        return np.array(pc.fill_null(plain, float("nan")), np.float64), -1
+    text = pc.utf8_trim_whitespace(pc.fill_null(pc.cast(column, pa.string()), ""))
+    lower = pc.utf8_lower(text)
+    missing = pc.is_in(lower, value_set=pa.array(_MISSING))
+    infinite = pc.match_substring_regex(lower, _INFINITE)
+    truth = pc.is_in(lower, value_set=pa.array(["true", "false"]))
+    if booleans and pc.all(pc.or_(truth, missing)).as_py() and pc.any(truth).as_py():
+        known = np.array(pc.equal(lower, "true"), np.float64)
+        return np.where(np.array(missing), np.nan, known), -1
+    number = pc.match_substring_regex(text, _NUMBER)
+    good = np.array(pc.or_(pc.or_(number, infinite), missing), bool)
+    if not good.all():
+        return None, int(np.flatnonzero(~good)[0])
+    signed = pc.replace_substring_regex(text, r"^\+", "")
+    ordinary = pc.if_else(number, signed, "nan")
+    values = np.array(pc.cast(ordinary, pa.float64()), np.float64)
+    huge = np.array(infinite, bool)
+    if huge.any():
+        values = values.copy()  # arrow's memory is read-only
+        negative = np.array(pc.starts_with(text, "-"), bool)
+        values[huge] = np.where(negative[huge], -np.inf, np.inf)
+    return values, -1
+
+
+# CSV.
+
+
+def _open(path: Path) -> IO[bytes]:
+    return gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb")  # type: ignore
+
+
+def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """(line number, cells) of each row that is not blank, header included, one at a time."""
+    with _open(path) as file, io.TextIOWrapper(file, "utf-8-sig", newline="") as text:
+        csv.field_size_limit(_CELL_LIMIT)
+        reader = csv.reader(text)
+        while True:
+            begin = reader.line_num + 1
+            try:
+                cells = next(reader)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                raise DataError(f"{path} line {begin}: {error}") from None
+            except UnicodeDecodeError:
+                raise DataError(f"{path} line {_undecodable_line(path)}: not UTF-8 text") from None
+            if cells:
+                yield begin, cells
+
+
+def _undecodable_line(path: Path) -> int:
+    with _open(path) as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                line.decode()
+            except UnicodeDecodeError:
+                return number
+    return 0
+
+
+def _header(path: Path) -> list[str]:
+    first = next(_rows(path), None)
+    if first is None:
+        raise DataError(f"{path}: is empty; expected a header line with column names")
+    names = [name.strip() for name in first[1]]
+    _check_names(path, names)
+    return names
+
+
+def _csv_columns(path: Path, names: Sequence[str]) -> Any:
+    """All columns as text."""
+    pa, _ = _arrow()
+    from pyarrow import csv as pacsv
+
+    ragged = False
+
+    def note(row: Any) -> str:
+        nonlocal ragged
+        ragged = True
+        return "skip"
+
+    try:
+        with _open(path) as file:
+            table = pacsv.read_csv(
+                file,
+                pacsv.ReadOptions(column_names=list(names), skip_rows_after_names=1),
+                pacsv.ParseOptions(newlines_in_values=True, invalid_row_handler=note),
+                pacsv.ConvertOptions(
+                    column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False
+                ),
+            )
+    except pa.ArrowInvalid:
+        _find_fault(path, len(names))
+        raise
+    if ragged:
+        _find_fault(path, len(names))
+    if not len(table):
+        _find_fault(path, len(names))
+        raise DataError(f"{path}: has a header but no rows")
+    return table
+
+
+def _find_fault(path: Path, width: int) -> None:
+    """Raises for the first row whose number of cells is not the header's."""
+    for line, cells in _rows(path):
+        if len(cells) != width:
+            raise DataError(
+                f"{path} line {line}: has {len(cells)} cells; the header has {width}. "
+                "A value with a comma in it needs quotes."
+            )
+
+
+def _line_of(path: Path, row: int) -> str:
+    for index, (line, _) in enumerate(_rows(path)):
+        if index == row + 1:
+            return f"{path} line {line}"
+    return f"{path} row {row}"

@@ -1,0 +1,48 @@
+"""What a run's last bits depend on besides its config: machine and versions."""
+
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import jax
+
+from jmlp.mesh import thread_pool_size
+
+PACKAGES = ("jmlp", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+
+
+def versions() -> dict[str, str]:
+    """Installed versions of what jmlp is made of; missing ones are left out."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def cpu_model() -> str:
+    """The processor's name, e.g. `AMD EPYC 7B13`."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def describe() -> dict[str, str]:
+    """What must be equal for a resumed run to be bit for bit the undisturbed one."""
+    device = jax.devices()[0]
+    return {
+        "jax": jax.__version__,
+        "device": device.device_kind,
+        "devices": str(jax.device_count()),
+        "processor": cpu_model() if device.platform == "cpu" else "",
+        "threads": str(thread_pool_size()) if device.platform == "cpu" else "",
+    }
+
+
+def differences(then: dict[str, str], now: dict[str, str]) -> list[str]:
+    """`threads 32 -> 16`, one item a difference."""
+    return [f"{key} {then.get(key)} -> {now[key]}" for key in now if then.get(key) != now[key]]

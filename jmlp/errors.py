@@ -1,0 +1,38 @@
+"""The errors a user can meet, and the exit code each one ends in.
+
+Every message names the key or file, the value found, what was expected and a
+way out, in one line or one line a mistake. The command line prints it without
+a traceback; Python callers catch `JmlpError`.
+"""
+
+
+class JmlpError(Exception):
+    """Base of all errors raised on purpose."""
+
+    exit_code = 1
+
+
+class ConfigError(JmlpError, ValueError):
+    """A config key, a command line flag or an argument is wrong."""
+
+    exit_code = 2
+
+
+class DataError(JmlpError, ValueError):
+    """A data file or array cannot be used: names the file, row and column."""
+
+    exit_code = 2
+
+
+class RunDirError(JmlpError):
+    """A run directory is in use, belongs to another config or holds no run."""
+
+    exit_code = 2
+
+
+class TrainingError(JmlpError):
+    """The run itself failed; the message names the last good checkpoint."""
+
+
+class CheckpointError(JmlpError):
+    """No checkpoint in the directory can be restored; the message lists why."""

@@ -1,0 +1,164 @@
+"""Feeds the compiled loop: which steps the next dispatch takes, and their rows.
+
+`ResidentFeed` keeps all rows on the devices and sends row numbers, once an
+epoch. `StreamedFeed` sends the rows themselves, prepared ahead by a thread.
+Both yield the same batches in the same order, so a run is the same under both.
+"""
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from jmlp.config import Config
+from jmlp.data.base import Dataset, Split
+from jmlp.data.batches import BlockSource, Span, epoch_index, prefetch, steps_per_epoch
+from jmlp.program import CAPACITY, Programs, Resident, Source
+
+_CALL_S = 0.25  # a call this long hides its dispatch and still answers Ctrl-C at once
+_BLOCK_BYTES = 16 << 20
+_SHARE = 0.25  # of the memory that resident rows may take
+
+
+class Call(NamedTuple):
+    """One dispatch: the span it trains, and where its batches are in `source`."""
+
+    span: Span
+    source: Source
+    first: np.int32
+    stop: np.int32
+
+
+class Plan(NamedTuple):
+    """Where a run's calls must end, in steps: epochs, evaluations, checkpoints."""
+
+    total: int
+    per_epoch: int
+    boundaries: tuple[int, ...]
+
+    def until(self, step: int) -> int:
+        """The first boundary after `step`."""
+        return min(self.total, *((step // n + 1) * n for n in (self.per_epoch, *self.boundaries)))
+
+    def span(self, step: int, most: int) -> Span:
+        count = min(self.until(step) - step, most)
+        return Span(step // self.per_epoch, step % self.per_epoch, count)
+
+
+def make_plan(config: Config, rows: int) -> Plan:
+    """The plan of a run over so many training rows."""
+    train = config.train
+    per_epoch = steps_per_epoch(rows, train.batch_size)
+    every = (train.eval_every, train.checkpoint_every)
+    boundaries = tuple(_in_steps(text, per_epoch) for text in every)
+    return Plan(train.steps or train.epochs * per_epoch, per_epoch, boundaries)
+
+
+def _in_steps(every: str, per_epoch: int) -> int:
+    number, unit = every.split()
+    return int(number) * (per_epoch if unit.startswith("epoch") else 1)
+
+
+class ResidentFeed:
+    """Calls over rows that stay on the devices; as many steps as take about 0.25 s."""
+
+    def __init__(self, programs: Programs, split: Split, plan: Plan):
+        self._programs, self._plan, self._rows = programs, plan, split.rows
+        self.placed = programs.place(split)
+
+    def calls(self, step: int) -> Iterator[Call]:
+        """Calls from `step` to the end of the run."""
+        config, epoch, source = self._programs.config, -1, None
+        fixed = config.train.steps_per_call
+        most = 1 if fixed == "auto" else min(fixed, CAPACITY)
+        while step < self._plan.total:
+            span = self._plan.span(step, most)
+            if span.epoch != epoch:
+                epoch, source = span.epoch, self._epoch_source(span.epoch)
+            assert source is not None
+            begun_s = time.perf_counter()
+            yield Call(span, source, np.int32(span.start), np.int32(span.start + span.count))
+            # The caller has trained and is back. The size of a call changes no result.
+            if fixed == "auto" and span.count == most:
+                most = _paced(most, time.perf_counter() - begun_s)
+            step += span.count
+
+    def _epoch_source(self, epoch: int) -> Source:
+        config, width = self._programs.config, self._programs.width
+        index = epoch_index(config.seed, epoch, self._rows, config.train.batch_size, width)
+        return Resident(*self.placed, self._programs.place_index(index))
+
+
+def _paced(most: int, took_s: float) -> int:
+    return max(1, min(CAPACITY, int(most * min(4.0, _CALL_S / max(took_s, 1e-6)))))
+
+
+class StreamedFeed:
+    """Calls over batches sent from the host in blocks of a fixed number of steps."""
+
+    placed = None
+
+    def __init__(self, programs: Programs, split: Split, plan: Plan):
+        config = programs.config.train
+        row_bytes = split.x[:1].nbytes + split.y[:1].nbytes + 4
+        fixed = config.steps_per_call
+        fitting = max(1, _BLOCK_BYTES // (row_bytes * programs.width))
+        self._most = min(fitting if fixed == "auto" else fixed, CAPACITY)
+        self._programs, self._split, self._plan = programs, split, plan
+
+    def calls(self, step: int) -> Iterator[Call]:
+        """Calls from `step` to the end of the run; the next block is sent meanwhile."""
+        programs, spans = self._programs, []
+        while step < self._plan.total:
+            spans.append(self._plan.span(step, self._most))
+            step += spans[-1].count
+        source = BlockSource(
+            self._split,
+            spans,
+            seed=programs.config.seed,
+            batch_size=programs.config.train.batch_size,
+            width=programs.width,
+            steps=self._most,
+            mine=programs.my_columns(programs.width),
+        )
+        blocks = map(programs.place_block, prefetch(source))
+        ahead = next(blocks, None)
+        for span in spans:
+            assert ahead is not None
+            block, ahead = ahead, None
+            yield Call(span, block, np.int32(0), np.int32(span.count))
+            ahead = next(blocks, None)
+
+
+Feed = ResidentFeed | StreamedFeed
+
+
+def choose_feed(
+    programs: Programs, dataset: Dataset, plan: Plan, explain: Callable[[str], None]
+) -> Feed:
+    """The feed that `data.placement` asks for; auto keeps rows on the devices if they fit."""
+    placement = programs.config.data.placement
+    if placement == "auto":
+        splits = [s for s in (dataset.train, dataset.val, dataset.test) if s is not None]
+        need = sum(split.x.nbytes + split.y.nbytes for split in splits)
+        room = _room_bytes(programs)
+        placement = "device" if need <= room else "host"
+        explain(
+            f"data.placement=auto: {placement} ({need / 1e6:.1f} MB of rows, "
+            f"room for {room / 1e6:.0f} MB a device)"
+        )
+    feed = ResidentFeed if placement == "device" else StreamedFeed
+    return feed(programs, dataset.train, plan)
+
+
+def _room_bytes(programs: Programs) -> float:
+    """Bytes a device may give to resident rows."""
+    devices = list(programs.mesh.local_mesh.devices.flat)
+    stats = devices[0].memory_stats() or {}
+    if "bytes_limit" in stats:
+        return _SHARE * stats["bytes_limit"]
+    # Simulated devices share the host's memory, and each holds a copy.
+    host = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+    return _SHARE * host / len(devices)

@@ -1,0 +1,182 @@
+"""Where each array lives: from parameter paths to NamedShardings.
+
+Tensor parallel follows Megatron-LM (Shoeybi et al. 2019, arXiv:1909.08053,
+section 3): kernels are split over `model` by columns and by rows in turn, so that
+two layers need one all-reduce forward and one backward. fsdp (ZeRO-3, Rajbhandari et al. 2020, arXiv:1910.02054) splits every
+array once more over `fsdp`: parameters, gradients and optimizer state.
+
+A dim that an axis does not divide stays whole; that costs memory, never the
+run, and `jmlp train --print-layout` says so.
+"""
+
+import math
+import re
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+P = PartitionSpec
+
+# A rule is a pattern on the parameter's path and the mesh axis (or None) of each dim.
+Rule = tuple[str, tuple[str | None, ...]]
+BATCH_AXES = ("data", "fsdp")
+
+_COLUMN: tuple[str | None, ...] = (None, "model")
+_ROW: tuple[str | None, ...] = ("model", None)
+
+
+def mlp_rules(hidden: Sequence[int], model: int) -> list[Rule]:
+    """Tensor-parallel rules of `jmlp.MLP` with these widths over `model` devices.
+
+    A block whose input is whole is split by columns, the next one by rows. A
+    width that `model` does not divide leaves its block whole, and the pairing
+    starts again behind it.
+    """
+    rules: list[Rule] = []
+    split = False  # whether the block's input arrives split over `model`
+    for block, width in enumerate(hidden):
+        at = rf"^blocks/{block}/"
+        if split:
+            rules.append((at + r"(linear|gate|skip)/kernel$", _ROW))
+            split = False
+        else:
+            rules += [
+                (at + r"(linear|gate|skip)/kernel$", _COLUMN),
+                (at + r"(linear|gate)/bias$", ("model",)),
+                (at + r"norm/(scale|bias|mean|var)$", ("model",)),
+            ]
+            split = width % model == 0
+    if split:
+        rules.append((r"^head/kernel$", _ROW))
+    return rules
+
+
+class Placement(NamedTuple):
+    """How one array is cut, and what was wished for but does not divide."""
+
+    spec: PartitionSpec
+    note: str = ""
+
+
+def path_of(path: Sequence[Any]) -> str:
+    """`blocks/0/linear/kernel`, from a jax key path."""
+    parts = (getattr(k, "key", getattr(k, "name", getattr(k, "idx", None))) for k in path)
+    return "/".join(str(part) for part in parts)
+
+
+def place(path: str, shape: tuple[int, ...], mesh: Mesh, rules: Sequence[Rule]) -> Placement:
+    """The spec of the array at `path`, by the first rule that matches it.
+
+    fsdp takes the largest dim that it divides, by preference one not split yet.
+    """
+    axes: list[tuple[str, ...]] = [() for _ in shape]
+    notes = []
+    wanted = next((want for pattern, want in rules if re.search(pattern, path)), ())
+    for dim, axis in enumerate(wanted[: len(shape)]):
+        if axis is None or mesh.shape[axis] == 1:
+            continue
+        if shape[dim] % mesh.shape[axis]:
+            notes.append(f"dim {dim} ({shape[dim]}) not split over {axis}={mesh.shape[axis]}")
+        else:
+            axes[dim] = (axis,)
+    fsdp = mesh.shape["fsdp"]
+    if fsdp > 1 and math.prod(shape) > 1:
+        parts = [math.prod(mesh.shape[a] for a in names) for names in axes]
+        fits = [d for d in range(len(shape)) if shape[d] % (parts[d] * fsdp) == 0]
+        if fits:
+            best = max(fits, key=lambda d: (not axes[d], shape[d] // parts[d]))
+            axes[best] = (*axes[best], "fsdp")
+        else:
+            notes.append(f"no dim of {shape} divides over fsdp={fsdp}")
+    return Placement(P(*map(_entry, axes)), "; ".join(notes))
+
+
+def _entry(names: tuple[str, ...]) -> str | tuple[str, ...] | None:
+    return None if not names else names[0] if len(names) == 1 else names
+
+
+def placements(params: Any, mesh: Mesh, rules: Sequence[Rule]) -> dict[str, Placement]:
+    """Path to placement for every parameter, in tree order. Shapes are enough."""
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    return {path_of(path): place(path_of(path), leaf.shape, mesh, rules) for path, leaf in leaves}
+
+
+def param_shardings(params: Any, mesh: Mesh, rules: Sequence[Rule], gather: bool = False) -> Any:
+    """NamedShardings with the tree of `params`; `gather` leaves fsdp out, as for use."""
+
+    def sharding(path: Sequence[Any], leaf: Any) -> NamedSharding:
+        spec = place(path_of(path), leaf.shape, mesh, rules).spec
+        return NamedSharding(mesh, _without_fsdp(spec) if gather else spec)
+
+    return jax.tree_util.tree_map_with_path(sharding, params)
+
+
+def _without_fsdp(spec: PartitionSpec) -> PartitionSpec:
+    def keep(entry: Any) -> Any:
+        names = entry if isinstance(entry, tuple) else (entry,)
+        return _entry(tuple(name for name in names if name not in ("fsdp", None)))
+
+    return P(*map(keep, spec))
+
+
+def state_shardings(state: Any, mesh: Mesh, rules: Sequence[Rule]) -> Any:
+    """Shardings with the tree of a TrainState (abstract or not).
+
+    An optimizer leaf whose path ends in a parameter's path and has its shape is
+    cut like that parameter; counters are copied; other arrays (factored
+    moments) are cut by the rules for their own path, so over fsdp where it divides.
+    """
+    known = {
+        path_of(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(state.params)
+    }
+
+    def like_param(path: Sequence[Any], leaf: Any) -> NamedSharding:
+        parts = path_of(path).split("/")
+        for start in range(len(parts)):
+            name = "/".join(parts[start:])
+            if known.get(name) == leaf.shape:
+                return NamedSharding(mesh, place(name, leaf.shape, mesh, rules).spec)
+        return NamedSharding(mesh, place(parts[-1], leaf.shape, mesh, ()).spec)
+
+    replicated = NamedSharding(mesh, P())
+    return state._replace(
+        params=param_shardings(state.params, mesh, rules),
+        model_state=jax.tree_util.tree_map_with_path(
+            lambda path, leaf: NamedSharding(mesh, _model_state_spec(path, leaf, mesh, rules)),
+            state.model_state,
+        ),
+        opt_state=jax.tree_util.tree_map_with_path(like_param, state.opt_state),
+        comm_state=jax.tree.map(lambda _: replicated, state.comm_state),
+        step=replicated,
+        key=replicated,
+    )
+
+
+def _model_state_spec(path: Sequence[Any], leaf: Any, mesh: Mesh, rules: Sequence[Rule]) -> P:
+    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return P()
+    # Running statistics are as small as biases and read by every device: never over fsdp.
+    return _without_fsdp(place(path_of(path), leaf.shape, mesh, rules).spec)
+
+
+def batch_sharding(mesh: Mesh, leading: int = 0) -> NamedSharding:
+    """Rows over data and fsdp; `leading` dims (steps) before them are not split."""
+    return NamedSharding(mesh, P(*(None,) * leading, BATCH_AXES))
+
+
+def batch_parts(mesh: Mesh) -> int:
+    """In how many parts the rows of a batch are cut."""
+    return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+
+
+def bytes_per_device(leaf: Any, spec: PartitionSpec, mesh: Mesh) -> int:
+    """Bytes of `leaf` that one device holds under `spec`."""
+    parts = math.prod(
+        mesh.shape[name]
+        for entry in spec
+        for name in (entry if isinstance(entry, tuple) else (entry,))
+        if name is not None
+    )
+    return leaf.size * leaf.dtype.itemsize // parts

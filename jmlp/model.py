@@ -1,0 +1,232 @@
+"""The multilayer perceptron, as Flax NNX modules that know nothing of meshes.
+
+Shapes in names: B rows of the batch, F features in, H features out of a layer,
+K outputs. The layout over devices is decided outside, from parameter paths
+(`layout.py`), so one module serves every mesh, and construction needs none.
+
+Training differs from evaluation in one argument, `rows`: without it there is
+no dropout and batch norm uses its running statistics.
+"""
+
+import inspect
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+
+from jmlp.config import ModelConfig
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "relu": jax.nn.relu,
+    "gelu": jax.nn.gelu,
+    "silu": jax.nn.silu,
+    "tanh": jnp.tanh,
+    "swiglu": jax.nn.silu,
+    "geglu": jax.nn.gelu,
+}
+GATED = frozenset({"swiglu", "geglu"})
+INITIALISERS: dict[str, Callable[[], Any]] = {
+    "he_normal": nnx.initializers.he_normal,
+    "he_uniform": nnx.initializers.he_uniform,
+    "glorot_normal": nnx.initializers.glorot_normal,
+    "glorot_uniform": nnx.initializers.glorot_uniform,
+    "lecun_normal": nnx.initializers.lecun_normal,
+    "orthogonal": nnx.initializers.orthogonal,
+}
+
+
+class Rows(NamedTuple):
+    """What a training pass knows of the rows it is given."""
+
+    keys: jax.Array
+    """(B,) PRNG keys, one a row, folded from the row's place in the global
+    batch: a row's dropout mask does not depend on the device that holds it."""
+    weight: jax.Array
+    """(B,) 0 on padding rows."""
+    axis: str | None = None
+    """Mapped mesh axis (pmap, shard_map) that holds the other rows of the batch."""
+
+
+def drop(h_BH: jax.Array, rate: float, layer: int, rows: Rows | None) -> jax.Array:
+    """Dropout (Srivastava et al. 2014), inverted: kept features are scaled up."""
+    if rate == 0 or rows is None:
+        return h_BH
+    features = h_BH.shape[1:]
+
+    def kept(key: jax.Array) -> jax.Array:
+        return jax.random.bernoulli(jax.random.fold_in(key, layer), 1 - rate, features)
+
+    keep_BH = jax.vmap(kept)(rows.keys)
+    return jnp.where(keep_BH, h_BH / (1 - rate), jnp.zeros_like(h_BH))
+
+
+class BatchNorm(nnx.Module):
+    """Batch norm (Ioffe & Szegedy 2015) over the real rows of the global batch.
+
+    `nnx.BatchNorm` counts padding rows and, inside pmap, sees one device's rows
+    only. Here statistics are weighted sums, added over `rows.axis`, so they are
+    the same on every mesh and for every batch size.
+    """
+
+    def __init__(self, features: int, *, momentum: float = 0.9, epsilon: float = 1e-5):
+        self.scale = nnx.Param(jnp.ones(features))
+        self.bias = nnx.Param(jnp.zeros(features))
+        self.mean = nnx.BatchStat(jnp.zeros(features))
+        self.var = nnx.BatchStat(jnp.ones(features))
+        self.momentum = momentum
+        self.epsilon = epsilon
+
+    def __call__(self, h_BH: jax.Array, rows: Rows | None = None) -> jax.Array:
+        h = h_BH.astype(jnp.float32)
+        if rows is None:
+            mean, var = self.mean[...], self.var[...]
+        else:
+            mean, var = self._measure(h, rows)
+        scale = self.scale[...] * lax.rsqrt(var + self.epsilon)
+        return ((h - mean) * scale + self.bias[...]).astype(h_BH.dtype)
+
+    def _measure(self, h: jax.Array, rows: Rows) -> tuple[jax.Array, jax.Array]:
+        def total(x: jax.Array) -> jax.Array:
+            return lax.psum(x, rows.axis) if rows.axis else x
+
+        weight = rows.weight[:, None]
+        count = total(weight.sum())
+        some = count > 0  # a micro-batch may hold nothing but padding
+        count = jnp.where(some, count, 1)
+        mean = total((weight * h).sum(0)) / count
+        var = total((weight * jnp.square(h - mean)).sum(0)) / count
+        for running, new in ((self.mean, mean), (self.var, var)):
+            mixed = self.momentum * running[...] + (1 - self.momentum) * lax.stop_gradient(new)
+            running[...] = jnp.where(some, mixed, running[...])
+        return mean, var
+
+
+class Block(nnx.Module):
+    """One hidden layer: product, norm, activation, dropout, and a skip if residual."""
+
+    def __init__(
+        self,
+        inputs: int,
+        width: int,
+        *,
+        activation: str = "relu",
+        norm: str = "none",
+        dropout: float = 0.0,
+        residual: bool = False,
+        init: Any = None,
+        dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        linear = partial(
+            nnx.Linear, dtype=dtype, kernel_init=init or nnx.initializers.he_normal(), rngs=rngs
+        )
+        norms: dict[str, Callable[[], Any]] = {
+            "none": lambda: None,
+            "layer": lambda: nnx.LayerNorm(width, dtype=dtype, rngs=rngs),
+            "rms": lambda: nnx.RMSNorm(width, dtype=dtype, rngs=rngs),
+            "batch": lambda: BatchNorm(width),
+        }
+        self.linear = linear(inputs, width)
+        self.gate = linear(inputs, width) if activation in GATED else None
+        self.norm = norms[norm]()
+        self.skip = linear(inputs, width, use_bias=False) if residual and inputs != width else None
+        self.residual = residual
+        self.activation = activation
+        self.dropout = dropout
+
+    def __call__(self, h_BF: jax.Array, rows: Rows | None = None, layer: int = 0) -> jax.Array:
+        z_BH = self.linear(h_BF)
+        if isinstance(self.norm, BatchNorm):
+            z_BH = self.norm(z_BH, rows)
+        elif self.norm is not None:
+            z_BH = self.norm(z_BH)
+        z_BH = ACTIVATIONS[self.activation](z_BH)
+        if self.gate is not None:
+            z_BH = z_BH * self.gate(h_BF)
+        z_BH = drop(z_BH, self.dropout, layer, rows)
+        if self.residual:
+            z_BH = z_BH + (h_BF if self.skip is None else self.skip(h_BF))
+        return z_BH
+
+
+class MLP(nnx.Module):
+    """A multilayer perceptron: (B, F) float32 in, (B, K) float32 logits or values out.
+
+    Args:
+      features: F.
+      hidden: width of each hidden layer; empty makes a linear model.
+      outputs: K.
+      config: activation, norm, dropout, residual, init, dtype; its own
+        `hidden` is not read.
+      rngs: of the initial parameters.
+    """
+
+    def __init__(
+        self,
+        features: int,
+        hidden: Sequence[int],
+        outputs: int,
+        *,
+        config: ModelConfig | None = None,
+        rngs: nnx.Rngs,
+    ):
+        config = config or ModelConfig()
+        dtype = jnp.dtype(config.dtype)
+        default = "lecun_normal" if config.activation in GATED | {"tanh"} else "he_normal"
+        init = INITIALISERS[default if config.init == "auto" else config.init]()
+        widths = [features, *hidden]
+        self.input_dropout = config.input_dropout
+        self.dtype = dtype
+        self.blocks = nnx.List(
+            [
+                Block(
+                    inputs,
+                    width,
+                    activation=config.activation,
+                    norm=config.norm,
+                    dropout=config.dropout,
+                    residual=config.residual,
+                    init=init,
+                    dtype=dtype,
+                    rngs=rngs,
+                )
+                for inputs, width in zip(widths[:-1], widths[1:], strict=True)
+            ]
+        )
+        self.head = nnx.Linear(
+            widths[-1], outputs, dtype=dtype, kernel_init=nnx.initializers.lecun_normal(), rngs=rngs
+        )
+
+    def __call__(self, x_BF: jax.Array, rows: Rows | None = None) -> jax.Array:
+        h = drop(x_BF.astype(self.dtype), self.input_dropout, 0, rows)
+        for layer, block in enumerate(self.blocks, start=1):
+            h = block(h, rows, layer)
+        return self.head(h).astype(jnp.float32)
+
+
+def apply(model: Any, x_BF: jax.Array, rows: Rows | None, key: jax.Array | None) -> jax.Array:
+    """Calls jmlp's MLP or any NNX module, in training mode where `rows` is given.
+
+    A module whose `__call__` takes `rows` gets it. Any other one is called with
+    `x` alone, after `model.train()` or `.eval()` and with its random streams
+    seeded by `key`: its own `nnx.Dropout` and `nnx.BatchNorm` then work, with
+    masks that depend on the step kind and statistics that count padding rows.
+    """
+    if rows is None:
+        model.eval()
+    else:
+        model.train()
+        streams = {str(stream.tag) for _, stream in nnx.iter_graph(model) if _is_stream(stream)}
+        if streams and key is not None:
+            nnx.reseed(model, **dict.fromkeys(streams, key))
+    if "rows" in inspect.signature(type(model).__call__).parameters:
+        return model(x_BF, rows=rows)
+    return model(x_BF).astype(jnp.float32)
+
+
+def _is_stream(node: Any) -> bool:
+    return isinstance(node, nnx.RngStream)

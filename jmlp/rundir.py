@@ -1,0 +1,159 @@
+"""The run directory: one writer, readable files, nothing half-written.
+
+    config.yaml     the resolved config, every default written out
+    metrics.jsonl   an object a log event
+    checkpoints/    by step
+    damaged/        checkpoints that did not verify, set aside by a resumed run
+    summary.json    what the run ended with
+    curves.png      loss and metric by step
+    LOCK            held by the one writer
+"""
+
+import fcntl
+import json
+import math
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from jmlp.config import WHERE_KEYS, Config, flatten, parse_config
+from jmlp.errors import ConfigError, RunDirError
+from jmlp.yaml12 import read_yaml
+
+
+class RunDir:
+    """A run directory that this process writes. Use it in `with`: it holds the lock."""
+
+    def __init__(self, path: Path | str):
+        self.path = Path(path)
+        self._lock: Any = None
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def damaged(self) -> Path:
+        return self.path / "damaged"
+
+    def __enter__(self) -> "RunDir":
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = open(self.path / "LOCK", "a+")  # noqa: SIM115 (held until __exit__)
+        except OSError as error:
+            raise RunDirError(
+                f"{self.path}: cannot be written: {error.strerror}. Choose another --run-dir."
+            ) from None
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._lock.seek(0)
+            holder = self._lock.read().strip() or "another process"
+            self._lock.close()
+            raise RunDirError(
+                f"{self.path} is being written by {holder}. Wait for it, or choose another --run-dir."
+            ) from None
+        self._lock.truncate(0)
+        self._lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        self._lock.flush()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._lock.close()  # the file stays: removing it would race with the next writer
+
+    def adopt(self, config: Config) -> list[str]:
+        """Writes config.yaml, or checks that the run here has the same config.
+
+        Returns:
+          One line for each key that differs and may: where a run computes, not what.
+
+        Raises:
+          RunDirError: another key differs.
+        """
+        path = self.path / "config.yaml"
+        changed: list[str] = []
+        if path.exists():
+            old, new = flatten(read_config(self.path)), flatten(config)
+            differ = [key for key in new if old.get(key) != new[key]]
+            refused = [key for key in differ if key not in WHERE_KEYS]
+            if refused:
+                lines = "\n".join(f"  {k}: {old.get(k)!r} there, {new[k]!r} now" for k in refused)
+                raise RunDirError(
+                    f"{self.path} holds a run with another config:\n{lines}\n"
+                    f"Use the old values to continue it, or --run-dir={self._free_name()} for a new run."
+                )
+            changed = [f"{key}: {old.get(key)!r} -> {new[key]!r}" for key in differ]
+        write_atomically(path, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+        return changed
+
+    def _free_name(self) -> Path:
+        return next(
+            candidate
+            for i in range(2, 10_000)
+            if not (candidate := self.path.with_name(f"{self.path.name}-{i}")).exists()
+        )
+
+    def log(self, event: dict[str, Any]) -> None:
+        """Appends one object to metrics.jsonl."""
+        with open(self.path / "metrics.jsonl", "a") as file:
+            file.write(to_json(event) + "\n")
+
+    def forget_after(self, step: int) -> None:
+        """Drops logged events of steps that a resumed run takes again."""
+        kept = [event for event in read_events(self.path) if event["step"] <= step]
+        text = "".join(json.dumps(event) + "\n" for event in kept)
+        write_atomically(self.path / "metrics.jsonl", text)
+
+    def finish(self, summary: dict[str, Any]) -> None:
+        write_atomically(self.path / "summary.json", to_json(summary, indent=2) + "\n")
+
+
+def read_config(run_dir: Path | str) -> Config:
+    """The config of an existing run. Raises RunDirError if there is none."""
+    path = Path(run_dir) / "config.yaml"
+    if not path.is_file():
+        raise RunDirError(f"{run_dir} holds no run: {path} is missing. Start one with jmlp train.")
+    try:
+        return parse_config(read_yaml(path), str(path))
+    except ConfigError as error:
+        raise RunDirError(str(error)) from None
+
+
+def read_events(run_dir: Path | str) -> list[dict[str, Any]]:
+    """The objects in metrics.jsonl; a line that a crash cut short is left out."""
+    path = Path(run_dir) / "metrics.jsonl"
+    events = []
+    for line in path.read_text().splitlines() if path.exists() else ():
+        try:
+            event = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(event, dict) and isinstance(event.get("step"), int):
+            events.append(event)
+    return events
+
+
+def to_json(value: Any, indent: int | None = None) -> str:
+    """JSON that every reader takes: NaN and infinity become null."""
+
+    def plain(item: Any) -> Any:
+        if isinstance(item, dict):
+            return {key: plain(below) for key, below in item.items()}
+        if isinstance(item, list | tuple):
+            return [plain(below) for below in item]
+        return None if isinstance(item, float) and not math.isfinite(item) else item
+
+    return json.dumps(plain(value), indent=indent)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Writes `text` so that a crash leaves the old file or the new one, never a part."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with open(temporary, "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)

@@ -1,0 +1,137 @@
+"""Tables for people: the layout, the summary, the devices."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jmlp.environment import cpu_model, versions
+from jmlp.layout import bytes_per_device, path_of, placements
+from jmlp.mesh import thread_pool_size
+from jmlp.program import Programs
+from jmlp.report import Reporter
+
+
+def layout_rows(programs: Programs) -> list[dict[str, Any]]:
+    """A row a parameter: name, shape, spec, bytes per device, and what did not divide."""
+    mesh, params = programs.mesh, programs.abstract.params
+    leaves = {path_of(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+    rows = []
+    for name, place in placements(params, mesh, programs.rules).items():
+        leaf = leaves[name]
+        rows.append(
+            {
+                "name": name,
+                "shape": list(leaf.shape),
+                "spec": [_axis(entry) for entry in place.spec],
+                "bytes": leaf.size * leaf.dtype.itemsize,
+                "bytes_per_device": bytes_per_device(leaf, place.spec, mesh),
+                "note": place.note,
+            }
+        )
+    return rows
+
+
+def _axis(entry: Any) -> Any:
+    return list(entry) if isinstance(entry, tuple) else entry
+
+
+def print_layout(programs: Programs, report: Reporter) -> None:
+    """Prints `layout_rows`, and totals with the optimizer's state."""
+    from rich.table import Table
+
+    table = Table(title=f"layout over {_mesh_text(dict(programs.mesh.shape))}", title_justify="left")
+    for column in ("parameter", "shape", "spec", "bytes/device", "not split"):
+        table.add_column(column, justify="right" if "bytes" in column else "left")
+    for row in layout_rows(programs):
+        spec = ", ".join("+".join(e) if isinstance(e, list) else e or "-" for e in row["spec"])
+        shape = "x".join(map(str, row["shape"]))
+        table.add_row(row["name"], shape, f"({spec})", f"{row['bytes_per_device']:,}", row["note"])
+    report.table(table)
+    state, shardings = programs.abstract, programs.shardings
+    for field, said in (("params", "parameters"), ("opt_state", "optimizer state")):
+        pairs = zip(
+            jax.tree.leaves(getattr(state, field)),
+            jax.tree.leaves(getattr(shardings, field)),
+            strict=True,
+        )
+        sizes = [
+            (leaf.size * leaf.dtype.itemsize, bytes_per_device(leaf, at.spec, programs.mesh))
+            for leaf, at in pairs
+        ]
+        total, each = sum(size for size, _ in sizes), sum(size for _, size in sizes)
+        report.note(f"{said}: {total:,} bytes in all, {each:,} on each device")
+
+
+def print_summary(summary: dict[str, Any], run_dir: Path, report: Reporter) -> None:
+    """The last lines of a finished run."""
+    splits = [name for name in ("train", "val", "test") if name in summary]
+    for split in splits:
+        said = "  ".join(f"{name} {value:.4f}" for name, value in summary[split].items())
+        report.note(f"{split:6} {said}")
+    mesh = _mesh_text({k: v for k, v in summary["mesh"].items() if v > 1}) or "one device"
+    report.note(
+        f"{summary['steps']} steps of step={summary['step']} over {mesh}, "
+        f"{summary['seconds']:.1f} s of training and {summary['compile_seconds']:.1f} s of compiling"
+    )
+    report.note(f"run directory {run_dir}: summary.json, curves.png, checkpoints/")
+
+
+def _mesh_text(sizes: dict[str, int]) -> str:
+    return " x ".join(f"{axis}={size}" for axis, size in sizes.items())
+
+
+def inspect_devices() -> dict[str, Any]:
+    """Devices, versions, threads, and a line for each thing that is wrong."""
+    devices = jax.devices()
+    platform = devices[0].platform
+    return {
+        "platform": platform,
+        "devices": [f"{device.device_kind} {device.id}" for device in devices],
+        "processes": jax.process_count(),
+        "processor": cpu_model(),
+        "cores": len(os.sched_getaffinity(0)),
+        "threads": thread_pool_size() or None,
+        "versions": versions(),
+        "problems": _problems(platform, len(devices)),
+    }
+
+
+def _problems(platform: str, count: int) -> list[str]:
+    problems = []
+    forced = os.environ.get("JAX_PLATFORMS", "")
+    if platform == "cpu":
+        for probe, what, extra in (
+            ("/proc/driver/nvidia/version", "an NVIDIA GPU", "cuda13"),
+            ("/dev/accel0", "a TPU", "tpu"),
+        ):
+            if os.path.exists(probe):
+                way = f"unset JAX_PLATFORMS={forced}" if forced else f"pip install 'jmlp[{extra}]'"
+                problems.append(f"{what} is here but jax does not use it: {way}")
+        if count > 1 and thread_pool_size() < 4 * count:
+            problems.append(
+                f"{count} simulated devices share a pool of {thread_pool_size() or 'few'} threads and "
+                f"may hang: use --cpu-devices, jmlp.simulate_devices({count}), or set "
+                f"PJRT_NPROC={4 * count} before Python starts"
+            )
+    if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
+        problems.append("XLA_FLAGS sets a device count that jmlp overrides: use --cpu-devices")
+    series = tuple(int(part) for part in jax.__version__.split(".")[:2])
+    if not (0, 10) <= series < (0, 13):
+        problems.append(f"jax {jax.__version__} is outside the tested range 0.10 to 0.12")
+    return problems
+
+
+def print_devices(found: dict[str, Any], report: Reporter) -> None:
+    """`inspect_devices` as lines."""
+    names = found["devices"]
+    some = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+    report.note(f"devices    {len(names)} x {found['platform']}: {some}")
+    report.note(f"processes  {found['processes']}")
+    report.note(f"processor  {found['processor']}, {found['cores']} cores")
+    report.note(f"threads    {found['threads'] or 'as many as cores'} (XLA:CPU pool)")
+    report.note("versions   " + ", ".join(f"{k} {v}" for k, v in found["versions"].items()))
+    for problem in found["problems"]:
+        report.warn(problem)
+    report.note("" if found["problems"] else "nothing is wrong with this set-up")

@@ -1,0 +1,505 @@
+"""The training loop: batches, steps, logs, evaluations, checkpoints.
+
+`train` is the whole of it; `prepare` stops before the loop and hands out the
+parts, for those who want to write their own.
+"""
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import optax
+from flax import nnx
+from jax.sharding import Mesh
+
+from jmlp import layout, wire
+from jmlp.checkpoint import Checkpoints
+from jmlp.config import Config, parse_config
+from jmlp.data.base import Dataset, Schema, Split
+from jmlp.data.sources import load
+from jmlp.environment import describe, differences
+from jmlp.errors import ConfigError, RunDirError, TrainingError
+from jmlp.feed import Call, Feed, Plan, choose_feed, make_plan
+from jmlp.fingerprint import fingerprint
+from jmlp.mesh import make_mesh
+from jmlp.model import MLP
+from jmlp.optim import make_optimizer
+from jmlp.program import Programs
+from jmlp.report import Reporter
+from jmlp.rundir import RunDir
+from jmlp.step import TrainState
+
+ModelFactory = Callable[[nnx.Rngs], Any]
+UP = frozenset({"accuracy", "r2"})  # metrics of which more is better
+
+
+class Setup(NamedTuple):
+    """All parts of a run, before its first step."""
+
+    config: Config
+    """resolved: `mesh.data` is a number"""
+    dataset: Dataset
+    programs: Programs
+    plan: Plan
+
+
+class Result(NamedTuple):
+    """What `train` returns."""
+
+    state: TrainState
+    summary: dict[str, Any]
+    """the contents of summary.json; `interrupted` is true if the run stopped early on a signal"""
+    setup: Setup
+
+
+def resolve_mesh(config: Config) -> tuple[Config, Mesh]:
+    """The mesh over the devices there are, and the config with its sizes filled in."""
+    mesh = make_mesh(config.mesh, jax.devices()[:1] if config.step == "single" else None)
+    sizes = dict(zip(mesh.axis_names, mesh.devices.shape, strict=True))
+    return parse_config(config.model_dump() | {"mesh": sizes}), mesh
+
+
+def make_programs(
+    config: Config,
+    schema: Schema,
+    mesh: Mesh,
+    total_steps: int,
+    *,
+    model: ModelFactory | None = None,
+    tx: optax.GradientTransformation | None = None,
+    rules: Sequence[layout.Rule] | None = None,
+) -> Programs:
+    """The compiled programs for `config`, or for a model and optimizer of one's own."""
+    hidden = config.model.hidden
+    if model is None:
+
+        def model(rngs: nnx.Rngs) -> MLP:
+            return MLP(schema.features, hidden, schema.outputs, config=config.model, rngs=rngs)
+
+        rules = layout.mlp_rules(hidden, mesh.shape["model"]) if rules is None else rules
+    tx = make_optimizer(config.optim, total_steps) if tx is None else tx
+    return Programs(model, tx, mesh, config, schema, rules or ())
+
+
+def prepare(
+    config: Config | Mapping[str, Any],
+    data: Any = None,
+    *,
+    model: ModelFactory | None = None,
+    tx: optax.GradientTransformation | None = None,
+    rules: Sequence[layout.Rule] | None = None,
+) -> Setup:
+    """Loads the data, makes the mesh and the programs. Arguments as of `train`."""
+    config, mesh = resolve_mesh(parse_config(config))
+    dataset = load(config.data, config.seed, data)
+    plan = make_plan(config, dataset.train.rows)
+    _check(config, dataset)
+    programs = make_programs(
+        config, dataset.schema, mesh, plan.total, model=model, tx=tx, rules=rules
+    )
+    return Setup(config, dataset, programs, plan)
+
+
+def _check(config: Config, dataset: Dataset) -> None:
+    known = ["loss", "accuracy"] if dataset.schema.task == "classification" else None
+    known = known or ["loss", "rmse", "mae", "r2"]
+    monitor = config.train.monitor
+    if monitor not in known:
+        raise ConfigError(
+            f"train.monitor={monitor}: {dataset.schema.task} has {', '.join(known)}"
+        )
+    if _selects_best(config) and dataset.val is None:
+        raise ConfigError(
+            "train.early_stopping and train.select=best need validation rows: "
+            "set data.val_fraction or data.val_path"
+        )
+
+
+def _selects_best(config: Config) -> bool:
+    return config.train.select == "best" or config.train.early_stopping is not None
+
+
+def best_by(config: Config) -> tuple[str, str]:
+    """(metric, "min" or "max") by which the config ranks checkpoints."""
+    return config.train.monitor, "max" if config.train.monitor in UP else "min"
+
+
+def open_checkpoints(config: Config, directory: Path) -> Checkpoints:
+    return Checkpoints(directory, keep=config.train.keep, best=best_by(config))
+
+
+def chosen_step(config: Config, checkpoints: Checkpoints) -> int | None:
+    """The step whose weights a run stands for: the best if it selects, else the newest."""
+    if _selects_best(config):
+        return checkpoints.best_step()
+    return checkpoints.steps()[-1] if checkpoints.steps() else None
+
+
+def train(
+    config: Config | Mapping[str, Any],
+    data: Any = None,
+    *,
+    run_dir: Path | str | None = None,
+    model: ModelFactory | None = None,
+    tx: optax.GradientTransformation | None = None,
+    rules: Sequence[layout.Rule] | None = None,
+    report: Reporter | None = None,
+) -> Result:
+    """Trains as `config` says, or continues the run in `run_dir`.
+
+    Args:
+      config: a `Config` or a nested mapping with its keys.
+      data: `(x, y)` or `{"x": ..., "y": ..., "x_val": ...}` in place of `config.data`'s source.
+      run_dir: where logs and checkpoints go; None keeps nothing on disk.
+      model: `nnx.Rngs -> nnx.Module` in place of `jmlp.MLP`: (B, F) to (B, K).
+      tx: an optax transformation in place of `config.optim`'s.
+      rules: `(pattern, axes)` on parameter paths, for tensor parallelism of `model`.
+
+    Raises:
+      ConfigError, DataError, RunDirError: what was asked for cannot be done.
+      TrainingError: the loss is not finite, or a checkpoint cannot be written.
+    """
+    report = report or Reporter.quiet()
+    with ExitStack() as stack:
+        directory = None
+        if run_dir is not None:
+            directory = stack.enter_context(RunDir(run_dir))
+            resolved, _ = resolve_mesh(parse_config(config))
+            for change in directory.adopt(_with_full_paths(resolved)):
+                report.note(f"continuing with {change}: same run within float32 rounding")
+        report.note("loading data and models ...")
+        setup = prepare(config, data, model=model, tx=tx, rules=rules)
+        checkpoints = None
+        if directory:
+            checkpoints = stack.enter_context(
+                open_checkpoints(setup.config, directory.checkpoints)
+            )
+        custom = [name for name, given in (("model", model), ("tx", tx)) if given is not None]
+        loop = Loop(setup, report, directory, checkpoints, custom)
+        return loop.fit()
+
+
+def _with_full_paths(config: Config) -> Config:
+    """Paths that lie in the working directory, made absolute for `jmlp eval` elsewhere."""
+    tree = config.model_dump()
+    for key in ("path", "val_path", "test_path"):
+        value = tree["data"][key]
+        if value and Path(value).expanduser().exists():
+            tree["data"][key] = str(Path(value).expanduser().absolute())
+    return parse_config(tree)
+
+
+@dataclass
+class Progress:
+    """What the loop knows beside the TrainState; saved with it, so resuming is exact."""
+
+    loss_sum: float = 0.0
+    loss_rows: int = 0
+    best: float | None = None
+    best_step: int = 0
+    stale: int = 0
+    stopped_early: bool = False
+    seconds: float = 0.0
+    """of training and feeding, over all sessions; without compiling, evaluating, saving"""
+    rows: int = 0
+    """trained in those seconds"""
+
+
+class Loop:
+    """One run over its `Setup`; with a directory, one that can be continued."""
+
+    def __init__(
+        self,
+        setup: Setup,
+        report: Reporter,
+        directory: RunDir | None = None,
+        checkpoints: Checkpoints | None = None,
+        custom: Sequence[str] = (),
+    ):
+        self.config, self.dataset, self.programs, self.plan = setup
+        self.setup, self.report = setup, report
+        self.directory, self.checkpoints = directory, checkpoints
+        self.custom = list(custom)
+        self.compile_s = 0.0
+        self.wire_bytes: int | None = None
+        self.saved_step = -1
+        self.best_state: TrainState | None = None  # where no checkpoint can hold it
+        self.eval_name = "val" if self.dataset.val else "test" if self.dataset.test else None
+        self._placed: dict[str, Any] = {}
+        self._call: Any = None
+
+    # The run.
+
+    def fit(self) -> Result:
+        """Trains from the newest checkpoint, or from the start, to the end."""
+        self.progress = Progress()
+        with _stop_on_signal() as stop:
+            state = self._start()
+            for note in self.dataset.notes:
+                self.report.note(note)
+            feed = choose_feed(self.programs, self.dataset, self.plan, self.report.note)
+            self._placed["train"] = feed.placed
+            state = self._run(state, feed, stop)
+            if self._done(state) or not stop:
+                return self._finish(state)
+            return self._interrupted(state)
+
+    def _start(self) -> TrainState:
+        """The state of the newest checkpoint that verifies, or a fresh one."""
+        restored = None
+        if self.checkpoints and self.directory:
+            restored = self.checkpoints.restore(
+                self.programs.abstract, self.programs.shardings, accept=self._accept
+            )
+        if restored is None:
+            self.report.note(f"{len(self.dataset.train.x)} training rows; starting at step 0")
+            if self.directory:
+                self.directory.forget_after(-1)
+            return self.programs.init(self.config.seed)
+        assert self.checkpoints and self.directory
+        for problem in restored.problems:
+            self.report.warn(problem)
+        if restored.problems:
+            self.checkpoints.set_aside(restored.step, self.directory.damaged)
+            self.report.warn(f"going on from step {restored.step}, which verifies")
+        for change in differences(restored.meta["environment"], describe()):
+            self.report.warn(f"{change}: the run continues, but no longer bit for bit")
+        self.directory.forget_after(restored.step)
+        self.progress = Progress(**restored.meta["progress"])
+        self.saved_step = restored.step
+        self.report.note(f"continuing at step {restored.step} of {self.plan.total}")
+        return restored.state
+
+    def _accept(self, meta: dict[str, Any]) -> None:
+        if meta["data"] != self.dataset.fingerprint:
+            assert self.directory
+            raise RunDirError(
+                f"{self.directory.path} was trained on other data: its rows have fingerprint "
+                f"{meta['data'][:12]}, these {self.dataset.fingerprint[:12]}. "
+                "Bring the old file back, or choose another --run-dir."
+            )
+
+    def _done(self, state: TrainState) -> bool:
+        return int(state.step) >= self.plan.total or self.progress.stopped_early
+
+    def _run(self, state: TrainState, feed: Feed, stop: "_Stop") -> TrainState:
+        step = int(state.step)
+        if self._done(state):
+            return state
+        with self.report.progress(step, self.plan.total):
+            begun_s = time.perf_counter()
+            for call in feed.calls(step):
+                begun_s += self._compile(state, call)
+                state, losses = self._call(state, call.source, call.first, call.stop)
+                # Reading the losses waits for the devices: one program in flight at a
+                # time keeps simulated devices from starving each other of threads.
+                values = np.asarray(losses)[: call.span.count]
+                self._account(step, call, values, time.perf_counter() - begun_s)
+                step += call.span.count
+                self._events(state, step)
+                if stop or self.progress.stopped_early:
+                    break
+                begun_s = time.perf_counter()
+            if self.saved_step != step:
+                self._save(state)
+        return state
+
+    def _compile(self, state: TrainState, call: Call) -> float:
+        """Compiles the program on the first call; returns the seconds that it took."""
+        if self._call is not None:
+            return 0.0
+        begun_s = time.perf_counter()
+        lowered = self.programs.run.lower(state, call.source, call.first, call.stop)
+        self._call = lowered.compile()
+        self.compile_s = time.perf_counter() - begun_s
+        self.wire_bytes = wire.bytes_per_step(self._call.as_text())
+        self.report.note(f"compiled in {self.compile_s:.1f} s; training")
+        return self.compile_s
+
+    def _account(self, step: int, call: Call, losses: np.ndarray, seconds: float) -> None:
+        """Adds a call's losses to the running mean; refuses to go on past NaN."""
+        span, batch = call.span, self.config.train.batch_size
+        bad = np.flatnonzero(~np.isfinite(losses))
+        if len(bad):
+            where = f"step {step + int(bad[0]) + 1} (epoch {span.epoch + 1})"
+            good = self.checkpoints.newest() if self.checkpoints else ""
+            raise TrainingError(
+                f"the loss is {losses[bad[0]]} at {where}. {good} "
+                "Lower optim.learning_rate, set optim.clip_norm, or look at the data."
+            )
+        places = np.arange(span.start, span.start + span.count)
+        rows = np.minimum(batch, self.dataset.train.rows - places * batch)
+        p = self.progress
+        p.loss_sum += float((losses.astype(np.float64) * rows).sum())
+        p.loss_rows += int(rows.sum())
+        p.rows += int(rows.sum())
+        p.seconds += seconds
+        self.report.advance(step + span.count, float(losses[-1]), rows.sum() / max(seconds, 1e-9))
+
+    # Events.
+
+    def _events(self, state: TrainState, step: int) -> None:
+        eval_every, save_every = self.plan.boundaries
+        last = step >= self.plan.total
+        improved = False
+        if step % eval_every == 0 or last:
+            improved = self._evaluate(state, step)
+        due = step % save_every == 0 or last or self.progress.stopped_early
+        if due or (improved and _selects_best(self.config)):
+            self._save(state)
+
+    def _evaluate(self, state: TrainState, step: int) -> bool:
+        """Logs train loss and held-out metrics; True if `monitor` got better."""
+        p = self.progress
+        epoch = round(step / self.plan.per_epoch, 4)
+        speed = p.rows / max(p.seconds, 1e-9)
+        common = {"samples_per_second": round(speed, 1), "seconds": round(p.seconds, 3)}
+        train_loss = p.loss_sum / max(p.loss_rows, 1)
+        self._log({"step": step, "epoch": epoch, "split": "train", "loss": train_loss} | common)
+        p.loss_sum, p.loss_rows = 0.0, 0
+        metrics: dict[str, float] = {}
+        if self.eval_name:
+            metrics = self._metrics(state, self.eval_name)
+            head = {"step": step, "epoch": epoch, "split": self.eval_name}
+            self._log(head | metrics | common)
+        self.report.event(step, epoch, train_loss, self.eval_name, metrics)
+        self._last_metrics = metrics
+        if self.eval_name != "val":
+            return False
+        name, mode = best_by(self.config)
+        value = metrics[name]
+        improved = p.best is None or (value > p.best if mode == "max" else value < p.best)
+        if improved:
+            p.best, p.best_step, p.stale = value, step, 0
+            if not self.checkpoints and _selects_best(self.config):
+                self.best_state = jax.tree.map(lambda leaf: leaf.copy(), state)
+        else:
+            p.stale += 1
+        patience = self.config.train.early_stopping
+        p.stopped_early = patience is not None and p.stale >= patience
+        return improved
+
+    def _metrics(self, state: TrainState, name: str) -> dict[str, float]:
+        split: Split = getattr(self.dataset, name)
+        if self._placed.get("train") is not None and name not in self._placed:
+            self._placed[name] = self.programs.place(split)
+        return self.programs.evaluate(state, split, self._placed.get(name))
+
+    def _log(self, event: dict[str, Any]) -> None:
+        if self.directory:
+            self.directory.log(event)
+
+    def _save(self, state: TrainState) -> None:
+        step = int(state.step)
+        if self.checkpoints is None or step == self.saved_step:
+            return
+        meta = {
+            "config": self.config.model_dump(mode="json"),
+            "schema": self.dataset.schema.model_dump(mode="json"),
+            "progress": asdict(self.progress),
+            "data": self.dataset.fingerprint,
+            "environment": describe(),
+            "custom": self.custom,
+        }
+        evaluated = step % self.plan.boundaries[0] == 0 or step >= self.plan.total
+        scores = self._last_metrics if evaluated and self.eval_name == "val" else {}
+        self.checkpoints.save(state, meta, scores)
+        self.saved_step = step
+
+    # The end.
+
+    def _interrupted(self, state: TrainState) -> Result:
+        step = int(state.step)
+        if self.checkpoints:
+            self.checkpoints.wait()
+        summary = {"interrupted": True, "steps": step, "of": self.plan.total}
+        return Result(state, summary, self.setup)
+
+    def _finish(self, state: TrainState) -> Result:
+        steps = int(state.step)
+        if self.checkpoints:
+            self.checkpoints.wait()
+        state = self._selected(state)
+        splits = [n for n in ("train", "val", "test") if getattr(self.dataset, n) is not None]
+        metrics = {name: self._metrics(state, name) for name in splits}
+        p = self.progress
+        per_second = p.rows / max(p.seconds, 1e-9)
+        summary = {
+            "interrupted": False,
+            "steps": steps,
+            "epochs": round(steps / self.plan.per_epoch, 4),
+            "stopped_early": p.stopped_early,
+            "best": {"step": p.best_step, self.config.train.monitor: p.best} if p.best else None,
+            "weights_of_step": int(state.step),
+            "seconds": round(p.seconds, 3),
+            "compile_seconds": round(self.compile_s, 3),
+            "samples_per_second": round(per_second, 1),
+            "params": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
+            **metrics,
+            "eval": metrics.get("test", metrics.get("val", {})),
+            "mesh": dict(self.config.mesh),
+            "step": self.config.step,
+            "device_kind": jax.devices()[0].device_kind,
+            "devices": self.programs.mesh.size,
+            "jax_version": jax.__version__,
+            "seed": self.config.seed,
+            "fingerprint": fingerprint(state.params),
+            "wire_bytes_per_step": self.wire_bytes,
+        }
+        if self.directory:
+            self.directory.finish(summary)
+            self.report.curves(self.directory.path)
+        return Result(state, summary, self.setup)
+
+    def _selected(self, state: TrainState) -> TrainState:
+        """The weights the run ends with: the best ones if the config selects them."""
+        if not _selects_best(self.config) or self.progress.best_step == int(state.step):
+            return state
+        if self.checkpoints is None:
+            return self.best_state or state
+        restored = self.checkpoints.restore(
+            self.programs.abstract, self.programs.shardings, step=self.progress.best_step
+        )
+        assert restored is not None
+        for problem in restored.problems:
+            self.report.warn(problem)
+        self.report.note(f"ending with the best weights, of step {restored.step}")
+        return restored.state
+
+
+class _Stop:
+    """Becomes true when the process is asked to stop."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def __bool__(self) -> bool:
+        return self.asked
+
+
+@contextmanager
+def _stop_on_signal() -> Iterator[_Stop]:
+    """Ctrl-C and SIGTERM ask once; a second Ctrl-C interrupts at once."""
+    stop = _Stop()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+
+    def ask(number: int, frame: Any) -> None:
+        if stop.asked and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        stop.asked = True
+
+    old = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
