@@ -1,27 +1,29 @@
 """jmlp trains multilayer perceptrons in JAX on any number of devices.
 
 The names below are the public API. They load on first use, so that
-`import jmlp` and `jmlp --help` start without jax.
+`import jmlp` and `jmlp --help` start without jax. No module may have the name
+of one of them: importing it would put the module in the function's place.
 """
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from jmlp.build import prepare
     from jmlp.config import Config, load_config
     from jmlp.data import SOURCES
     from jmlp.errors import JmlpError
+    from jmlp.inference import evaluate, open_run, predict
+    from jmlp.loop import train
     from jmlp.mesh import make_mesh, simulate_devices
     from jmlp.model import MLP
-    from jmlp.predict import evaluate, open_run, predict
     from jmlp.step import STEPS
-    from jmlp.train import prepare, train
 
 _HOME = {
     "Config": "config", "load_config": "config", "SOURCES": "data", "JmlpError": "errors",
     "make_mesh": "mesh", "simulate_devices": "mesh", "MLP": "model", "STEPS": "step",
-    "evaluate": "predict", "open_run": "predict", "predict": "predict",
-    "prepare": "train", "train": "train",
+    "evaluate": "inference", "open_run": "inference", "predict": "inference",
+    "prepare": "build", "train": "loop",
 }  # fmt: skip
 
 __all__ = [
@@ -32,8 +34,9 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
-        raise AttributeError(f"module 'jmlp' has no attribute {name!r}; it has {', '.join(__all__)}")
-    # `predict` and `train` are modules too; the functions are what users ask for.
+        raise AttributeError(
+            f"module 'jmlp' has no attribute {name!r}; it has {', '.join(__all__)}"
+        )
     value = getattr(importlib.import_module(f"jmlp.{_HOME[name]}"), name)
     globals()[name] = value
     return value

@@ -10,11 +10,15 @@ one that verifies is used.
 """
 
 import functools
+import gc
 import hashlib
+import io
 import json
 import logging
+import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -126,7 +130,9 @@ class Checkpoints:
         params, training = _items(state)
         digests, finite = jax.device_get(self._digest({**params, **training}))
         self._check_values(step, finite)
-        body = dict(meta, metrics=metrics or {}, digests={k: v.tolist() for k, v in digests.items()})
+        body = dict(
+            meta, metrics=metrics or {}, digests={k: v.tolist() for k, v in digests.items()}
+        )
         self.wait()
         try:
             self._manager.save(
@@ -222,7 +228,9 @@ class Checkpoints:
                 return self._meta(step)
             except CheckpointError as error:
                 problems.append(f"checkpoint {step} is damaged: {error}")
-        raise CheckpointError(f"no checkpoint in {self.directory} can be used:\n" + "\n".join(problems))
+        raise CheckpointError(
+            f"no checkpoint in {self.directory} can be used:\n" + "\n".join(problems)
+        )
 
     def _meta(self, step: int) -> dict[str, Any]:
         path = self.directory / str(step) / "meta" / "metadata"
@@ -246,24 +254,23 @@ class Checkpoints:
         if links:
             raise CheckpointError(f"{links[0]} is a symbolic link; a checkpoint has none")
         expected = {name: np.array(value, np.uint32) for name, value in meta["digests"].items()}
-        items: dict[str, dict[str, Any]] = {}
-        for item, leaves, put in zip(("params", "training"), wanted, places, strict=True):
+        leaves: dict[str, Any] = {}
+        for item, want, put in zip(("params", "training"), wanted, places, strict=True):
             if params_only and item == "training":
                 continue
-            self._check_names(item, leaves, expected)
-            target = {
-                name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=put[name])
-                for name, leaf in leaves.items()
-            }
-            args = ocp.checkpoint_utils.construct_restore_args(target)
-            try:
-                items[item] = ocp.PyTreeCheckpointer(use_ocdbt=False).restore(
-                    self.directory / str(step) / item,
-                    args=ocp.args.PyTreeRestore(target, restore_args=args),
+            self._check_names(item, want, expected)
+            reader = ocp.PyTreeCheckpointer(use_ocdbt=False)
+            for name, leaf in want.items():
+                target = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=put[name])}
+                args = ocp.args.PyTreeRestore(
+                    target,
+                    restore_args=ocp.checkpoint_utils.construct_restore_args(target),
+                    partial_restore=True,
                 )
-            except Exception as error:  # tensorstore's errors have no common base
-                raise CheckpointError(f"{item}: {_first_line(error)}") from None
-        leaves = {name: leaf for item in items.values() for name, leaf in item.items()}
+                # One leaf at a time costs milliseconds and lets an error name its leaf.
+                with _reading(name):
+                    found = reader.restore(self.directory / str(step) / item, args=args)
+                leaves[name] = found[name]
         digests, _ = jax.device_get(self._digest(leaves))
         wrong = [name for name in leaves if not np.array_equal(digests[name], expected[name])]
         if wrong:
@@ -272,12 +279,31 @@ class Checkpoints:
 
     @staticmethod
     def _check_names(item: str, leaves: dict[str, Any], expected: dict[str, Any]) -> None:
-        prefixes = ("params.", "model_state.") if item == "params" else ("opt_state.", "comm_state.")
+        prefixes = (
+            ("params.", "model_state.") if item == "params" else ("opt_state.", "comm_state.")
+        )
         found = {name for name in expected if name.startswith(prefixes)}
         want = {name for name in leaves if name.startswith(prefixes)}
         if found != want:
             odd = sorted(found ^ want)[0]
             raise CheckpointError(f"holds another model or optimizer: {odd} is on one side only")
+
+
+@contextmanager
+def _reading(name: str) -> Iterator[None]:
+    """Turns any failure to read leaf `name` into a CheckpointError, without its echoes.
+
+    Orbax reads the shards of a leaf at once; when one fails, the others' tracebacks
+    reach stderr as their tasks are thrown away.
+    """
+    with redirect_stderr(io.StringIO()):
+        try:
+            yield
+            return
+        except Exception as error:  # tensorstore's errors have no common base
+            problem = CheckpointError(f"{name} cannot be read: {_first_line(error)}")
+        gc.collect()
+    raise problem
 
 
 def _items(state: TrainState) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -302,7 +328,7 @@ def _items(state: TrainState) -> tuple[dict[str, Any], dict[str, Any]]:
 def _plain(leaf: Any) -> Any:
     """PRNG keys as the uint32 they are made of; all else as it is."""
     dtype = getattr(leaf, "dtype", None)
-    if dtype is None or not jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key):
+    if dtype is None or not jnp.issubdtype(dtype, jax.dtypes.prng_key):
         return leaf
     if isinstance(leaf, jax.ShapeDtypeStruct):
         return jax.eval_shape(jax.random.key_data, leaf)
@@ -314,7 +340,7 @@ def _state(abstract: TrainState, leaves: dict[str, Any]) -> TrainState:
 
     def pick(path: Any, leaf: Any) -> Any:
         found = leaves.get(path_of(path).replace("/", "."), leaf)
-        is_key = jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
         return jax.random.wrap_key_data(found) if is_key and found is not leaf else found
 
     return jax.tree_util.tree_map_with_path(pick, abstract)
@@ -322,7 +348,9 @@ def _state(abstract: TrainState, leaves: dict[str, Any]) -> TrainState:
 
 def _digests(leaves: dict[str, jax.Array]) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
     finite = {
-        name: jnp.isfinite(leaf).all() if jnp.issubdtype(leaf.dtype, jnp.inexact) else jnp.bool_(True)
+        name: jnp.isfinite(leaf).all()
+        if jnp.issubdtype(leaf.dtype, jnp.inexact)
+        else jnp.bool_(True)
         for name, leaf in leaves.items()
     }
     return {name: leaf_digest(leaf) for name, leaf in leaves.items()}, finite
@@ -372,4 +400,6 @@ def _unseal(sealed: dict[str, str]) -> dict[str, Any]:
 
 def _first_line(error: BaseException) -> str:
     lines = [line for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
+    # tensorstore appends its whole spec after the message proper
+    said = re.split(r" \[tensorstore_spec|\. See full TensorStore", lines[0])[0] if lines else ""
+    return f"{type(error).__name__}: {said[:300]}"

@@ -175,11 +175,11 @@ def run_train(flags: Train, overrides: list[str]) -> int:
     run_dir = flags.run_dir or Path("runs") / flags.config.stem
     start_devices(flags.cpu_devices, config.mesh)
     report = _reporter(flags.json_)
-    from jmlp.train import train
+    from jmlp.loop import train
 
     if flags.print_layout:
+        from jmlp.build import prepare
         from jmlp.show import layout_rows, print_layout
-        from jmlp.train import prepare
 
         programs = prepare(config).programs
         print_layout(programs, report)
@@ -203,7 +203,7 @@ def _flags_again(flags: Train, run_dir: Path) -> list[str]:
 
 def run_eval(flags: Eval, overrides: list[str]) -> int:
     config = _run_config(flags, overrides)
-    from jmlp.predict import evaluate, open_run
+    from jmlp.inference import evaluate, open_run
 
     report = _reporter(flags.json_)
     run = open_run(flags.run_dir, config, flags.checkpoint)
@@ -219,7 +219,7 @@ def run_eval(flags: Eval, overrides: list[str]) -> int:
 
 def run_predict(flags: Predict, overrides: list[str]) -> int:
     config = _run_config(flags, overrides)
-    from jmlp.predict import check_out, open_run, predict_file
+    from jmlp.inference import check_out, open_run, predict_file
 
     check_out(flags.out)
     report = _reporter(flags.json_)

@@ -79,11 +79,11 @@ class ResidentFeed:
                 epoch, source = span.epoch, self._epoch_source(span.epoch)
             assert source is not None
             begun_s = time.perf_counter()
-            yield Call(span, source, np.int32(span.start), np.int32(span.start + span.count))
+            yield Call(span, source, np.int32(span.start), np.int32(span.start + span.steps))
             # The caller has trained and is back. The size of a call changes no result.
-            if fixed == "auto" and span.count == most:
+            if fixed == "auto" and span.steps == most:
                 most = _paced(most, time.perf_counter() - begun_s)
-            step += span.count
+            step += span.steps
 
     def _epoch_source(self, epoch: int) -> Source:
         config, width = self._programs.config, self._programs.width
@@ -113,7 +113,7 @@ class StreamedFeed:
         programs, spans = self._programs, []
         while step < self._plan.total:
             spans.append(self._plan.span(step, self._most))
-            step += spans[-1].count
+            step += spans[-1].steps
         source = BlockSource(
             self._split,
             spans,
@@ -128,7 +128,7 @@ class StreamedFeed:
         for span in spans:
             assert ahead is not None
             block, ahead = ahead, None
-            yield Call(span, block, np.int32(0), np.int32(span.count))
+            yield Call(span, block, np.int32(0), np.int32(span.steps))
             ahead = next(blocks, None)
 
 

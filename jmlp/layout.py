@@ -2,8 +2,9 @@
 
 Tensor parallel follows Megatron-LM (Shoeybi et al. 2019, arXiv:1909.08053,
 section 3): kernels are split over `model` by columns and by rows in turn, so that
-two layers need one all-reduce forward and one backward. fsdp (ZeRO-3, Rajbhandari et al. 2020, arXiv:1910.02054) splits every
-array once more over `fsdp`: parameters, gradients and optimizer state.
+two layers need one all-reduce forward and one backward. fsdp (ZeRO-3,
+Rajbhandari et al. 2020, arXiv:1910.02054) splits every array once more over
+`fsdp`: parameters, gradients and optimizer state.
 
 A dim that an axis does not divide stays whole; that costs memory, never the
 run, and `jmlp train --print-layout` says so.
@@ -15,6 +16,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 P = PartitionSpec
@@ -129,7 +131,8 @@ def state_shardings(state: Any, mesh: Mesh, rules: Sequence[Rule]) -> Any:
     moments) are cut by the rules for their own path, so over fsdp where it divides.
     """
     known = {
-        path_of(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(state.params)
+        path_of(path): leaf.shape
+        for path, leaf in jax.tree_util.tree_leaves_with_path(state.params)
     }
 
     def like_param(path: Sequence[Any], leaf: Any) -> NamedSharding:
@@ -155,7 +158,7 @@ def state_shardings(state: Any, mesh: Mesh, rules: Sequence[Rule]) -> Any:
 
 
 def _model_state_spec(path: Sequence[Any], leaf: Any, mesh: Mesh, rules: Sequence[Rule]) -> P:
-    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         return P()
     # Running statistics are as small as biases and read by every device: never over fsdp.
     return _without_fsdp(place(path_of(path), leaf.shape, mesh, rules).spec)

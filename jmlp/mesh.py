@@ -7,6 +7,7 @@ shardings from the ones that `layout.py` states.
 
 import os
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -18,7 +19,7 @@ from jmlp.errors import ConfigError
 AXES = ("data", "fsdp", "model", "pipe")
 
 
-def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     """A mesh over `devices` (all, unless given) with every axis of `AXES`.
 
     Raises:

@@ -87,7 +87,7 @@ class BatchNorm(nnx.Module):
         else:
             mean, var = self._measure(h, rows)
         scale = self.scale[...] * lax.rsqrt(var + self.epsilon)
-        return ((h - mean) * scale + self.bias[...]).astype(h_BH.dtype)
+        return ((h - mean[None]) * scale[None] + self.bias[...][None]).astype(h_BH.dtype)
 
     def _measure(self, h: jax.Array, rows: Rows) -> tuple[jax.Array, jax.Array]:
         def total(x: jax.Array) -> jax.Array:
@@ -98,7 +98,7 @@ class BatchNorm(nnx.Module):
         some = count > 0  # a micro-batch may hold nothing but padding
         count = jnp.where(some, count, 1)
         mean = total((weight * h).sum(0)) / count
-        var = total((weight * jnp.square(h - mean)).sum(0)) / count
+        var = total((weight * jnp.square(h - mean[None])).sum(0)) / count
         for running, new in ((self.mean, mean), (self.var, var)):
             mixed = self.momentum * running[...] + (1 - self.momentum) * lax.stop_gradient(new)
             running[...] = jnp.where(some, mixed, running[...])
@@ -222,7 +222,8 @@ def apply(model: Any, x_BF: jax.Array, rows: Rows | None, key: jax.Array | None)
         model.train()
         streams = {str(stream.tag) for _, stream in nnx.iter_graph(model) if _is_stream(stream)}
         if streams and key is not None:
-            nnx.reseed(model, **dict.fromkeys(streams, key))
+            keys: dict[str, Any] = dict.fromkeys(streams, key)
+            nnx.reseed(model, **keys)
     if "rows" in inspect.signature(type(model).__call__).parameters:
         return model(x_BF, rows=rows)
     return model(x_BF).astype(jnp.float32)

@@ -100,7 +100,7 @@ def kernels(params: Any) -> Any:
 class AveragedWeights(NamedTuple):
     """State of `average_weights`: `average` has the parameters' tree."""
 
-    count: jax.Array
+    steps: jax.Array
     average: Any
 
 
@@ -114,14 +114,14 @@ def average_weights(decay: float) -> optax.GradientTransformation:
     def init(params: Any) -> AveragedWeights:
         return AveragedWeights(jnp.zeros((), jnp.int32), jax.tree.map(jnp.copy, params))
 
-    def update(updates: Any, state: AveragedWeights, params: Any = None) -> tuple[Any, Any]:
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         if params is None:
             raise ValueError("average_weights needs params: call tx.update(grads, state, params)")
-        t = state.count.astype(jnp.float32)
+        t = state.steps.astype(jnp.float32)
         mix = 1 - jnp.minimum(decay, (1 + t) / (10 + t))
         new = optax.apply_updates(params, updates)
         average = jax.tree.map(lambda a, p: a + mix * (p - a), state.average, new)
-        return updates, AveragedWeights(state.count + 1, average)
+        return updates, AveragedWeights(state.steps + 1, average)
 
     return optax.GradientTransformation(init, update)
 

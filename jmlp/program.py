@@ -36,7 +36,7 @@ class Resident(NamedTuple):
     x: jax.Array
     """(N, F) on every device"""
     y: jax.Array
-    index: jax.Array
+    order: jax.Array
     """(steps, B) int32 row numbers, PAD for none; B is split over the devices"""
 
 
@@ -108,7 +108,7 @@ class Programs:
         if isinstance(source, Streamed):
             batch = jax.tree.map(lambda leaf: leaf[k], source.batches)
         else:
-            index = source.index[k]
+            index = source.order[k]
             rows = jnp.maximum(index, 0)
             weight = (index != PAD).astype(jnp.float32)
             batch = {"x": source.x[rows], "y": source.y[rows], "weight": weight}
@@ -119,8 +119,8 @@ class Programs:
         """uint8 pixels to scaled float32; float rows are scaled already."""
         if x.dtype != jnp.uint8:
             return x
-        mean = np.float32(self.schema.x_mean)
-        return (x.astype(jnp.float32) - mean) * np.float32(1 / np.array(self.schema.x_scale))
+        mean, scale = (np.array([v]) for v in (self.schema.x_mean, self.schema.x_scale))
+        return (x.astype(jnp.float32) - np.float32(mean)) * np.float32(1 / scale)
 
     # Placing data.
 
@@ -163,7 +163,7 @@ class Programs:
         """Weighted sums over the rows of each of up to CAPACITY batches."""
         params, model_state = evaluated(state)
         count = self.schema.outputs if self.schema.task == "regression" else 1
-        y_scale = np.float32(self.schema.y_scale)
+        y_scale = np.array([self.schema.y_scale], np.float32)
 
         def body(k: jax.Array, sums: dict[str, jax.Array]) -> dict[str, jax.Array]:
             batch = self._batch(source, k)
@@ -183,7 +183,9 @@ class Programs:
         sums["loss"] = jnp.zeros((CAPACITY, 1), jnp.float32)
         return lax.fori_loop(0, batches, body, sums)
 
-    def evaluate(self, state: TrainState, split: Split, resident: Any = None) -> dict[str, float]:
+    def evaluate(
+        self, state: TrainState, split: Split, resident: tuple[jax.Array, jax.Array] | None = None
+    ) -> dict[str, float]:
         """Loss and the task's metrics over every row of `split`, padding left out.
 
         Args:
@@ -199,7 +201,7 @@ class Programs:
             batches = np.int32(len(part))
             part = np.concatenate([part, np.full((chunk - len(part), width), PAD, np.int32)])
             if resident:
-                source: Source = Resident(*resident, self.place_index(part))
+                source: Source = Resident(resident[0], resident[1], self.place_index(part))
             else:
                 source = self.place_block(gather(split, part[:, self.my_columns(width)]))
             sums = jax.device_get(self._sums(state, source, batches))

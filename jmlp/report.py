@@ -45,8 +45,13 @@ class Reporter:
         if not (self._console and self._console.is_terminal):
             yield
             return
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-        from rich.progress import TimeRemainingColumn
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeRemainingColumn,
+        )
 
         columns = (
             TextColumn("step"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),

@@ -1,12 +1,12 @@
 """The run directory: one writer, readable files, nothing half-written.
 
-    config.yaml     the resolved config, every default written out
-    metrics.jsonl   an object a log event
-    checkpoints/    by step
-    damaged/        checkpoints that did not verify, set aside by a resumed run
-    summary.json    what the run ended with
-    curves.png      loss and metric by step
-    LOCK            held by the one writer
+config.yaml     the resolved config, every default written out
+metrics.jsonl   an object a log event
+checkpoints/    by step
+damaged/        checkpoints that did not verify, set aside by a resumed run
+summary.json    what the run ended with
+curves.png      loss and metric by step
+LOCK            held by the one writer
 """
 
 import fcntl
@@ -42,7 +42,7 @@ class RunDir:
     def __enter__(self) -> "RunDir":
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = open(self.path / "LOCK", "a+")  # noqa: SIM115 (held until __exit__)
+            self._lock = open(self.path / "LOCK", "a+")
         except OSError as error:
             raise RunDirError(
                 f"{self.path}: cannot be written: {error.strerror}. Choose another --run-dir."
@@ -54,7 +54,8 @@ class RunDir:
             holder = self._lock.read().strip() or "another process"
             self._lock.close()
             raise RunDirError(
-                f"{self.path} is being written by {holder}. Wait for it, or choose another --run-dir."
+                f"{self.path} is being written by {holder}. "
+                "Wait for it, or choose another --run-dir."
             ) from None
         self._lock.truncate(0)
         self._lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
@@ -83,7 +84,8 @@ class RunDir:
                 lines = "\n".join(f"  {k}: {old.get(k)!r} there, {new[k]!r} now" for k in refused)
                 raise RunDirError(
                     f"{self.path} holds a run with another config:\n{lines}\n"
-                    f"Use the old values to continue it, or --run-dir={self._free_name()} for a new run."
+                    f"Use the old values to continue it, or --run-dir={self._free_name()} "
+                    "for a new run."
                 )
             changed = [f"{key}: {old.get(key)!r} -> {new[key]!r}" for key in differ]
         write_atomically(path, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))

@@ -41,7 +41,9 @@ def print_layout(programs: Programs, report: Reporter) -> None:
     """Prints `layout_rows`, and totals with the optimizer's state."""
     from rich.table import Table
 
-    table = Table(title=f"layout over {_mesh_text(dict(programs.mesh.shape))}", title_justify="left")
+    table = Table(
+        title=f"layout over {_mesh_text(dict(programs.mesh.shape))}", title_justify="left"
+    )
     for column in ("parameter", "shape", "spec", "bytes/device", "not split"):
         table.add_column(column, justify="right" if "bytes" in column else "left")
     for row in layout_rows(programs):
@@ -73,7 +75,7 @@ def print_summary(summary: dict[str, Any], run_dir: Path, report: Reporter) -> N
     mesh = _mesh_text({k: v for k, v in summary["mesh"].items() if v > 1}) or "one device"
     report.note(
         f"{summary['steps']} steps of step={summary['step']} over {mesh}, "
-        f"{summary['seconds']:.1f} s of training and {summary['compile_seconds']:.1f} s of compiling"
+        f"{summary['seconds']:.1f} s of training, {summary['compile_seconds']:.1f} s of compiling"
     )
     report.note(f"run directory {run_dir}: summary.json, curves.png, checkpoints/")
 
@@ -111,8 +113,8 @@ def _problems(platform: str, count: int) -> list[str]:
                 problems.append(f"{what} is here but jax does not use it: {way}")
         if count > 1 and thread_pool_size() < 4 * count:
             problems.append(
-                f"{count} simulated devices share a pool of {thread_pool_size() or 'few'} threads and "
-                f"may hang: use --cpu-devices, jmlp.simulate_devices({count}), or set "
+                f"{count} simulated devices share {thread_pool_size() or 'few'} threads and may "
+                f"hang: use --cpu-devices, jmlp.simulate_devices({count}), or set "
                 f"PJRT_NPROC={4 * count} before Python starts"
             )
     if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):

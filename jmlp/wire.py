@@ -17,7 +17,8 @@ from typing import NamedTuple
 _BITS = {"pred": 8, "s4": 4, "u4": 4, "bf16": 16, "f8e4m3fn": 8, "f8e5m2": 8}
 _SHAPE = re.compile(r"\b(pred|bf16|f8e4m3fn|f8e5m2|[suf]\d+|c64)\[([\d,]*)\]")
 _COLLECTIVE = re.compile(
-    r"= (?P<result>.*?) (?P<kind>all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)"
+    r"= (?P<result>.*?) "
+    r"(?P<kind>all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)"
     r"(?P<start>-start)?\("
 )
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) .*\{$")
@@ -47,7 +48,9 @@ def collectives(hlo: str) -> list[Collective]:
     loops = [
         match[1]
         for line in bodies.get(entry, ())
-        if " while(" in line and not _TRIPS.search(line) and (match := re.search(r"body=%?([\w.\-]+)", line))
+        if " while(" in line
+        and not _TRIPS.search(line)
+        and (match := re.search(r"body=%?([\w.\-]+)", line))
     ]
     return list(_walk(loops[0] if loops else entry, bodies, 1))
 

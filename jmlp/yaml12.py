@@ -18,14 +18,16 @@ _NODES = 20_000  # aliases that multiply ("billion laughs") stop here
 
 
 class _Loader(yaml.SafeLoader):
-    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 (PyYAML's own spelling)
+    yaml_implicit_resolvers: dict[str, Any] = {}
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         seen = set()
         for key_node, _ in node.value:
             key = key_node.value if isinstance(key_node, yaml.ScalarNode) else None
             if key is None:
-                raise yaml.MarkedYAMLError(problem="a key must be a word", problem_mark=_at(key_node))
+                raise yaml.MarkedYAMLError(
+                    problem="a key must be a word", problem_mark=_at(key_node)
+                )
             if key in seen:
                 raise yaml.MarkedYAMLError(
                     problem=f"key {key!r} is given twice", problem_mark=_at(key_node)
@@ -48,7 +50,9 @@ for _tag, _pattern, _first in (
         list("-+.0123456789"),
     ),
 ):
-    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), _first)
+    _Loader.add_implicit_resolver(
+        f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), _first
+    )
 
 
 def _number(loader: _Loader, node: yaml.ScalarNode) -> int:
@@ -93,7 +97,9 @@ def read_yaml(path: Path | str) -> dict[str, Any]:
     if tree is None:
         return {}
     if not isinstance(tree, dict):
-        raise ConfigError(f"{path}: expected keys and values, e.g. `seed: 0`; got {type(tree).__name__}")
+        raise ConfigError(
+            f"{path}: expected keys and values, e.g. `seed: 0`; got {type(tree).__name__}"
+        )
     return tree
 
 
@@ -101,5 +107,7 @@ def _count(value: Any, left: list[int]) -> None:
     left[0] -= 1
     if left[0] < 0:
         raise ConfigError(f"more than {_NODES} values")
-    for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+    for item in (
+        value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    ):
         _count(item, left)

@@ -87,7 +87,8 @@ def _steps_for(width: int) -> int:
 
 
 def _jmlp(width: int, x: np.ndarray, y: np.ndarray, steps: int) -> Measured:
-    from jmlp.train import Loop, prepare
+    from jmlp.build import prepare
+    from jmlp.loop import Loop
 
     config = parse_config(
         {

@@ -11,7 +11,7 @@ times slower on tabular data.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -21,11 +21,11 @@ PAD = -1
 
 
 class Span(NamedTuple):
-    """Steps `start .. start + count - 1` of one epoch, for one dispatch."""
+    """Steps `start .. start + steps - 1` of one epoch, for one dispatch."""
 
     epoch: int
     start: int
-    count: int
+    steps: int
 
 
 def order(seed: int, epoch: int, rows: int) -> np.ndarray:
@@ -97,8 +97,8 @@ class BlockSource:
 
     def __getitem__(self, item: int) -> dict[str, np.ndarray]:
         span = self._spans[item]
-        index = self._of_epoch(span.epoch)[span.start : span.start + span.count, self._mine]
-        unused = np.full((self._steps - span.count, index.shape[1]), PAD, np.int32)
+        index = self._of_epoch(span.epoch)[span.start : span.start + span.steps, self._mine]
+        unused = np.full((self._steps - span.steps, index.shape[1]), PAD, np.int32)
         return gather(self._split, np.concatenate([index, unused]))
 
     def _of_epoch(self, epoch: int) -> np.ndarray:
@@ -114,4 +114,5 @@ def prefetch(source: BlockSource, ahead: int = 2) -> Iterator[dict[str, np.ndarr
     import grain
 
     options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=ahead)
-    return iter(grain.MapDataset.source(source).to_iter_dataset(options))
+    items: Any = source  # random access is all that grain asks for
+    return iter(grain.MapDataset.source(items).to_iter_dataset(options))

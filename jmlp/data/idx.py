@@ -104,7 +104,7 @@ def read_array(path: Path) -> np.ndarray:
         return _parse(path, plain, stored)
 
 
-def _parse(path: Path, file: IO[bytes], most: int) -> np.ndarray:
+def _parse(path: Path, file: IO[bytes] | gzip.GzipFile, most: int) -> np.ndarray:
     magic = file.read(4)
     if len(magic) < 4:
         raise DataError(f"{path}: is {'empty' if not magic else 'cut short'}; expected an IDX file")

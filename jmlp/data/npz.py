@@ -56,7 +56,9 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
         members = [m for m in archive.infolist() if m.filename[:1] in "xy"]
         total = sum(member.file_size for member in members)
         if total > memory_limit_bytes():
-            raise DataError(f"{path}: unpacks to {total:,} bytes, more than half of the memory here")
+            raise DataError(
+                f"{path}: unpacks to {total:,} bytes, more than half of the memory here"
+            )
         arrays = {}
         for member in members:
             name = member.filename.removesuffix(".npy")

@@ -97,7 +97,9 @@ def _usable(part: _Part, config: DataConfig, name: str, notes: list[str]) -> _Pa
     if config.missing == "drop":
         keep = ~(bad | bad_target)
         if not keep.all():
-            notes.append(f"data.missing=drop: {int((~keep).sum())} of {len(keep)} {name} rows left out")
+            notes.append(
+                f"data.missing=drop: {int((~keep).sum())} of {len(keep)} {name} rows left out"
+            )
         part = part.take(np.flatnonzero(keep))
     elif bad.any():
         notes.append(f"data.missing=mean: {int(bad.sum())} {name} rows filled in")
@@ -121,7 +123,7 @@ def _missing_targets(y: np.ndarray) -> np.ndarray:
         return np.array([value is None for value in y], bool)
     if y.dtype.kind != "f":
         return np.zeros(len(y), bool)
-    return ~np.isfinite(y).reshape(len(y), -1).all(1)
+    return np.asarray(~np.isfinite(y).reshape(len(y), -1).all(axis=1))
 
 
 # Targets.
@@ -131,7 +133,9 @@ def _task(part: _Part, config: DataConfig) -> str:
     y = part.y()
     if config.task != "auto":
         if config.task == "regression" and y.dtype == object:
-            raise DataError(f"{_where(part, 0)}: the target is text ({y[0]!r}); it has no regression")
+            raise DataError(
+                f"{_where(part, 0)}: the target is text ({y[0]!r}); it has no regression"
+            )
         if config.task == "classification" and y.ndim == 2:
             raise DataError(f"{_where(part, 0)}: classification has one target; got {y.shape[1]}")
         return config.task
@@ -152,12 +156,12 @@ def _classes(part: _Part, config: DataConfig) -> tuple[int | str, ...]:
         whole = _whole(part)
         if config.classes:
             return tuple(range(config.classes))
-        found = tuple(np.unique(whole).tolist())
+        found = tuple(map(int, np.unique(whole)))
         if part.raw.indices:
             _check_indices(part, whole, found)
     if len(found) < 2:
         raise DataError(
-            f"{_where(part, 0)}: all training rows have the class {found[0]!r}; "
+            f"{_where(part, 0)}: all training rows have the class {y[0]!r}; "
             "a classifier needs at least two"
         )
     if len(found) > max(2, len(y) // 2):
@@ -267,7 +271,8 @@ def draw(y: np.ndarray, fraction: float, rng: np.random.Generator) -> np.ndarray
         if take.sum() < total and take[place] < counts[place] - 1:
             take[place] += 1
     chosen = [
-        rng.permutation(np.flatnonzero(y == label))[:n] for label, n in zip(labels, take, strict=True)
+        rng.permutation(np.flatnonzero(y == label))[:n]
+        for label, n in zip(labels, take, strict=True)
     ]
     return np.sort(np.concatenate(chosen))
 
@@ -323,9 +328,8 @@ def _moments(x: np.ndarray, train: _Part) -> tuple[np.ndarray, np.ndarray]:
     finite = np.isfinite(x)
     empty = np.flatnonzero(~finite.any(0))
     if len(empty):
-        raise DataError(
-            f"{_where(train, 0)}: {train.raw.column(int(empty[0]))} has no value in any training row"
-        )
+        name = train.raw.column(int(empty[0]))
+        raise DataError(f"{_where(train, 0)}: {name} has no value in any training row")
     largest = np.abs(np.where(finite, x, 0)).max(0)
     unit = np.where(largest > 0, largest, 1.0)
     small = np.where(finite, x, 0) / unit
@@ -366,7 +370,7 @@ def _scale_targets(y: np.ndarray, schema: Schema) -> np.ndarray:
 def scale_labelled(raw: Raw, schema: Schema) -> np.ndarray:
     """Class indices or scaled targets of rows read for a trained schema."""
     assert raw.y is not None
-    part = _Part(raw, np.arange(len(raw.x)))
+    part = _Part(raw, np.arange(len(raw.y)))
     bad = np.flatnonzero(_missing_targets(raw.y))
     if len(bad):
         raise DataError(f"{raw.where(int(bad[0]))}: the target is missing")

@@ -83,9 +83,7 @@ def resolve(path: str) -> Path:
         if place.exists():
             return place
     looked = ", ".join(dict.fromkeys(map(str, places)))
-    hint = (
-        " On Debian: apt install dataset-fashion-mnist." if "fashion-mnist" in path else ""
-    )
+    hint = " On Debian: apt install dataset-fashion-mnist." if "fashion-mnist" in path else ""
     raise DataError(f"no {path}: looked for {looked}. Set data.path or $JMLP_DATA.{hint}")
 
 
@@ -126,7 +124,7 @@ def prepare_features(raw: Raw, schema: Schema) -> tuple[np.ndarray, np.ndarray]:
         x = _as_uint8(raw)
     if x.dtype == np.uint8:
         return scale_features(x, schema), np.ones(len(x), bool)
-    bad = ~np.isfinite(x).all(1)
+    bad = np.asarray(~np.isfinite(x).all(axis=1))
     if bad.any() and schema.missing == "error":
         raise_missing(raw, int(np.flatnonzero(bad)[0]), int(bad.sum()))
     if schema.missing == "mean":
@@ -154,5 +152,6 @@ def read_labelled(path: str, schema: Schema) -> Split:
     raw = raws.test or raws.train
     x, valid = prepare_features(raw, schema)
     kept = np.flatnonzero(valid)
-    y = scale_labelled(raw._replace(y=raw.y[kept], where=lambda row: raw.where(int(kept[row]))), schema)  # type: ignore[index]
-    return Split(x[kept], y)
+    assert raw.y is not None
+    usable = raw._replace(y=raw.y[kept], where=lambda row: raw.where(int(kept[row])))
+    return Split(x[kept], scale_labelled(usable, schema))

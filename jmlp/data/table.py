@@ -79,7 +79,9 @@ def _is_text(kind: Any) -> bool:
     pa, _ = _arrow()
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+    return (
+        pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+    )
 
 
 def _choose(path: Path, names: Sequence[str], columns: Columns) -> tuple[list[str], list[str]]:

@@ -1,14 +1,8 @@
-"""The training loop: batches, steps, logs, evaluations, checkpoints.
+"""The training loop: batches, steps, logs, evaluations, checkpoints."""
 
-`train` is the whole of it; `prepare` stops before the loop and hands out the
-parts, for those who want to write their own.
-"""
-
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,38 +10,28 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import optax
-from flax import nnx
-from jax.sharding import Mesh
 
 from jmlp import layout, wire
+from jmlp.build import (
+    ModelFactory,
+    Setup,
+    best_by,
+    open_checkpoints,
+    prepare,
+    resolve_mesh,
+    selects_best,
+)
 from jmlp.checkpoint import Checkpoints
 from jmlp.config import Config, parse_config
-from jmlp.data.base import Dataset, Schema, Split
-from jmlp.data.sources import load
+from jmlp.data.base import Split
 from jmlp.environment import describe, differences
-from jmlp.errors import ConfigError, RunDirError, TrainingError
-from jmlp.feed import Call, Feed, Plan, choose_feed, make_plan
+from jmlp.errors import RunDirError, TrainingError
+from jmlp.feed import Call, Feed, choose_feed
 from jmlp.fingerprint import fingerprint
-from jmlp.mesh import make_mesh
-from jmlp.model import MLP
-from jmlp.optim import make_optimizer
-from jmlp.program import Programs
+from jmlp.interrupt import Stop, stop_on_signal
 from jmlp.report import Reporter
 from jmlp.rundir import RunDir
 from jmlp.step import TrainState
-
-ModelFactory = Callable[[nnx.Rngs], Any]
-UP = frozenset({"accuracy", "r2"})  # metrics of which more is better
-
-
-class Setup(NamedTuple):
-    """All parts of a run, before its first step."""
-
-    config: Config
-    """resolved: `mesh.data` is a number"""
-    dataset: Dataset
-    programs: Programs
-    plan: Plan
 
 
 class Result(NamedTuple):
@@ -57,89 +41,6 @@ class Result(NamedTuple):
     summary: dict[str, Any]
     """the contents of summary.json; `interrupted` is true if the run stopped early on a signal"""
     setup: Setup
-
-
-def resolve_mesh(config: Config) -> tuple[Config, Mesh]:
-    """The mesh over the devices there are, and the config with its sizes filled in."""
-    mesh = make_mesh(config.mesh, jax.devices()[:1] if config.step == "single" else None)
-    sizes = dict(zip(mesh.axis_names, mesh.devices.shape, strict=True))
-    return parse_config(config.model_dump() | {"mesh": sizes}), mesh
-
-
-def make_programs(
-    config: Config,
-    schema: Schema,
-    mesh: Mesh,
-    total_steps: int,
-    *,
-    model: ModelFactory | None = None,
-    tx: optax.GradientTransformation | None = None,
-    rules: Sequence[layout.Rule] | None = None,
-) -> Programs:
-    """The compiled programs for `config`, or for a model and optimizer of one's own."""
-    hidden = config.model.hidden
-    if model is None:
-
-        def model(rngs: nnx.Rngs) -> MLP:
-            return MLP(schema.features, hidden, schema.outputs, config=config.model, rngs=rngs)
-
-        rules = layout.mlp_rules(hidden, mesh.shape["model"]) if rules is None else rules
-    tx = make_optimizer(config.optim, total_steps) if tx is None else tx
-    return Programs(model, tx, mesh, config, schema, rules or ())
-
-
-def prepare(
-    config: Config | Mapping[str, Any],
-    data: Any = None,
-    *,
-    model: ModelFactory | None = None,
-    tx: optax.GradientTransformation | None = None,
-    rules: Sequence[layout.Rule] | None = None,
-) -> Setup:
-    """Loads the data, makes the mesh and the programs. Arguments as of `train`."""
-    config, mesh = resolve_mesh(parse_config(config))
-    dataset = load(config.data, config.seed, data)
-    plan = make_plan(config, dataset.train.rows)
-    _check(config, dataset)
-    programs = make_programs(
-        config, dataset.schema, mesh, plan.total, model=model, tx=tx, rules=rules
-    )
-    return Setup(config, dataset, programs, plan)
-
-
-def _check(config: Config, dataset: Dataset) -> None:
-    known = ["loss", "accuracy"] if dataset.schema.task == "classification" else None
-    known = known or ["loss", "rmse", "mae", "r2"]
-    monitor = config.train.monitor
-    if monitor not in known:
-        raise ConfigError(
-            f"train.monitor={monitor}: {dataset.schema.task} has {', '.join(known)}"
-        )
-    if _selects_best(config) and dataset.val is None:
-        raise ConfigError(
-            "train.early_stopping and train.select=best need validation rows: "
-            "set data.val_fraction or data.val_path"
-        )
-
-
-def _selects_best(config: Config) -> bool:
-    return config.train.select == "best" or config.train.early_stopping is not None
-
-
-def best_by(config: Config) -> tuple[str, str]:
-    """(metric, "min" or "max") by which the config ranks checkpoints."""
-    return config.train.monitor, "max" if config.train.monitor in UP else "min"
-
-
-def open_checkpoints(config: Config, directory: Path) -> Checkpoints:
-    return Checkpoints(directory, keep=config.train.keep, best=best_by(config))
-
-
-def chosen_step(config: Config, checkpoints: Checkpoints) -> int | None:
-    """The step whose weights a run stands for: the best if it selects, else the newest."""
-    if _selects_best(config):
-        return checkpoints.best_step()
-    return checkpoints.steps()[-1] if checkpoints.steps() else None
 
 
 def train(
@@ -178,9 +79,7 @@ def train(
         setup = prepare(config, data, model=model, tx=tx, rules=rules)
         checkpoints = None
         if directory:
-            checkpoints = stack.enter_context(
-                open_checkpoints(setup.config, directory.checkpoints)
-            )
+            checkpoints = stack.enter_context(open_checkpoints(setup.config, directory.checkpoints))
         custom = [name for name, given in (("model", model), ("tx", tx)) if given is not None]
         loop = Loop(setup, report, directory, checkpoints, custom)
         return loop.fit()
@@ -210,6 +109,9 @@ class Progress:
     """of training and feeding, over all sessions; without compiling, evaluating, saving"""
     rows: int = 0
     """trained in those seconds"""
+    compile_seconds: float = 0.0
+    wire_bytes: int | None = None
+    """sent by one device in a step, by the program compiled last"""
 
 
 class Loop:
@@ -227,8 +129,7 @@ class Loop:
         self.setup, self.report = setup, report
         self.directory, self.checkpoints = directory, checkpoints
         self.custom = list(custom)
-        self.compile_s = 0.0
-        self.wire_bytes: int | None = None
+        self._last_metrics: dict[str, float] = {}
         self.saved_step = -1
         self.best_state: TrainState | None = None  # where no checkpoint can hold it
         self.eval_name = "val" if self.dataset.val else "test" if self.dataset.test else None
@@ -240,7 +141,7 @@ class Loop:
     def fit(self) -> Result:
         """Trains from the newest checkpoint, or from the start, to the end."""
         self.progress = Progress()
-        with _stop_on_signal() as stop:
+        with stop_on_signal() as stop:
             state = self._start()
             for note in self.dataset.notes:
                 self.report.note(note)
@@ -289,7 +190,7 @@ class Loop:
     def _done(self, state: TrainState) -> bool:
         return int(state.step) >= self.plan.total or self.progress.stopped_early
 
-    def _run(self, state: TrainState, feed: Feed, stop: "_Stop") -> TrainState:
+    def _run(self, state: TrainState, feed: Feed, stop: Stop) -> TrainState:
         step = int(state.step)
         if self._done(state):
             return state
@@ -300,9 +201,9 @@ class Loop:
                 state, losses = self._call(state, call.source, call.first, call.stop)
                 # Reading the losses waits for the devices: one program in flight at a
                 # time keeps simulated devices from starving each other of threads.
-                values = np.asarray(losses)[: call.span.count]
+                values = np.asarray(losses)[: call.span.steps]
                 self._account(step, call, values, time.perf_counter() - begun_s)
-                step += call.span.count
+                step += call.span.steps
                 self._events(state, step)
                 if stop or self.progress.stopped_early:
                     break
@@ -318,10 +219,11 @@ class Loop:
         begun_s = time.perf_counter()
         lowered = self.programs.run.lower(state, call.source, call.first, call.stop)
         self._call = lowered.compile()
-        self.compile_s = time.perf_counter() - begun_s
-        self.wire_bytes = wire.bytes_per_step(self._call.as_text())
-        self.report.note(f"compiled in {self.compile_s:.1f} s; training")
-        return self.compile_s
+        took_s = time.perf_counter() - begun_s
+        self.progress.compile_seconds += took_s
+        self.progress.wire_bytes = wire.bytes_per_step(self._call.as_text())
+        self.report.note(f"compiled in {took_s:.1f} s; training")
+        return took_s
 
     def _account(self, step: int, call: Call, losses: np.ndarray, seconds: float) -> None:
         """Adds a call's losses to the running mean; refuses to go on past NaN."""
@@ -334,14 +236,14 @@ class Loop:
                 f"the loss is {losses[bad[0]]} at {where}. {good} "
                 "Lower optim.learning_rate, set optim.clip_norm, or look at the data."
             )
-        places = np.arange(span.start, span.start + span.count)
+        places = np.arange(span.start, span.start + span.steps)
         rows = np.minimum(batch, self.dataset.train.rows - places * batch)
         p = self.progress
         p.loss_sum += float((losses.astype(np.float64) * rows).sum())
         p.loss_rows += int(rows.sum())
         p.rows += int(rows.sum())
         p.seconds += seconds
-        self.report.advance(step + span.count, float(losses[-1]), rows.sum() / max(seconds, 1e-9))
+        self.report.advance(step + span.steps, float(losses[-1]), rows.sum() / max(seconds, 1e-9))
 
     # Events.
 
@@ -352,7 +254,7 @@ class Loop:
         if step % eval_every == 0 or last:
             improved = self._evaluate(state, step)
         due = step % save_every == 0 or last or self.progress.stopped_early
-        if due or (improved and _selects_best(self.config)):
+        if due or (improved and selects_best(self.config)):
             self._save(state)
 
     def _evaluate(self, state: TrainState, step: int) -> bool:
@@ -378,7 +280,7 @@ class Loop:
         improved = p.best is None or (value > p.best if mode == "max" else value < p.best)
         if improved:
             p.best, p.best_step, p.stale = value, step, 0
-            if not self.checkpoints and _selects_best(self.config):
+            if not self.checkpoints and selects_best(self.config):
                 self.best_state = jax.tree.map(lambda leaf: leaf.copy(), state)
         else:
             p.stale += 1
@@ -439,7 +341,7 @@ class Loop:
             "best": {"step": p.best_step, self.config.train.monitor: p.best} if p.best else None,
             "weights_of_step": int(state.step),
             "seconds": round(p.seconds, 3),
-            "compile_seconds": round(self.compile_s, 3),
+            "compile_seconds": round(p.compile_seconds, 3),
             "samples_per_second": round(per_second, 1),
             "params": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
             **metrics,
@@ -451,7 +353,7 @@ class Loop:
             "jax_version": jax.__version__,
             "seed": self.config.seed,
             "fingerprint": fingerprint(state.params),
-            "wire_bytes_per_step": self.wire_bytes,
+            "wire_bytes_per_step": p.wire_bytes,
         }
         if self.directory:
             self.directory.finish(summary)
@@ -460,7 +362,7 @@ class Loop:
 
     def _selected(self, state: TrainState) -> TrainState:
         """The weights the run ends with: the best ones if the config selects them."""
-        if not _selects_best(self.config) or self.progress.best_step == int(state.step):
+        if not selects_best(self.config) or self.progress.best_step == int(state.step):
             return state
         if self.checkpoints is None:
             return self.best_state or state
@@ -472,34 +374,3 @@ class Loop:
             self.report.warn(problem)
         self.report.note(f"ending with the best weights, of step {restored.step}")
         return restored.state
-
-
-class _Stop:
-    """Becomes true when the process is asked to stop."""
-
-    def __init__(self) -> None:
-        self.asked = False
-
-    def __bool__(self) -> bool:
-        return self.asked
-
-
-@contextmanager
-def _stop_on_signal() -> Iterator[_Stop]:
-    """Ctrl-C and SIGTERM ask once; a second Ctrl-C interrupts at once."""
-    stop = _Stop()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-
-    def ask(number: int, frame: Any) -> None:
-        if stop.asked and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        stop.asked = True
-
-    old = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)

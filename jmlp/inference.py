@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jmlp.build import chosen_step, make_programs, open_checkpoints, resolve_mesh
 from jmlp.checkpoint import Checkpoints
 from jmlp.config import Config
 from jmlp.data.base import Schema
@@ -17,7 +18,6 @@ from jmlp.errors import ConfigError, RunDirError
 from jmlp.program import Programs
 from jmlp.rundir import read_config
 from jmlp.step import TrainState
-from jmlp.train import chosen_step, make_programs, open_checkpoints, resolve_mesh
 
 
 class OpenRun(NamedTuple):
@@ -163,7 +163,9 @@ def _write_csv(path: Path, columns: dict[str, np.ndarray]) -> None:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)
     for row in zip(*columns.values(), strict=True):
-        writer.writerow(["" if _empty(v) else f"{v:.9g}" if isinstance(v, float) else v for v in row])
+        writer.writerow(
+            ["" if _empty(v) else f"{v:.9g}" if isinstance(v, float) else v for v in row]
+        )
     path.write_text(text.getvalue())
 
 

@@ -1,0 +1,32 @@
+"""Eight simulated devices, set up before anything else uses jax; never fewer."""
+
+import jax
+import numpy as np
+import pytest
+
+from jmlp import simulate_devices
+
+simulate_devices(8)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+def pytest_sessionstart(session):
+    assert jax.device_count() == 8, f"{jax.device_count()} devices; need 8"
+
+
+@pytest.fixture(scope="session")
+def blobs():
+    """(x, y) of three overlapping classes in seven dims: 203 rows, so that nothing divides."""
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 3, 203).astype(np.int32)
+    x = rng.normal(size=(203, 7)) + rng.normal(size=(3, 7))[y]
+    return x, y
+
+
+@pytest.fixture(scope="session")
+def curve():
+    """(x, y) of a two-output regression: 150 rows."""
+    rng = np.random.default_rng(1)
+    x = rng.normal(size=(150, 5))
+    y = np.stack([x @ rng.normal(size=5) * 40 + 300, np.sin(x[:, 0])], 1)
+    return x, y

@@ -1,0 +1,57 @@
+"""Shared by tests: a small run of any step kind over any mesh, and comparisons."""
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from jmlp.build import Setup, prepare
+from jmlp.config import Config, parse_config
+from jmlp.data.batches import epoch_index
+from jmlp.program import Resident
+
+
+def merged(*trees: dict[str, Any]) -> dict[str, Any]:
+    """Nested dicts, later ones winning."""
+    out: dict[str, Any] = {}
+    for tree in trees:
+        for key, value in tree.items():
+            both = isinstance(value, dict) and isinstance(out.get(key), dict)
+            out[key] = merged(out[key], value) if both else value
+    return out
+
+
+def config_of(*trees: dict[str, Any]) -> Config:
+    base = {
+        "data": {"val_fraction": 0.0, "test_fraction": 0.0},
+        "optim": {"name": "momentum", "learning_rate": 0.05, "schedule": "constant"},
+        "train": {"batch_size": 50, "epochs": 2},
+    }
+    return parse_config(merged(base, *trees))
+
+
+def run_steps(setup: Setup, epochs: int = 2) -> tuple[Any, np.ndarray]:
+    """The state and the loss of every step, driving the compiled program by hand."""
+    config, dataset, programs, _ = setup
+    state, losses = programs.init(config.seed), []
+    placed = programs.place(dataset.train)
+    for epoch in range(epochs):
+        index = epoch_index(
+            config.seed, epoch, dataset.train.rows, config.train.batch_size, programs.width
+        )
+        source = Resident(*placed, programs.place_index(index))
+        state, seen = programs.run(state, source, np.int32(0), np.int32(len(index)))
+        losses.append(np.asarray(seen)[: len(index)])
+    return state, np.concatenate(losses)
+
+
+def prepared(data: Any, *trees: dict[str, Any]) -> Setup:
+    return prepare(config_of(*trees), data)
+
+
+def assert_trees_close(got: Any, want: Any, **tolerance: float) -> None:
+    got_leaves = jax.tree_util.tree_leaves_with_path(jax.device_get(got))
+    want_leaves = jax.tree_util.tree_leaves_with_path(jax.device_get(want))
+    assert [path for path, _ in got_leaves] == [path for path, _ in want_leaves]
+    for (path, a), (_, b) in zip(got_leaves, want_leaves, strict=True):
+        np.testing.assert_allclose(a, b, err_msg=jax.tree_util.keystr(path), **tolerance)

@@ -1,0 +1,136 @@
+"""Every way of training against the single device: losses, parameters and placement.
+
+SGD with momentum is the judge, for Adam hides a gradient that is off by a
+constant factor. 203 rows in batches of 50 leave a last batch of 3, and no
+batch divides by 8; widths 33, 24, 16 do and do not divide by 2 and 8.
+"""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+from helpers import assert_trees_close, prepared, run_steps
+
+from jmlp.step import STEPS
+
+MESHES = [
+    ("sharded", {"data": 8}),
+    ("sharded", {"data": 1, "fsdp": 8}),
+    ("sharded", {"data": 1, "model": 8}),
+    ("sharded", {"data": 2, "fsdp": 2, "model": 2}),
+    ("sharded", {"data": 3}),
+    ("pmap", {"data": 8}),
+    ("pmap", {"data": 5}),
+]
+KINDS = {
+    "plain": {},
+    "adamw": {"optim": {"name": "adamw", "learning_rate": 3e-3, "weight_decay": 0.1}},
+    "dropout": {"model": {"dropout": 0.3, "input_dropout": 0.1}},
+    "accumulate": {"optim": {"accumulate": 3, "clip_norm": 0.5}, "model": {"dropout": 0.2}},
+    "batch norm": {"model": {"norm": "batch", "activation": "tanh"}},
+    "gated residual": {
+        "model": {"norm": "layer", "activation": "swiglu", "residual": True, "dropout": 0.2}
+    },
+}
+HIDDEN = {"model": {"hidden": [33, 24, 16]}}
+
+
+def ids(value):
+    return value if isinstance(value, str) else "x".join(f"{k}{v}" for k, v in value.items())
+
+
+@functools.cache
+def _reference(kind, which):
+    return run_steps(prepared(_DATA[which], HIDDEN, KINDS[kind], {"step": "single"}))
+
+
+_DATA = {}
+
+
+@pytest.fixture(autouse=True)
+def data(blobs, curve):
+    _DATA.update(classes=blobs, values=curve)
+
+
+def test_every_step_kind_is_compared():
+    assert {name for name, _ in MESHES} == set(STEPS) - {"single"}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("step", "mesh"), MESHES, ids=ids)
+def test_step_matches_single_device(step, mesh, kind):
+    want, want_losses = _reference(kind, "classes")
+    setup = prepared(_DATA["classes"], HIDDEN, KINDS[kind], {"step": step, "mesh": mesh})
+    got, losses = run_steps(setup)
+
+    np.testing.assert_allclose(losses, want_losses, rtol=1e-5, atol=1e-6)
+    # Adam divides by the root of the second moment: rounding of a gradient near
+    # zero, as behind a norm, is magnified to a share of the learning rate.
+    assert_trees_close(got.params, want.params, atol=2e-5, rtol=2e-5)
+    assert_trees_close(got.model_state, want.model_state, atol=2e-5, rtol=2e-5)
+    assert int(got.step) == int(want.step) == 10
+    used = int(np.prod(list(mesh.values())))
+    for leaf, sharding in zip(
+        jax.tree.leaves(got.params), jax.tree.leaves(setup.programs.shardings.params), strict=True
+    ):
+        assert len(leaf.sharding.device_set) == used
+        assert leaf.sharding.is_equivalent_to(sharding, leaf.ndim)
+        assert leaf.sharding.shard_shape(leaf.shape) == sharding.shard_shape(leaf.shape)
+
+
+@pytest.mark.parametrize(("step", "mesh"), MESHES[3:6], ids=ids)
+def test_regression_matches_single_device(step, mesh):
+    want, want_losses = _reference("plain", "values")
+    got, losses = run_steps(prepared(_DATA["values"], HIDDEN, {"step": step, "mesh": mesh}))
+    np.testing.assert_allclose(losses, want_losses, rtol=1e-5, atol=1e-6)
+    assert_trees_close(got.params, want.params, atol=1e-5, rtol=1e-5)
+
+
+def test_losses_fall_and_differ():
+    """A comparison of constants would prove nothing."""
+    _, losses = _reference("plain", "classes")
+    assert losses[-2] < 0.7 * losses[0]
+    _, dropped = _reference("dropout", "classes")
+    assert np.abs(dropped - losses).max() > 0.01
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "lion", "lamb", "muon"])
+def test_optimizers_match_over_fsdp_and_model(blobs, optimizer):
+    optim = {"optim": {"name": optimizer, "learning_rate": 3e-3, "ema": 0.9}}
+    want, want_losses = run_steps(prepared(blobs, HIDDEN, optim, {"step": "single"}))
+    mesh = {"mesh": {"data": 2, "fsdp": 2, "model": 2}}
+    got, losses = run_steps(prepared(blobs, HIDDEN, optim, mesh))
+    # Lion moves by the sign of its momentum: a sign may turn where it is zero but for rounding.
+    tolerance = 1e-3 if optimizer == "lion" else 2e-5
+    np.testing.assert_allclose(losses, want_losses, rtol=tolerance, atol=tolerance)
+    for a, b in zip(jax.tree.leaves(got.params), jax.tree.leaves(want.params), strict=True):
+        off = np.abs(np.asarray(a) - np.asarray(b)) > tolerance
+        assert off.mean() < 0.01
+
+
+def test_accumulation_is_the_whole_batch(blobs):
+    """Micro-batches with their own dropout rows add up to the batch's gradient."""
+    dropout = {"model": {"dropout": 0.3}, "step": "single"}
+    want, _ = run_steps(prepared(blobs, HIDDEN, dropout))
+    got, _ = run_steps(prepared(blobs, HIDDEN, dropout, {"optim": {"accumulate": 7}}))
+    assert_trees_close(got.params, want.params, atol=1e-5, rtol=1e-5)
+
+
+def test_padding_rows_change_nothing(blobs):
+    """203 rows in one batch of 203 and in one of 1,000 give the same step."""
+    x, y = blobs
+    exact = prepared((x, y), HIDDEN, {"step": "single", "train": {"batch_size": 203}})
+    padded = prepared((x, y), HIDDEN, {"step": "single", "train": {"batch_size": 1000}})
+    a, _ = run_steps(exact, epochs=3)
+    b, _ = run_steps(padded, epochs=3)
+    assert_trees_close(a.params, b.params, atol=1e-6, rtol=1e-5)
+
+
+def test_bfloat16_computes_in_bfloat16_and_keeps_float32_parameters(blobs):
+    half = prepared(blobs, HIDDEN, {"model": {"dtype": "bfloat16"}, "mesh": {"data": 4}})
+    state, losses = run_steps(half)
+    _, exact = _reference("plain", "classes")
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(state.params)} == {"float32"}
+    difference = np.abs(losses - exact).max()
+    assert 1e-4 < difference < 0.1  # rounded, but the same run
