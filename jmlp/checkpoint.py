@@ -71,10 +71,9 @@ class Checkpoints:
                 todelete_subdir=_TRASH,
                 cleanup_tmp_directories=True,
             ),
-            # Not OCDBT: with a folder an array, an unreadable file names its parameter.
             item_handlers={
-                "params": ocp.PyTreeCheckpointHandler(use_ocdbt=False),
-                "training": ocp.PyTreeCheckpointHandler(use_ocdbt=False),
+                "params": _array_handler(),
+                "training": _array_handler(),
                 "meta": ocp.JsonCheckpointHandler(),
             },
         )
@@ -259,7 +258,7 @@ class Checkpoints:
             if params_only and item == "training":
                 continue
             self._check_names(item, want, expected)
-            reader = ocp.PyTreeCheckpointer(use_ocdbt=False)
+            reader = ocp.Checkpointer(_array_handler())
             for name, leaf in want.items():
                 target = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=put[name])}
                 args = ocp.args.PyTreeRestore(
@@ -287,6 +286,20 @@ class Checkpoints:
         if found != want:
             odd = sorted(found ^ want)[0]
             raise CheckpointError(f"holds another model or optimizer: {odd} is on one side only")
+
+
+def _array_handler() -> Any:
+    import orbax.checkpoint as ocp
+
+    handlers = ocp.type_handlers
+    # Cutting copied arrays so that each device writes a part means compiling a
+    # slice for every shape: seconds, to save milliseconds on arrays this small.
+    arrays = handlers.ArrayHandler(use_replica_parallel=False)
+    return ocp.PyTreeCheckpointHandler(
+        # With a folder an array, an unreadable file names its parameter.
+        use_ocdbt=False,
+        type_handler_registry=handlers.create_type_handler_registry((jax.Array, arrays)),
+    )
 
 
 @contextmanager

@@ -130,7 +130,9 @@ class Block(nnx.Module):
             "rms": lambda: nnx.RMSNorm(width, dtype=dtype, rngs=rngs),
             "batch": lambda: BatchNorm(width),
         }
-        self.linear = linear(inputs, width)
+        # Batch norm takes a bias away again; left with a gradient of nothing but
+        # rounding, it would wander under Adam, differently on every mesh.
+        self.linear = linear(inputs, width, use_bias=norm != "batch")
         self.gate = linear(inputs, width) if activation in GATED else None
         self.norm = norms[norm]()
         self.skip = linear(inputs, width, use_bias=False) if residual and inputs != width else None

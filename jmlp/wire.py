@@ -109,5 +109,10 @@ def _group(line: str) -> int:
     listed = re.search(r"replica_groups=\{\{([\d,]*)\}", line)
     if listed:
         return len(listed[1].split(","))
+    named = re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", line)
+    if named:  # mesh['a'=4,'b'=2] {'a','b':(1)2}: whole axes, or a part of one
+        sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", named[1])}
+        parts = re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", named[2])
+        return math.prod(int(part) if part else sizes[name] for name, part in parts)
     iota = re.search(r"replica_groups=\[\d+,(\d+)\]", line)
     return int(iota[1]) if iota else 2

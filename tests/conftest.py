@@ -1,5 +1,7 @@
 """Eight simulated devices, set up before anything else uses jax; never fewer."""
 
+import tempfile
+
 import jax
 import numpy as np
 import pytest
@@ -9,9 +11,19 @@ from jmlp import simulate_devices
 simulate_devices(8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
+# Most of a small run is compiling, and tests compile the same programs again and again.
+_cache = tempfile.TemporaryDirectory(prefix="jmlp-tests-")
+jax.config.update("jax_compilation_cache_dir", _cache.name)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
 
 def pytest_sessionstart(session):
     assert jax.device_count() == 8, f"{jax.device_count()} devices; need 8"
+
+
+def pytest_sessionfinish(session):
+    _cache.cleanup()
 
 
 @pytest.fixture(scope="session")

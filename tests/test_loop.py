@@ -90,7 +90,7 @@ def test_placements_and_calls_make_the_same_run(blobs):
 )
 def test_continue_on_another_mesh_and_step(blobs, tmp_path, step, mesh):
     want = train(blobs)
-    train(blobs, run_dir=tmp_path, report=Interrupt(9))
+    assert train(blobs, run_dir=tmp_path, report=Interrupt(9)).summary["interrupted"]
     notes = []
     report = Interrupt(10**9)
     report.note = notes.append
@@ -204,8 +204,8 @@ def test_the_run_directory(blobs, tmp_path):
     assert {"step", "epoch", "split", "loss", "samples_per_second", "seconds"} <= set(event)
     assert jmlp.load_config(run_dir / "config.yaml") == result.setup.config
     assert (run_dir / "checkpoints" / "20").is_dir()
-    hidden = [p.name for p in run_dir.rglob(".*")] + [p.name for p in run_dir.rglob("*tmp*")]
-    assert hidden == []
+    left = [p.name for p in run_dir.glob(".*")] + [p.name for p in run_dir.rglob("*tmp*")]
+    assert left == []
 
 
 def test_wire_bytes_count_the_gradient_once(blobs):

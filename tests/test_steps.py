@@ -28,7 +28,10 @@ KINDS = {
     "adamw": {"optim": {"name": "adamw", "learning_rate": 3e-3, "weight_decay": 0.1}},
     "dropout": {"model": {"dropout": 0.3, "input_dropout": 0.1}},
     "accumulate": {"optim": {"accumulate": 3, "clip_norm": 0.5}, "model": {"dropout": 0.2}},
-    "batch norm": {"model": {"norm": "batch", "activation": "tanh"}},
+    "batch norm": {
+        "model": {"norm": "batch", "activation": "tanh"},
+        "optim": {"name": "adamw", "learning_rate": 3e-3},
+    },
     "gated residual": {
         "model": {"norm": "layer", "activation": "swiglu", "residual": True, "dropout": 0.2}
     },

@@ -161,7 +161,7 @@ def _classes(part: _Part, config: DataConfig) -> tuple[int | str, ...]:
             _check_indices(part, whole, found)
     if len(found) < 2:
         raise DataError(
-            f"{_where(part, 0)}: all training rows have the class {y[0]!r}; "
+            f"{_where(part, 0)}: all training rows have the class {next(iter(found))!r}; "
             "a classifier needs at least two"
         )
     if len(found) > max(2, len(y) // 2):
