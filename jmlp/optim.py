@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from optax.contrib import MuonDimensionNumbers, muon
+from optax.contrib import MuonDimensionNumbers, scale_by_muon
 
 from jmlp.config import OptimConfig
 from jmlp.errors import ConfigError
@@ -45,13 +45,14 @@ def make_optimizer(config: OptimConfig, total_steps: int) -> optax.GradientTrans
     parts: list[optax.GradientTransformation] = []
     if config.clip_norm is not None:
         parts.append(optax.clip_by_global_norm(config.clip_norm))
-    parts += _muon(config, rate) if config.name == "muon" else _direction(config, rate)
+    parts += _direction(config)
+    parts.append(optax.scale_by_learning_rate(rate))
     if config.ema:
         parts.append(average_weights(config.ema))
     return optax.chain(*parts)
 
 
-def _direction(config: OptimConfig, rate: optax.Schedule) -> list[optax.GradientTransformation]:
+def _direction(config: OptimConfig) -> list[optax.GradientTransformation]:
     b2 = config.b2 if config.b2 is not None else (0.99 if config.name == "lion" else 0.999)
     adam = optax.scale_by_adam(config.b1, b2, config.eps)
     before, after = {
@@ -59,37 +60,44 @@ def _direction(config: OptimConfig, rate: optax.Schedule) -> list[optax.Gradient
         "momentum": ([optax.trace(config.momentum)], []),
         "adam": ([adam], []),
         "adamw": ([adam], []),
+        "muon": ([_muon(config)], []),
         "lion": ([optax.scale_by_lion(config.b1, b2)], []),
         # LAMB's trust ratio is taken after decay has been added (You et al. 2020, alg. 2).
         "lamb": ([adam], [optax.scale_by_trust_ratio()]),
     }[config.name]
     decay = [optax.add_decayed_weights(config.weight_decay, kernels)] if config.weight_decay else []
-    return [*before, *decay, *after, optax.scale_by_learning_rate(rate)]
+    return [*before, *decay, *after]
 
 
-def _muon(config: OptimConfig, rate: optax.Schedule) -> list[optax.GradientTransformation]:
-    def hidden_kernels(params: Any) -> Any:
-        def dims(path: tuple[Any, ...], leaf: jax.Array) -> MuonDimensionNumbers | None:
+def _muon(config: OptimConfig) -> optax.GradientTransformation:
+    """Muon's direction for hidden kernels, Adam's for the head, biases and norms.
+
+    Not `optax.contrib.muon`: that one decays the biases of its Adam part.
+    """
+
+    def labels(params: Any) -> Any:
+        def label(path: tuple[Any, ...], leaf: jax.Array) -> str:
             is_head = any(getattr(part, "key", None) == "head" for part in path)
-            return MuonDimensionNumbers(0, 1) if leaf.ndim == 2 and not is_head else None
+            return "muon" if leaf.ndim == 2 and not is_head else "adam"
 
-        return jax.tree_util.tree_map_with_path(dims, params)
+        return jax.tree_util.tree_map_with_path(label, params)
 
-    # consistent_rms gives Muon's updates the size of Adam's (Liu et al. 2025, eq. 4),
-    # so that one learning rate and one decay serve both.
-    return [
-        muon(
-            rate,
-            beta=config.momentum,
-            weight_decay=config.weight_decay,
-            weight_decay_mask=kernels,
-            adam_b1=config.b1,
-            adam_b2=0.999 if config.b2 is None else config.b2,
-            adam_weight_decay=config.weight_decay,
-            muon_weight_dimension_numbers=hidden_kernels,
-            consistent_rms=0.2,
-        )
-    ]
+    def as_matrices(params: Any) -> Any:
+        return jax.tree.map(lambda _: MuonDimensionNumbers(0, 1), params)
+
+    def match_rms(updates: Any, params: Any) -> Any:
+        # Brings Muon's updates to the size of Adam's (Liu et al. 2025, arXiv:2502.16982,
+        # eq. 4), so that one learning rate and one decay serve both.
+        return jax.tree.map(lambda u: 0.2 * max(u.shape) ** 0.5 * u, updates)
+
+    b2 = 0.999 if config.b2 is None else config.b2
+    direction = optax.chain(
+        scale_by_muon(beta=config.momentum, weight_dimension_numbers=as_matrices),
+        optax.stateless(match_rms),
+    )
+    return optax.partition(
+        {"muon": direction, "adam": optax.scale_by_adam(config.b1, b2, config.eps)}, labels
+    )
 
 
 def kernels(params: Any) -> Any:

@@ -1,6 +1,6 @@
 """Trains one config under several seeds; prints the test accuracy of each, mean and deviation.
 
-    python scripts/seeds.py configs/fashion_mnist.yaml --seeds 5
+python scripts/seeds.py configs/fashion_mnist.yaml --seeds 5
 """
 
 import argparse

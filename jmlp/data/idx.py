@@ -9,6 +9,7 @@ Source: LeCun, Cortes & Burges, the MNIST database, "file formats".
 
 import gzip
 import math
+import re
 import struct
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,8 +26,7 @@ _CHUNK = 1 << 20
 
 def is_idx(path: Path) -> bool:
     """Whether the name looks like an IDX file's."""
-    name = path.name.removesuffix(".gz")
-    return name.endswith(("-ubyte", ".idx")) or ".idx" in name or "-idx" in name
+    return re.search(r"([-.]idx\d?(-ubyte)?|-ubyte)(\.gz)?$", path.name) is not None
 
 
 def read(path: Path, columns: Columns) -> RawSplits:

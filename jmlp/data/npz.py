@@ -16,6 +16,7 @@ from numpy.lib import format as npy
 from jmlp.data.base import Columns, Raw, RawSplits, memory_limit_bytes, reading
 from jmlp.errors import DataError
 
+_WANTED = {f"{a}{s}" for a in "xy" for s in ("", "_train", "_val", "_valid", "_test")}
 _NAMES = {"train": ("", "_train"), "val": ("_val", "_valid"), "test": ("_test",)}
 
 
@@ -48,12 +49,12 @@ def _list(arrays: dict[str, Any]) -> str:
 
 
 def _arrays(path: Path) -> dict[str, np.ndarray]:
-    """Every array named x... or y..., checked against its size before it is read."""
+    """The arrays that are read here, checked against its size before it is read."""
     with open(path, "rb") as probe:
         if not probe.read(1):
             raise DataError(f"{path}: is empty; expected an npz archive")
     with zipfile.ZipFile(path) as archive:
-        members = [m for m in archive.infolist() if m.filename[:1] in "xy"]
+        members = [m for m in archive.infolist() if m.filename.removesuffix(".npy") in _WANTED]
         total = sum(member.file_size for member in members)
         if total > memory_limit_bytes():
             raise DataError(
@@ -75,8 +76,8 @@ def _check_header(path: Path, name: str, file: IO[bytes], size: int) -> None:
     shape, _, dtype = read_header(file)
     if dtype.hasobject:
         raise DataError(f"{path}: array {name!r} holds pickled objects, which are never loaded")
-    if dtype.kind not in "biufUS":
-        raise DataError(f"{path}: array {name!r} has dtype {dtype}; expected numbers")
+    if dtype.kind not in "biufUS" or not dtype.itemsize or min(shape, default=0) < 0:
+        raise DataError(f"{path}: array {name!r} is {shape} of {dtype}; expected numbers")
     need = math.prod(int(n) for n in shape) * dtype.itemsize + file.tell()
     if need != size:
         raise DataError(
@@ -97,17 +98,10 @@ def raw(origin: str, x: Any, y: Any, what: str = "x") -> Raw:
     x = x.reshape(len(x), -1)
     if y is None:
         return Raw(x, None, lambda row: f"{origin} row {row}")
-    labels = np.asarray(y)
-    if labels.dtype == object or labels.dtype.kind in "US":
-        labels = np.array([None if v is None else str(v) for v in labels.ravel()], object)
-    elif labels.dtype.kind == "b":
-        labels = labels.astype(np.int64)
-    else:
-        labels = _numbers(origin, "y", labels)
-        labels = labels.astype(np.int64) if np.asarray(y).dtype.kind in "iu" else labels
+    labels = _labels(origin, y)
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
-    if labels.ndim not in (1, 2) or len(labels) != len(x):
+    if labels.ndim not in (1, 2) or len(labels) != len(x) or not labels.size:
         raise DataError(f"{origin}: {what} has {len(x)} rows but y has shape {labels.shape}")
     k = 1 if labels.ndim == 1 else labels.shape[1]
     if labels.ndim == 2:
@@ -116,13 +110,37 @@ def raw(origin: str, x: Any, y: Any, what: str = "x") -> Raw:
     return Raw(x, labels, lambda row: f"{origin} row {row}", target_names=names, indices=True)
 
 
+def _labels(origin: str, y: Any) -> np.ndarray:
+    """Integers as int64, other numbers as float64, text as object with None if missing."""
+    with reading(Path(f"{origin}: y"), "array"):
+        labels = np.ma.asarray(y).filled(np.nan) if np.ma.isMaskedArray(y) else np.asarray(y)
+        if labels.dtype == object and not any(isinstance(v, str | bytes) for v in labels.flat):
+            labels = np.array([np.nan if v is None else v for v in labels.tolist()])
+        if labels.dtype == object or labels.dtype.kind in "US":
+            return np.array([_text(v) for v in labels.tolist()], object)
+        if labels.dtype.kind in "biu":
+            if labels.dtype == np.uint64 and labels.size and labels.max() > 2**62:
+                raise DataError(f"{origin}: y holds {labels.max()}; expected class indices")
+            return labels.astype(np.int64)
+        return _numbers(origin, "y", labels)
+
+
+def _text(value: Any) -> str | None:
+    if value is None or (isinstance(value, float) and np.isnan(value)):
+        return None
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
 def _numbers(origin: str, what: str, value: Any) -> np.ndarray:
-    try:
+    with reading(Path(f"{origin}: {what}"), "array of numbers"):
+        if np.ma.isMaskedArray(value):
+            value = np.ma.asarray(value, np.float64).filled(np.nan)
         array = np.asarray(value)
         if array.dtype == np.uint8:
             return array
-        if array.dtype.kind not in "biufO":
+        if array.dtype == object and any(isinstance(v, str | bytes) for v in array.flat):
+            raise ValueError("text among the values")
+        # bfloat16 and its like are "void" to numpy
+        if array.dtype.kind not in "biufO" and "float" not in array.dtype.name:
             raise ValueError(f"dtype {array.dtype}")
         return array.astype(np.float64)
-    except (TypeError, ValueError) as error:
-        raise DataError(f"{origin}: {what} is not numbers: {error}") from None

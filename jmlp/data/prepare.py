@@ -47,6 +47,11 @@ def make_dataset(raws: RawSplits, config: DataConfig, seed: int) -> Dataset:
                     f"{raws.train.x.shape[1]}"
                 )
             parts[name] = _usable(_Part(raw, np.arange(len(raw.x))), config, name, notes)
+    if any(part.raw.x.dtype != np.uint8 for part in parts.values()):  # one dtype for all
+        parts = {
+            name: part._replace(raw=part.raw._replace(x=part.raw.x.astype(np.float64, copy=False)))
+            for name, part in parts.items()
+        }
     task = _task(parts["train"], config)
     if config.task == "auto":
         names = ", ".join(raws.train.target_names)
@@ -131,11 +136,12 @@ def _missing_targets(y: np.ndarray) -> np.ndarray:
 
 def _task(part: _Part, config: DataConfig) -> str:
     y = part.y()
+    if config.classes and (config.task == "regression" or y.ndim == 2):
+        raise DataError(f"data.classes={config.classes} goes with one target of classes")
     if config.task != "auto":
         if config.task == "regression" and y.dtype == object:
-            raise DataError(
-                f"{_where(part, 0)}: the target is text ({y[0]!r}); it has no regression"
-            )
+            row = next((i for i, value in enumerate(y) if not _is_number(value)), 0)
+            raise DataError(f"{_where(part, row)}: the target {y[row]!r} is not a number")
         if config.task == "classification" and y.ndim == 2:
             raise DataError(f"{_where(part, 0)}: classification has one target; got {y.shape[1]}")
         return config.task
@@ -147,9 +153,22 @@ def _task(part: _Part, config: DataConfig) -> str:
     return "classification" if integral and len(np.unique(y)) <= _FEW else "regression"
 
 
+def _is_number(value: object) -> bool:
+    try:
+        float(value)  # type: ignore[arg-type]
+        return True
+    except (TypeError, ValueError):
+        return False
+
+
 def _classes(part: _Part, config: DataConfig) -> tuple[int | str, ...]:
     """The label of each class index, from the training rows."""
     y = part.y()
+    if y.dtype == object and config.classes:
+        raise DataError(
+            f"{_where(part, 0)}: class {y[0]!r} is out of range; data.classes={config.classes} "
+            "wants whole numbers from 0"
+        )
     if y.dtype == object:
         found: tuple[int | str, ...] = tuple(sorted(set(y.tolist())))
     else:
@@ -174,11 +193,11 @@ def _classes(part: _Part, config: DataConfig) -> tuple[int | str, ...]:
 
 def _whole(part: _Part) -> np.ndarray:
     y = part.y()
-    broken = np.flatnonzero(y != np.floor(y))
+    broken = np.flatnonzero((y != np.floor(y)) | (np.abs(y) > 2**53))
     if len(broken):
         raise DataError(
-            f"{_where(part, int(broken[0]))}: class {y[broken[0]]} is not a whole number. "
-            "If the target is a quantity, set data.task=regression."
+            f"{_where(part, int(broken[0]))}: class {y[broken[0]]} is not a whole number "
+            "or too large. If the target is a quantity, set data.task=regression."
         )
     return y.astype(np.int64)
 
@@ -200,14 +219,22 @@ def _check_indices(part: _Part, y: np.ndarray, found: Sequence[int | str]) -> No
 
 def encode_labels(part_y: np.ndarray, classes: Sequence[int | str]) -> np.ndarray:
     """(N,) class indices; -1 for a label that is not among `classes`."""
-    if part_y.dtype == object:
-        known = {str(label): index for index, label in enumerate(classes)}
-        return np.array([known.get(str(value), -1) for value in part_y], np.int32)
-    labels = np.array([c if isinstance(c, int) else np.nan for c in classes], np.float64)
+    if part_y.dtype == object or any(isinstance(c, str) for c in classes):
+        known = {_word(label): index for index, label in enumerate(classes)}
+        return np.array([known.get(_word(value), -1) for value in part_y.tolist()], np.int32)
+    labels = np.array(classes, np.float64)
     order = np.argsort(labels)
     place = np.clip(np.searchsorted(labels, part_y, sorter=order), 0, len(labels) - 1)
     index = order[place]
     return np.where(labels[index] == part_y, index, -1).astype(np.int32)
+
+
+def _word(label: object) -> str:
+    """A label as text; 1, 1.0 and "1" are one label, whichever way a file has it."""
+    try:
+        return f"{float(label):.17g}"  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return str(label)
 
 
 def _encode(part: _Part, classes: Sequence[int | str], config: DataConfig) -> np.ndarray:
@@ -336,8 +363,8 @@ def _moments(x: np.ndarray, train: _Part) -> tuple[np.ndarray, np.ndarray]:
     count = finite.sum(0)
     mean = small.sum(0) / count
     deviation = np.sqrt((np.where(finite, small - mean, 0) ** 2).sum(0) / count)
-    # A constant column's mean is off by rounding: what is left is not a scale.
-    constant = deviation <= 1e-14 * np.sqrt(count)
+    # A constant column's deviation is the rounding of its mean: no scale.
+    constant = np.where(finite, x, np.inf).min(0) == np.where(finite, x, -np.inf).max(0)
     return mean * unit, np.where(constant, 1.0, np.maximum(deviation * unit, 1e-300))
 
 
@@ -379,7 +406,8 @@ def scale_labelled(raw: Raw, schema: Schema) -> np.ndarray:
         classes = range(schema.outputs) if named else schema.classes
         return _encode(part, tuple(classes), DataConfig())
     if raw.y.dtype == object:
-        raise DataError(f"{raw.where(0)}: the target is text ({raw.y[0]!r}); expected numbers")
+        row = next((i for i, value in enumerate(raw.y) if not _is_number(value)), 0)
+        raise DataError(f"{raw.where(row)}: the target {raw.y[row]!r} is not a number")
     y = _targets(part)
     if y.shape[1] != schema.outputs:
         raise DataError(f"{raw.where(0)}: {y.shape[1]} targets; the model has {schema.outputs}")

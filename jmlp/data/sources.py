@@ -9,7 +9,7 @@ import numpy as np
 
 from jmlp.config import DataConfig
 from jmlp.data import SOURCES, idx, npz
-from jmlp.data.base import Columns, Dataset, Raw, RawSplits, Reader, Schema, Split
+from jmlp.data.base import Columns, Dataset, Raw, RawSplits, Reader, Schema, Split, reading
 from jmlp.data.prepare import make_dataset, raise_missing, scale_features, scale_labelled
 from jmlp.errors import DataError
 
@@ -78,10 +78,11 @@ def resolve(path: str) -> Path:
       DataError: it is in none of them.
     """
     roots = [r for r in os.environ.get("JMLP_DATA", "").split(os.pathsep) if r]
-    places = [Path(path).expanduser(), *(Path(root) / path for root in [*roots, _SHARED])]
+    places = [Path(os.path.expanduser(path)), *(Path(root) / path for root in [*roots, _SHARED])]
     for place in places:
-        if place.exists():
-            return place
+        with reading(place, "path"):
+            if place.exists():
+                return place
     looked = ", ".join(dict.fromkeys(map(str, places)))
     hint = " On Debian: apt install dataset-fashion-mnist." if "fashion-mnist" in path else ""
     raise DataError(f"no {path}: looked for {looked}. Set data.path or $JMLP_DATA.{hint}")

@@ -23,6 +23,7 @@ _NUMBER = r"^[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?$"
 _INFINITE = r"^[+-]?(inf|infinity)$"
 _MISSING = ("", "na", "n/a", "nan", "null", "none", "?")
 _CELL_LIMIT = 1 << 20
+_BLOCK = 16 << 20  # no row may be longer
 
 Find = Callable[[int], str]  # row index -> where it is in the file
 
@@ -91,8 +92,8 @@ def _choose(path: Path, names: Sequence[str], columns: Columns) -> tuple[list[st
             near = difflib.get_close_matches(name, names, 1)
             hint = f"; did you mean {near[0]!r}?" if near else "."
             raise DataError(f"{path}: no column {name!r}{hint} It has: {_some(names)}")
-    if not columns.labelled:
-        return list(columns.features), []
+    if not columns.labelled:  # a model of arrays knows no names: every column, in order
+        return list(columns.features or names), []
     if not columns.target:
         raise DataError(
             f"{path}: set data.target to the column to predict, e.g. --data.target={names[-1]}. "
@@ -199,7 +200,7 @@ def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
     """(line number, cells) of each row that is not blank, header included, one at a time."""
     with _open(path) as file, io.TextIOWrapper(file, "utf-8-sig", newline="") as text:
         csv.field_size_limit(_CELL_LIMIT)
-        reader = csv.reader(text)
+        reader = csv.reader(text, strict=True)
         while True:
             begin = reader.line_num + 1
             try:
@@ -246,10 +247,14 @@ def _csv_columns(path: Path, names: Sequence[str]) -> Any:
         return "skip"
 
     try:
+        _check_quotes(path)
         with _open(path) as file:
+            _skip_blank_lines(file)
             table = pacsv.read_csv(
                 file,
-                pacsv.ReadOptions(column_names=list(names), skip_rows_after_names=1),
+                pacsv.ReadOptions(
+                    column_names=list(names), skip_rows_after_names=1, block_size=_BLOCK
+                ),
                 pacsv.ParseOptions(newlines_in_values=True, invalid_row_handler=note),
                 pacsv.ConvertOptions(
                     column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False
@@ -264,6 +269,24 @@ def _csv_columns(path: Path, names: Sequence[str]) -> Any:
         _find_fault(path, len(names))
         raise DataError(f"{path}: has a header but no rows")
     return table
+
+
+def _check_quotes(path: Path) -> None:
+    """Reads a file with quotes strictly once: a quote that is never closed hides rows."""
+    with _open(path) as file:
+        quoted = any(b'"' in block for block in iter(lambda: file.read(1 << 20), b""))
+    if quoted:
+        for _ in _rows(path):
+            pass
+
+
+def _skip_blank_lines(file: IO[bytes]) -> None:
+    while True:
+        at = file.tell()
+        line = file.readline()
+        if line.strip() or not line:
+            file.seek(at)
+            return
 
 
 def _find_fault(path: Path, width: int) -> None:

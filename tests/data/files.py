@@ -25,7 +25,9 @@ def write_idx(folder, rows=40, test_rows=10, zipped=True, classes=4):
         labels = (np.arange(n) % classes).astype(np.uint8)
         for kind, array in (("images-idx3", images), ("labels-idx1", labels)):
             raw = idx_bytes(array)
-            (folder / f"{name}-{kind}-ubyte{end}").write_bytes(gzip.compress(raw) if zipped else raw)
+            (folder / f"{name}-{kind}-ubyte{end}").write_bytes(
+                gzip.compress(raw) if zipped else raw
+            )
     return folder
 
 
