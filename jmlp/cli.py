@@ -157,7 +157,7 @@ def split_overrides(args: Sequence[str]) -> tuple[list[str], list[str]]:
         arg = args.pop(0)
         key, _, value = arg.partition("=")
         name = key.removeprefix("--").replace("-", "_")
-        if not key.startswith("--") or ("." not in name and name not in Config.model_fields):
+        if not key.startswith("--") or ("." not in name and name not in ("seed", "step")):
             rest.append(arg)
         elif "=" in arg:
             overrides.append(f"--{name}={value}")
@@ -285,7 +285,10 @@ def _reporter(as_json: bool) -> Any:
 
     from jmlp.report import Reporter
 
-    return Reporter(Console(stderr=as_json))
+    console = Console(stderr=as_json)
+    if not console.is_terminal:  # a file or a pipe has no width to keep to
+        console = Console(stderr=as_json, width=200)
+    return Reporter(console)
 
 
 def _finish(as_json: bool, result: dict[str, Any]) -> int:

@@ -69,14 +69,16 @@ def train(
     """
     report = report or Reporter.quiet()
     with ExitStack() as stack:
-        directory = None
+        directory, resolved = None, parse_config(config)
         if run_dir is not None:
             directory = stack.enter_context(RunDir(run_dir))
-            resolved, _ = resolve_mesh(parse_config(config))
-            for change in directory.adopt(_with_full_paths(resolved)):
+            resolved = _with_full_paths(resolve_mesh(resolved)[0])
+            for change in directory.check(resolved):
                 report.note(f"continuing with {change}: same run within float32 rounding")
         report.note("loading data and models ...")
         setup = prepare(config, data, model=model, tx=tx, rules=rules)
+        if directory:
+            directory.adopt(resolved)
         checkpoints = None
         if directory:
             checkpoints = stack.enter_context(open_checkpoints(setup.config, directory.checkpoints))

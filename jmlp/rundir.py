@@ -65,8 +65,8 @@ class RunDir:
     def __exit__(self, *_: Any) -> None:
         self._lock.close()  # the file stays: removing it would race with the next writer
 
-    def adopt(self, config: Config) -> list[str]:
-        """Writes config.yaml, or checks that the run here has the same config.
+    def check(self, config: Config) -> list[str]:
+        """Checks that the run here, if it has got to a checkpoint, has the same config.
 
         Returns:
           One line for each key that differs and may: where a run computes, not what.
@@ -74,9 +74,8 @@ class RunDir:
         Raises:
           RunDirError: another key differs.
         """
-        path = self.path / "config.yaml"
         changed: list[str] = []
-        if path.exists():
+        if any(self.checkpoints.glob("[0-9]*")):
             old, new = flatten(read_config(self.path)), flatten(config)
             differ = [key for key in new if old.get(key) != new[key]]
             refused = [key for key in differ if key not in WHERE_KEYS]
@@ -88,8 +87,12 @@ class RunDir:
                     "for a new run."
                 )
             changed = [f"{key}: {old.get(key)!r} -> {new[key]!r}" for key in differ]
-        write_atomically(path, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
         return changed
+
+    def adopt(self, config: Config) -> None:
+        """Writes config.yaml, every default written out."""
+        text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+        write_atomically(self.path / "config.yaml", text)
 
     def _free_name(self) -> Path:
         return next(
