@@ -25,8 +25,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
+from jmlp.digest import digests
 from jmlp.errors import CheckpointError, TrainingError
 from jmlp.layout import path_of
 from jmlp.step.base import TrainState
@@ -56,7 +56,7 @@ class Checkpoints:
     def __init__(self, directory: Path, *, keep: int = 3, best: tuple[str, str] | None = None):
         self.directory = directory.absolute()
         self.keep, self.best = keep, best
-        self._digest = jax.jit(_digests)
+        self._digest = jax.jit(digests)
 
     @functools.cached_property
     def _manager(self) -> Any:
@@ -127,11 +127,9 @@ class Checkpoints:
 
         step = int(state.step)
         params, training = _items(state)
-        digests, finite = jax.device_get(self._digest({**params, **training}))
+        found, finite = jax.device_get(self._digest({**params, **training}))
         self._check_values(step, finite)
-        body = dict(
-            meta, metrics=metrics or {}, digests={k: v.tolist() for k, v in digests.items()}
-        )
+        body = dict(meta, metrics=metrics or {}, digests={k: v.tolist() for k, v in found.items()})
         self.wait()
         try:
             self._manager.save(
@@ -270,8 +268,8 @@ class Checkpoints:
                 with _reading(name):
                     found = reader.restore(self.directory / str(step) / item, args=args)
                 leaves[name] = found[name]
-        digests, _ = jax.device_get(self._digest(leaves))
-        wrong = [name for name in leaves if not np.array_equal(digests[name], expected[name])]
+        found, _ = jax.device_get(self._digest(leaves))
+        wrong = [name for name in leaves if not np.array_equal(found[name], expected[name])]
         if wrong:
             raise CheckpointError(f"changed since it was saved: {', '.join(sorted(wrong))}")
         return _state(abstract, leaves)
@@ -357,47 +355,6 @@ def _state(abstract: TrainState, leaves: dict[str, Any]) -> TrainState:
         return jax.random.wrap_key_data(found) if is_key and found is not leaf else found
 
     return jax.tree_util.tree_map_with_path(pick, abstract)
-
-
-def _digests(leaves: dict[str, jax.Array]) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
-    finite = {
-        name: jnp.isfinite(leaf).all()
-        if jnp.issubdtype(leaf.dtype, jnp.inexact)
-        else jnp.bool_(True)
-        for name, leaf in leaves.items()
-    }
-    return {name: leaf_digest(leaf) for name, leaf in leaves.items()}, finite
-
-
-def leaf_digest(leaf: jax.Array) -> jax.Array:
-    """(2,) uint32 over the bits of `leaf` and their places.
-
-    Sums of uint32 wrap and do not depend on their order, so the digest is the
-    same on any mesh. Each word is multiplied by an odd number drawn from its
-    place: one changed bit always changes the first sum. It guards against
-    accidents, not against an attacker.
-    """
-    if leaf.dtype == jnp.bool_:
-        leaf = leaf.astype(jnp.uint8)
-    unsigned = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[leaf.dtype.itemsize]
-    words = lax.bitcast_convert_type(leaf, unsigned).astype(jnp.uint32)
-    place, stride = jnp.zeros(leaf.shape, jnp.uint32), 1
-    for dim in reversed(range(leaf.ndim)):
-        place += lax.broadcasted_iota(jnp.uint32, leaf.shape, dim) * jnp.uint32(stride % 2**32)
-        stride *= leaf.shape[dim]
-    return jnp.stack(
-        [
-            jnp.sum(words * (_mix(place, 1) | 1), dtype=jnp.uint32),
-            jnp.sum(_mix(words, 7) * (_mix(place, 0x9E3779B9) | 1), dtype=jnp.uint32),
-        ]
-    )
-
-
-def _mix(x: jax.Array, add: int) -> jax.Array:
-    # The finaliser of lowbias32 (Wellons 2018): every input bit reaches every output bit.
-    x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
-    x = (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)
-    return (x ^ (x >> 16)) + jnp.uint32(add)
 
 
 def _seal(body: dict[str, Any]) -> dict[str, str]:

@@ -15,8 +15,9 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import jmlp
-from jmlp.checkpoint import Checkpoints, leaf_digest
+from jmlp.checkpoint import Checkpoints
 from jmlp.config import MeshConfig
+from jmlp.digest import leaf_digest
 from jmlp.errors import CheckpointError, TrainingError
 from jmlp.fingerprint import fingerprint
 from jmlp.mesh import make_mesh

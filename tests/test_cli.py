@@ -83,7 +83,7 @@ def test_train_on_simulated_devices(folder):
 
 
 def test_the_same_command_again_is_the_same_run(folder):
-    path, done = folder
+    path, _done = folder
     again = jmlp("train", "small.yaml", cwd=path)
     assert again.returncode == 0, again.stderr
     assert "continuing at step 60 of 60" in again.stdout

@@ -9,11 +9,12 @@ ROOT = Path(jmlp.__file__).parent
 # A module imports only from lines above its own.
 ORDER = """
 errors yaml12 config
-data.base data.batches data.builtin data.idx data.npz data.table data data.prepare data.sources
+data.base data.batches data.builtin data.idx data.npz data.table data
+data.labels data.prepare data.sources
 model mesh layout optim
 step.base step.single step.sharded step.pmap step
 program wire fingerprint environment
-rundir report checkpoint feed build interrupt loop inference show
+rundir report digest checkpoint feed build interrupt loop inference show
 bench.step bench
 cli __main__ __init__
 """.split()

@@ -6,39 +6,30 @@ schema, so that prediction repeats exactly what training did.
 
 import hashlib
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 
 from jmlp.config import DataConfig
 from jmlp.data.base import Dataset, Raw, RawSplits, Schema, Split
+from jmlp.data.labels import (
+    Part,
+    encode,
+    find_classes,
+    find_task,
+    is_number,
+    missing_targets,
+    targets_of,
+    where_of,
+)
 from jmlp.errors import DataError
 
-_FEW = 20  # so many distinct integers are classes still
 _SPLIT_STREAM = 2**63  # keeps the splits' random stream apart from the epochs'
-
-
-class _Part(NamedTuple):
-    """Raw rows with the ones in use: `rows` index into `raw`."""
-
-    raw: Raw
-    rows: np.ndarray
-
-    def x(self) -> np.ndarray:
-        return self.raw.x[self.rows]
-
-    def y(self) -> np.ndarray:
-        assert self.raw.y is not None
-        return self.raw.y[self.rows]
-
-    def take(self, chosen: np.ndarray) -> "_Part":
-        return _Part(self.raw, self.rows[chosen])
 
 
 def make_dataset(raws: RawSplits, config: DataConfig, seed: int) -> Dataset:
     """Splits, encodes and scales. Raises DataError naming file, row and column."""
     notes: list[str] = []
-    parts: dict[str, _Part] = {}
+    parts: dict[str, Part] = {}
     for name, raw in raws._asdict().items():
         if raw is not None:
             if raw.x.shape[1] != raws.train.x.shape[1]:
@@ -46,26 +37,26 @@ def make_dataset(raws: RawSplits, config: DataConfig, seed: int) -> Dataset:
                     f"{raw.where(0)}: {raw.x.shape[1]} features, but the training rows have "
                     f"{raws.train.x.shape[1]}"
                 )
-            parts[name] = _usable(_Part(raw, np.arange(len(raw.x))), config, name, notes)
+            parts[name] = _usable(Part(raw, np.arange(len(raw.x))), config, name, notes)
     if any(part.raw.x.dtype != np.uint8 for part in parts.values()):  # one dtype for all
         parts = {
             name: part._replace(raw=part.raw._replace(x=part.raw.x.astype(np.float64, copy=False)))
             for name, part in parts.items()
         }
-    task = _task(parts["train"], config)
+    task = find_task(parts["train"], config)
     if config.task == "auto":
         names = ", ".join(raws.train.target_names)
         notes.append(f"data.task=auto: {task} of {names or 'y'}")
-    classes = _classes(parts["train"], config) if task == "classification" else ()
+    classes = find_classes(parts["train"], config) if task == "classification" else ()
     encoded = {
-        name: _encode(part, classes, config) if classes else _targets(part)
+        name: encode(part, classes, config) if classes else targets_of(part)
         for name, part in parts.items()
     }
     _draw(parts, encoded, config, seed, bool(classes))
     schema = _fit(parts["train"], encoded["train"], task, classes, config)
     splits = {
         name: Split(
-            scale_features(part.x(), schema, lambda row, part=part: _where(part, row)),
+            scale_features(part.x(), schema, lambda row, part=part: where_of(part, row)),
             encoded[name] if classes else _scale_targets(encoded[name], schema),
         )
         for name, part in parts.items()
@@ -78,17 +69,13 @@ def make_dataset(raws: RawSplits, config: DataConfig, seed: int) -> Dataset:
     )  # fmt: skip
 
 
-def _where(part: _Part, row: int) -> str:
-    return part.raw.where(int(part.rows[row]))
-
-
 # Rows that can be used.
 
 
-def _usable(part: _Part, config: DataConfig, name: str, notes: list[str]) -> _Part:
+def _usable(part: Part, config: DataConfig, name: str, notes: list[str]) -> Part:
     """Without rows that `data.missing` drops. Raises for what it does not allow."""
     raw = part.raw
-    bad_target = _missing_targets(part.y())
+    bad_target = missing_targets(part.y())
     bad = ~np.isfinite(raw.x).all(1) if raw.x.dtype.kind == "f" else np.zeros(len(raw.x), bool)
     if config.missing != "drop":
         refused = np.flatnonzero(bad_target)
@@ -123,143 +110,11 @@ def raise_missing(raw: Raw, row: int, count: int) -> None:
     )
 
 
-def _missing_targets(y: np.ndarray) -> np.ndarray:
-    if y.dtype == object:
-        return np.array([value is None for value in y], bool)
-    if y.dtype.kind != "f":
-        return np.zeros(len(y), bool)
-    return np.asarray(~np.isfinite(y).reshape(len(y), -1).all(axis=1))
-
-
-# Targets.
-
-
-def _task(part: _Part, config: DataConfig) -> str:
-    y = part.y()
-    if config.classes and (config.task == "regression" or y.ndim == 2):
-        raise DataError(f"data.classes={config.classes} goes with one target of classes")
-    if config.task != "auto":
-        if config.task == "regression" and y.dtype == object:
-            row = next((i for i, value in enumerate(y) if not _is_number(value)), 0)
-            raise DataError(f"{_where(part, row)}: the target {y[row]!r} is not a number")
-        if config.task == "classification" and y.ndim == 2:
-            raise DataError(f"{_where(part, 0)}: classification has one target; got {y.shape[1]}")
-        return config.task
-    if y.ndim == 2:
-        return "regression"
-    if y.dtype == object or y.dtype.kind in "iu" or config.classes:
-        return "classification"
-    integral = bool((y == np.floor(y)).all())
-    return "classification" if integral and len(np.unique(y)) <= _FEW else "regression"
-
-
-def _is_number(value: object) -> bool:
-    try:
-        float(value)  # type: ignore[arg-type]
-        return True
-    except (TypeError, ValueError):
-        return False
-
-
-def _classes(part: _Part, config: DataConfig) -> tuple[int | str, ...]:
-    """The label of each class index, from the training rows."""
-    y = part.y()
-    if y.dtype == object and config.classes:
-        raise DataError(
-            f"{_where(part, 0)}: class {y[0]!r} is out of range; data.classes={config.classes} "
-            "wants whole numbers from 0"
-        )
-    if y.dtype == object:
-        found: tuple[int | str, ...] = tuple(sorted(set(y.tolist())))
-    else:
-        whole = _whole(part)
-        if config.classes:
-            return tuple(range(config.classes))
-        found = tuple(map(int, np.unique(whole)))
-        if part.raw.indices:
-            _check_indices(part, whole, found)
-    if len(found) < 2:
-        raise DataError(
-            f"{_where(part, 0)}: all training rows have the class {next(iter(found))!r}; "
-            "a classifier needs at least two"
-        )
-    if len(found) > max(2, len(y) // 2):
-        raise DataError(
-            f"{_where(part, 0)}: {len(found)} different labels in {len(y)} rows. "
-            "If the target is a quantity, set data.task=regression."
-        )
-    return found
-
-
-def _whole(part: _Part) -> np.ndarray:
-    y = part.y()
-    broken = np.flatnonzero((y != np.floor(y)) | (np.abs(y) > 2**53))
-    if len(broken):
-        raise DataError(
-            f"{_where(part, int(broken[0]))}: class {y[broken[0]]} is not a whole number "
-            "or too large. If the target is a quantity, set data.task=regression."
-        )
-    return y.astype(np.int64)
-
-
-def _check_indices(part: _Part, y: np.ndarray, found: Sequence[int | str]) -> None:
-    """Class indices start at 0 and leave few gaps; -1 and 1 are a pair of labels."""
-    low = int(y.argmin())
-    if y[low] < 0 and len(found) != 2:
-        raise DataError(
-            f"{_where(part, low)}: class index {y[low]} is out of range; expected 0 or more"
-        )
-    high = int(y.argmax())
-    if y[high] >= 10 * len(found) + 100:
-        raise DataError(
-            f"{_where(part, high)}: class index {y[high]} is out of range for {len(found)} "
-            "different classes; set data.classes if it is meant"
-        )
-
-
-def encode_labels(part_y: np.ndarray, classes: Sequence[int | str]) -> np.ndarray:
-    """(N,) class indices; -1 for a label that is not among `classes`."""
-    if part_y.dtype == object or any(isinstance(c, str) for c in classes):
-        known = {_word(label): index for index, label in enumerate(classes)}
-        return np.array([known.get(_word(value), -1) for value in part_y.tolist()], np.int32)
-    labels = np.array(classes, np.float64)
-    order = np.argsort(labels)
-    place = np.clip(np.searchsorted(labels, part_y, sorter=order), 0, len(labels) - 1)
-    index = order[place]
-    return np.where(labels[index] == part_y, index, -1).astype(np.int32)
-
-
-def _word(label: object) -> str:
-    """A label as text; 1, 1.0 and "1" are one label, whichever way a file has it."""
-    try:
-        return f"{float(label):.17g}"  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        return str(label)
-
-
-def _encode(part: _Part, classes: Sequence[int | str], config: DataConfig) -> np.ndarray:
-    index = encode_labels(part.y(), classes)
-    unknown = np.flatnonzero(index < 0)
-    if len(unknown):
-        row = int(unknown[0])
-        names = ", ".join(map(str, classes[:20])) + (", ..." if len(classes) > 20 else "")
-        raise DataError(
-            f"{_where(part, row)}: class {part.y()[row]} is out of range; expected one of {names}"
-            + ("" if config.classes else " (the training rows' classes)")
-        )
-    return index
-
-
-def _targets(part: _Part) -> np.ndarray:
-    y = part.y()
-    return (y[:, None] if y.ndim == 1 else y).astype(np.float64)
-
-
 # Splits.
 
 
 def _draw(
-    parts: dict[str, _Part],
+    parts: dict[str, Part],
     encoded: dict[str, np.ndarray],
     config: DataConfig,
     seed: int,
@@ -277,7 +132,7 @@ def _draw(
         chosen = draw(y if stratify else np.zeros(len(y), np.int32), fraction, rng)
         if not len(chosen) or len(chosen) == len(y):
             raise DataError(
-                f"{_where(train, 0)}: {len(y)} rows are too few to draw {fraction:.0%} for {name}; "
+                f"{where_of(train, 0)}: {len(y)} rows are too few to draw {name} rows from; "
                 f"set data.{name}_fraction=0 or give data.{name}_path"
             )
         rest = np.setdiff1d(np.arange(len(y)), chosen)
@@ -308,7 +163,7 @@ def draw(y: np.ndarray, fraction: float, rng: np.random.Generator) -> np.ndarray
 
 
 def _fit(
-    train: _Part, y: np.ndarray, task: str, classes: Sequence[int | str], config: DataConfig
+    train: Part, y: np.ndarray, task: str, classes: Sequence[int | str], config: DataConfig
 ) -> Schema:
     x = train.x()
     fill: np.ndarray = np.zeros(0)
@@ -347,7 +202,7 @@ def _fit(
     )
 
 
-def _moments(x: np.ndarray, train: _Part) -> tuple[np.ndarray, np.ndarray]:
+def _moments(x: np.ndarray, train: Part) -> tuple[np.ndarray, np.ndarray]:
     """Mean and deviation (1 if constant) of each column's finite values.
 
     Columns are brought near 1 first, so that squares of 1e300 do not overflow.
@@ -356,7 +211,7 @@ def _moments(x: np.ndarray, train: _Part) -> tuple[np.ndarray, np.ndarray]:
     empty = np.flatnonzero(~finite.any(0))
     if len(empty):
         name = train.raw.column(int(empty[0]))
-        raise DataError(f"{_where(train, 0)}: {name} has no value in any training row")
+        raise DataError(f"{where_of(train, 0)}: {name} has no value in any training row")
     largest = np.abs(np.where(finite, x, 0)).max(0)
     unit = np.where(largest > 0, largest, 1.0)
     small = np.where(finite, x, 0) / unit
@@ -397,18 +252,18 @@ def _scale_targets(y: np.ndarray, schema: Schema) -> np.ndarray:
 def scale_labelled(raw: Raw, schema: Schema) -> np.ndarray:
     """Class indices or scaled targets of rows read for a trained schema."""
     assert raw.y is not None
-    part = _Part(raw, np.arange(len(raw.y)))
-    bad = np.flatnonzero(_missing_targets(raw.y))
+    part = Part(raw, np.arange(len(raw.y)))
+    bad = np.flatnonzero(missing_targets(raw.y))
     if len(bad):
         raise DataError(f"{raw.where(int(bad[0]))}: the target is missing")
     if schema.task == "classification":
         named = raw.class_names and set(map(str, schema.classes)) == set(raw.class_names)
         classes = range(schema.outputs) if named else schema.classes
-        return _encode(part, tuple(classes), DataConfig())
+        return encode(part, tuple(classes), DataConfig())
     if raw.y.dtype == object:
-        row = next((i for i, value in enumerate(raw.y) if not _is_number(value)), 0)
+        row = next((i for i, value in enumerate(raw.y) if not is_number(value)), 0)
         raise DataError(f"{raw.where(row)}: the target {raw.y[row]!r} is not a number")
-    y = _targets(part)
+    y = targets_of(part)
     if y.shape[1] != schema.outputs:
         raise DataError(f"{raw.where(0)}: {y.shape[1]} targets; the model has {schema.outputs}")
     return _scale_targets(y, schema)

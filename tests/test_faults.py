@@ -1,0 +1,43 @@
+"""The scripts that break runs on purpose, in short; CI runs these as well."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+def script(name, *args):
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "PJRT_", "XLA_"))}
+    return subprocess.run(
+        [sys.executable, ROOT / "scripts" / name, *args],
+        env=clean | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=1200,
+    )
+
+
+@pytest.mark.slow
+def test_kills_do_not_change_the_run():
+    done = script("kill_run.py", "--kills", "6")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "6 kills landed; fingerprints are equal" in done.stdout
+
+
+@pytest.mark.slow
+def test_damage_is_never_silently_wrong():
+    done = script("corrupt.py", "--flips", "40", "--cuts", "10")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "WRONG" not in done.stdout
+    assert "flip reported" in done.stdout
+
+
+@pytest.mark.slow
+def test_simulated_devices_do_not_hang():
+    done = script("soak.py", "--times", "3", "--steps", "1500")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "3 of 3 ended; 0 hung or failed" in done.stdout
