@@ -267,6 +267,9 @@ class Checkpoints:
                 # One leaf at a time costs milliseconds and lets an error name its leaf.
                 with _reading(name):
                     found = reader.restore(self.directory / str(step) / item, args=args)
+                    # A leaf that Orbax does not find it hands back as it was asked for.
+                    if not isinstance(found[name], jax.Array):
+                        raise LookupError("it is missing")
                 leaves[name] = found[name]
         found, _ = jax.device_get(self._digest(leaves))
         wrong = [name for name in leaves if not np.array_equal(found[name], expected[name])]

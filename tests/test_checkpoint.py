@@ -176,6 +176,18 @@ def test_nothing_left_to_use_says_why(finished, tmp_path):
     assert str(caught.value).count("meta: ") == 3
 
 
+def test_a_renamed_leaf_is_missed(finished, tmp_path):
+    """One bit in Orbax's own list of names; Orbax then skips that leaf without a word."""
+    folder, *_ = finished
+    shutil.copytree(folder, tmp_path / "run")
+    newest = max((tmp_path / "run" / "checkpoints").glob("[0-9]*"), key=lambda p: int(p.name))
+    listing = newest / "params" / "_METADATA"
+    listing.write_text(listing.read_text().replace("params.head.bias", "params.head.bias".upper()))
+    run = jmlp.open_run(tmp_path / "run")
+    assert run.step < int(newest.name)
+    assert "params.head.bias" in run.problems[0]
+
+
 def test_links_are_refused(finished, tmp_path):
     folder, *_ = finished
     shutil.copytree(folder, tmp_path / "run")
