@@ -198,7 +198,9 @@ class TrainConfig(Section):
     label_smoothing: Rate = 0.0
     """Share of a class's probability spread over all classes."""
     steps_per_call: Count | Literal["auto"] = "auto"
-    """Steps per dispatch to the devices."""
+    """Steps per dispatch to the devices. auto: as many as take about 0.25 s."""
+    tensorboard: Bool = False
+    """Also log to tensorboard/ in the run directory (needs jmlp[tensorboard])."""
 
 
 class Config(Section):
@@ -234,7 +236,8 @@ class Config(Section):
 # them and go on, with the same curves within float32 rounding.
 WHERE_KEYS = frozenset(
     "mesh.data mesh.fsdp mesh.model mesh.pipe step data.placement data.path data.val_path "
-    "data.test_path train.steps_per_call train.checkpoint_every train.keep".split()
+    "data.test_path train.steps_per_call train.checkpoint_every train.keep "
+    "train.tensorboard".split()
 )
 
 

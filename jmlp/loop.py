@@ -78,7 +78,11 @@ def train(
         report.note("loading data and models ...")
         setup = prepare(config, data, model=model, tx=tx, rules=rules)
         if directory:
+            leaves = jax.tree.leaves(setup.programs.abstract)
+            directory.require_space(sum(leaf.size * leaf.dtype.itemsize for leaf in leaves))
             directory.adopt(resolved)
+            if resolved.train.tensorboard:
+                directory.open_tensorboard()
         checkpoints = None
         if directory:
             checkpoints = stack.enter_context(open_checkpoints(setup.config, directory.checkpoints))

@@ -1,18 +1,20 @@
 """The run directory: one writer, readable files, nothing half-written.
 
-config.yaml     the resolved config, every default written out
-metrics.jsonl   an object a log event
-checkpoints/    by step
-damaged/        checkpoints that did not verify, set aside by a resumed run
-summary.json    what the run ended with
-curves.png      loss and metric by step
-LOCK            held by the one writer
+- config.yaml: the resolved config, every default written out
+- metrics.jsonl: an object a log event
+- checkpoints/: by step
+- damaged/: checkpoints that did not verify, set aside by a resumed run
+- summary.json: what the run ended with
+- curves.png: loss and metric by step
+- tensorboard/: the same events, if train.tensorboard is set
+- LOCK: held by the one writer
 """
 
 import fcntl
 import json
 import math
 import os
+import shutil
 import socket
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,7 @@ class RunDir:
     def __init__(self, path: Path | str):
         self.path = Path(path)
         self._lock: Any = None
+        self._board: Any = None
 
     @property
     def checkpoints(self) -> Path:
@@ -63,6 +66,8 @@ class RunDir:
         return self
 
     def __exit__(self, *_: Any) -> None:
+        if self._board is not None:
+            self._board.close()
         self._lock.close()  # the file stays: removing it would race with the next writer
 
     def check(self, config: Config) -> list[str]:
@@ -101,10 +106,33 @@ class RunDir:
             if not (candidate := self.path.with_name(f"{self.path.name}-{i}")).exists()
         )
 
+    def require_space(self, nbytes: int) -> None:
+        """Refuses to start where not even two checkpoints of `nbytes` fit."""
+        free = shutil.disk_usage(self.path).free
+        if free < 2 * nbytes:
+            raise RunDirError(
+                f"{self.path}: {free / 1e6:.0f} MB are free, and two checkpoints take "
+                f"{2 * nbytes / 1e6:.0f} MB. Free some, or choose another --run-dir."
+            )
+
+    def open_tensorboard(self) -> None:
+        """From now on `log` writes to tensorboard/ as well."""
+        try:
+            from tensorboardX import SummaryWriter
+        except ImportError:
+            raise ConfigError(
+                "train.tensorboard needs tensorboardX: pip install 'jmlp[tensorboard]'"
+            ) from None
+        self._board = SummaryWriter(str(self.path / "tensorboard"))
+
     def log(self, event: dict[str, Any]) -> None:
         """Appends one object to metrics.jsonl."""
         with open(self.path / "metrics.jsonl", "a") as file:
             file.write(to_json(event) + "\n")
+        if self._board is not None:
+            for name in event.keys() - {"step", "epoch", "split", "seconds"}:
+                self._board.add_scalar(f"{event['split']}/{name}", event[name], event["step"])
+            self._board.flush()
 
     def forget_after(self, step: int) -> None:
         """Drops logged events of steps that a resumed run takes again."""

@@ -208,6 +208,20 @@ def test_the_run_directory(blobs, tmp_path):
     assert left == []
 
 
+def test_tensorboard_gets_the_same_events(blobs, tmp_path):
+    train(blobs, {"train": {"tensorboard": True, "epochs": 1}}, run_dir=tmp_path)
+    (events,) = (tmp_path / "tensorboard").iterdir()
+    for tag in (b"train/loss", b"val/accuracy"):
+        assert tag in events.read_bytes()
+
+
+def test_a_disk_too_small_is_refused_before_step_0(blobs, tmp_path, monkeypatch):
+    usage = type("usage", (), {"free": 1000})
+    monkeypatch.setattr("jmlp.rundir.shutil.disk_usage", lambda path: usage)
+    with pytest.raises(RunDirError, match=r"0 MB are free, and two checkpoints take"):
+        train(blobs, run_dir=tmp_path)
+
+
 def test_wire_bytes_count_the_gradient_once(blobs):
     one = train(blobs, {"step": "single", "mesh": {"data": 1}, "train": {"steps": 2}})
     assert one.summary["wire_bytes_per_step"] is None
