@@ -214,7 +214,10 @@ class Checkpoints:
                 problems.append(f"checkpoint {candidate} is damaged: {error}")
         if problems:
             listed = "\n".join(problems)
-            raise CheckpointError(f"no checkpoint in {self.directory} can be used:\n{listed}")
+            raise CheckpointError(
+                f"no checkpoint in {self.directory} can be used:\n{listed}\n"
+                "Move the folder away to start over."
+            )
         return None
 
     def readable_meta(self, first: int | None = None) -> dict[str, Any]:

@@ -91,11 +91,12 @@ def draw_curves(run_dir: Path) -> None:
     FigureCanvasAgg(figure)
     for place, name in enumerate(names, start=1):
         axes = figure.add_subplot(1, len(names), place)
-        for split in ("train", "val", "test"):
+        for split, colour in (("train", "C0"), ("val", "C1"), ("test", "C2")):
             points = [(e["step"], e[name]) for e in events if e.get("split") == split and name in e]
             if points:
                 marker = "." if len(points) < 30 else None
-                axes.plot(*zip(*points, strict=True), label=split, marker=marker)
+                line = {"label": split, "color": colour, "marker": marker}
+                axes.plot(*zip(*points, strict=True), **line)
         axes.set_xlabel("step")
         axes.set_ylabel(name)
         axes.grid(alpha=0.3)
