@@ -259,6 +259,10 @@ def override_config(config: Config, overrides: Sequence[str]) -> Config:
 def _overridden(tree: dict[str, Any], overrides: Sequence[str], origin: str) -> Config:
     mistakes = [_override(tree, text) for text in overrides]
     config, more = _validate(tree, origin)
+    # What the command line set, the command line answers for.
+    for key in (text.partition("=")[0].replace("-", "_").lstrip("_") for text in overrides):
+        mine = re.compile(rf"^.*?: (unknown key )?(?={re.escape(key)}\b)")
+        more = [mine.sub(lambda match: f"{match[1] or ''}--", line) for line in more]
     lines = [line for line in mistakes if line] + more
     if lines or config is None:
         raise ConfigError("\n".join(lines))
@@ -292,17 +296,26 @@ def _validate(tree: dict[str, Any], origin: str) -> tuple[Config | None, list[st
     try:
         return Config.model_validate(tree), []
     except pydantic.ValidationError as error:
-        return None, [_line(origin, mistake) for mistake in error.errors()]
+        # A value that fits no member of a union fails once a member: one line for all.
+        by_key: dict[str, list[Any]] = {}
+        for mistake in error.errors():
+            by_key.setdefault(".".join(_keys(mistake)), []).append(mistake)
+        return None, [_line(origin, mistakes) for mistakes in by_key.values()]
 
 
-def _line(origin: str, mistake: Any) -> str:
-    # pydantic adds the union member it tried to the location; a key is what users wrote.
-    keys = [str(k) for k in mistake["loc"] if not re.search(r"[\[(]|^(int|literal|str)$", str(k))]
+def _keys(mistake: Any) -> list[str]:
+    """The keys a user wrote; pydantic adds the union member that it tried."""
+    member = r"[\[(]|^(int|literal|str|constrained-int)$"
+    return [str(key) for key in mistake["loc"] if not re.search(member, str(key))]
+
+
+def _line(origin: str, mistakes: Sequence[Any]) -> str:
+    keys = _keys(mistakes[0])
     key = ".".join(keys)
-    if mistake["type"] == "extra_forbidden":
+    if mistakes[0]["type"] == "extra_forbidden":
         return f"{origin}: unknown key {key}{_nearest(keys)}"
-    message = mistake["msg"].removeprefix("Value error, ")
-    found = mistake["input"]
+    message = ", or: ".join(mistake["msg"].removeprefix("Value error, ") for mistake in mistakes)
+    found = mistakes[0]["input"]
     shown = "" if isinstance(found, Mapping | Section) else f" (got {found!r})"
     return f"{origin}: {key + ': ' if key else ''}{message}{shown}"
 

@@ -33,6 +33,7 @@ def test_every_mistake_is_a_line(tmp_path):
         "--mesh.data=x",
         "--train.epochs=0",
         "--train.eval_every=soon",
+        "--mesh.modle=3",
     )
     said = "\n".join(lines)
     for part in (
@@ -45,12 +46,14 @@ def test_every_mistake_is_a_line(tmp_path):
         "learning_rate; did you mean optim.learning_rate?",
         "optim.warmup: ",
         "optim.accumulate: ",
-        "mesh.data: ",
-        "train.epochs: ",
-        "train.eval_every: ",
+        "--mesh.data: Input should be a valid integer, or: Input should be 'auto' (got 'x')",
+        "--train.epochs: ",
+        "--train.eval_every: ",
+        "unknown key --mesh.modle; did you mean mesh.model?",
     ):
         assert part in said, part
-    assert all("c.yaml" in line or line.startswith("--") for line in lines)
+    assert all("c.yaml" in line or line.startswith(("--", "unknown key --")) for line in lines)
+    assert len(lines) == 12
 
 
 @pytest.mark.parametrize(
