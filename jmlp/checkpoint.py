@@ -18,7 +18,7 @@ import logging
 import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager, redirect_stderr, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -168,6 +168,9 @@ class Checkpoints:
 
     def newest(self) -> str:
         """A sentence that names the last good checkpoint."""
+        if "_manager" in self.__dict__:
+            with suppress(Exception):  # whatever it is, it is being reported already
+                self._manager.wait_until_finished()
         steps = self.steps()
         if not steps:
             return f"No checkpoint was written to {self.directory} yet."

@@ -66,29 +66,37 @@ class ResidentFeed:
 
     def __init__(self, programs: Programs, split: Split, plan: Plan):
         self._programs, self._plan, self._rows = programs, plan, split.rows
+        self._orders: dict[int, Source] = {}  # of this epoch and perhaps the next
+        self._span = Span(0, 0, 0)
         self.placed = programs.place(split)
 
     def calls(self, step: int) -> Iterator[Call]:
         """Calls from `step` to the end of the run."""
-        config, epoch, source = self._programs.config, -1, None
-        fixed = config.train.steps_per_call
+        fixed = self._programs.config.train.steps_per_call
         most = 1 if fixed == "auto" else min(fixed, CAPACITY)
         while step < self._plan.total:
-            span = self._plan.span(step, most)
-            if span.epoch != epoch:
-                epoch, source = span.epoch, self._epoch_source(span.epoch)
-            assert source is not None
+            self._span = span = self._plan.span(step, most)
             begun_s = time.perf_counter()
+            source = self._epoch_source(span.epoch)
             yield Call(span, source, np.int32(span.start), np.int32(span.start + span.steps))
             # The caller has trained and is back. The size of a call changes no result.
             if fixed == "auto" and span.steps == most:
                 most = _paced(most, time.perf_counter() - begun_s)
             step += span.steps
 
+    def look_ahead(self) -> None:
+        """Call while the devices work: sends the next epoch's order if this one ends."""
+        if self._span.start + self._span.steps == self._plan.per_epoch:
+            self._epoch_source(self._span.epoch + 1)
+
     def _epoch_source(self, epoch: int) -> Source:
-        config, width = self._programs.config, self._programs.width
-        index = epoch_index(config.seed, epoch, self._rows, config.train.batch_size, width)
-        return Resident(*self.placed, self._programs.place_index(index))
+        if epoch not in self._orders:
+            config, width = self._programs.config, self._programs.width
+            index = epoch_index(config.seed, epoch, self._rows, config.train.batch_size, width)
+            source = Resident(*self.placed, self._programs.place_index(index))
+            self._orders = {k: v for k, v in self._orders.items() if k == epoch - 1}
+            self._orders[epoch] = source
+        return self._orders[epoch]
 
 
 def _paced(most: int, took_s: float) -> int:
@@ -107,9 +115,11 @@ class StreamedFeed:
         fitting = max(1, _BLOCK_BYTES // (row_bytes * programs.width))
         self._most = min(fitting if fixed == "auto" else fixed, CAPACITY)
         self._programs, self._split, self._plan = programs, split, plan
+        self._blocks: Iterator[Source] = iter(())
+        self._ahead: Source | None = None
 
     def calls(self, step: int) -> Iterator[Call]:
-        """Calls from `step` to the end of the run; the next block is sent meanwhile."""
+        """Calls from `step` to the end of the run."""
         programs, spans = self._programs, []
         while step < self._plan.total:
             spans.append(self._plan.span(step, self._most))
@@ -123,13 +133,17 @@ class StreamedFeed:
             steps=self._most,
             mine=programs.my_columns(programs.width),
         )
-        blocks = map(programs.place_block, prefetch(source))
-        ahead = next(blocks, None)
+        self._blocks = map(programs.place_block, prefetch(source))
         for span in spans:
-            assert ahead is not None
-            block, ahead = ahead, None
+            self.look_ahead()
+            block, self._ahead = self._ahead, None
+            assert block is not None
             yield Call(span, block, np.int32(0), np.int32(span.steps))
-            ahead = next(blocks, None)
+
+    def look_ahead(self) -> None:
+        """Call while the devices work: sends the next block."""
+        if self._ahead is None:
+            self._ahead = next(self._blocks, None)
 
 
 Feed = ResidentFeed | StreamedFeed

@@ -205,6 +205,7 @@ class Loop:
             for call in feed.calls(step):
                 begun_s += self._compile(state, call)
                 state, losses = self._call(state, call.source, call.first, call.stop)
+                feed.look_ahead()
                 # Reading the losses waits for the devices: one program in flight at a
                 # time keeps simulated devices from starving each other of threads.
                 values = np.asarray(losses)[: call.span.steps]

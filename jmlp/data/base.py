@@ -22,6 +22,7 @@ class Split(NamedTuple):
 
     @property
     def rows(self) -> int:
+        """N, the number of rows."""
         return len(self.x)
 
 
@@ -111,6 +112,10 @@ class RawSplits(NamedTuple):
 
 
 Reader = Callable[[Path, Columns], RawSplits]
+
+
+# What counts as a number in text: `1_0`, `0x10` and digits of other scripts do not.
+NUMBER = r"^[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?$"
 
 
 @contextmanager

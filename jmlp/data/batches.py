@@ -34,6 +34,7 @@ def order(seed: int, epoch: int, rows: int) -> np.ndarray:
 
 
 def steps_per_epoch(rows: int, batch_size: int) -> int:
+    """Batches in an epoch, the last one perhaps short."""
     return -(-rows // batch_size)
 
 

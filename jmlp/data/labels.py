@@ -1,12 +1,13 @@
 """Targets: is this classes or quantities, and which label has which index?"""
 
+import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from jmlp.config import DataConfig
-from jmlp.data.base import Raw
+from jmlp.data.base import NUMBER, Raw
 from jmlp.errors import DataError
 
 _FEW = 20  # so many distinct integers are classes still
@@ -19,13 +20,16 @@ class Part(NamedTuple):
     rows: np.ndarray
 
     def x(self) -> np.ndarray:
+        """(rows, F) features in use."""
         return self.raw.x[self.rows]
 
     def y(self) -> np.ndarray:
+        """(rows,) or (rows, K) targets in use."""
         assert self.raw.y is not None
         return self.raw.y[self.rows]
 
     def take(self, chosen: np.ndarray) -> "Part":
+        """The rows at the places `chosen`."""
         return Part(self.raw, self.rows[chosen])
 
 
@@ -50,8 +54,7 @@ def find_task(part: Part, config: DataConfig) -> str:
         raise DataError(f"data.classes={config.classes} goes with one target of classes")
     if config.task != "auto":
         if config.task == "regression" and y.dtype == object:
-            row = next((i for i, value in enumerate(y) if not is_number(value)), 0)
-            raise DataError(f"{where_of(part, row)}: the target {y[row]!r} is not a number")
+            raise DataError(culprit(part))
         if config.task == "classification" and y.ndim == 2:
             raise DataError(f"{where_of(part, 0)}: classification has one target; got {y.shape[1]}")
         return config.task
@@ -63,13 +66,16 @@ def find_task(part: Part, config: DataConfig) -> str:
     return "classification" if integral and len(np.unique(y)) <= _FEW else "regression"
 
 
-def is_number(value: object) -> bool:
-    """Whether text reads as a number."""
-    try:
-        float(value)  # type: ignore[arg-type]
-        return True
-    except (TypeError, ValueError):
-        return False
+def is_number(text: str) -> bool:
+    """Whether text reads as a number, by the grammar of `NUMBER`."""
+    return re.fullmatch(NUMBER[1:-1], text) is not None
+
+
+def culprit(part: Part) -> str:
+    """Says which value makes a column of targets text."""
+    y = part.y()
+    row = next((row for row, value in enumerate(y) if not is_number(value)), 0)
+    return f"{where_of(part, row)}: the target {y[row][:60]!r} is not a number"
 
 
 def find_classes(part: Part, config: DataConfig) -> tuple[int | str, ...]:
@@ -95,8 +101,9 @@ def find_classes(part: Part, config: DataConfig) -> tuple[int | str, ...]:
             "a classifier needs at least two"
         )
     if len(found) > max(2, len(y) // 2):
+        place = culprit(part) if y.dtype == object else where_of(part, 0)
         raise DataError(
-            f"{where_of(part, 0)}: {len(found)} different labels in {len(y)} rows. "
+            f"{place}: {len(found)} different labels in {len(y)} rows. "
             "If the target is a quantity, set data.task=regression."
         )
     return found
@@ -128,24 +135,25 @@ def _check_indices(part: Part, y: np.ndarray, found: Sequence[int | str]) -> Non
         )
 
 
-def encode_labels(part_y: np.ndarray, classes: Sequence[int | str]) -> np.ndarray:
-    """(N,) class indices; -1 for a label that is not among `classes`."""
-    if part_y.dtype == object or any(isinstance(c, str) for c in classes):
-        known = {_word(label): index for index, label in enumerate(classes)}
-        return np.array([known.get(_word(value), -1) for value in part_y.tolist()], np.int32)
-    labels = np.array(classes, np.float64)
+def encode_labels(y: np.ndarray, classes: Sequence[int | str]) -> np.ndarray:
+    """(N,) class indices; -1 for a label that is not among `classes`.
+
+    One file may hold `0, 1` where another has `0, 1, other`: text that reads as
+    a number and that number are one label.
+    """
+    numbers = [float(c) if is_number(str(c)) else np.nan for c in classes]
+    if y.dtype == object:
+        known = dict(zip(map(str, classes), range(len(classes)), strict=True))
+        by_number = dict(zip(numbers, range(len(classes)), strict=True))
+        found = (
+            known.get(v, by_number.get(float(v), -1) if is_number(v) else -1) for v in y.tolist()
+        )
+        return np.fromiter(found, np.int32, len(y))
+    labels = np.array(numbers)
     order = np.argsort(labels)
-    place = np.clip(np.searchsorted(labels, part_y, sorter=order), 0, len(labels) - 1)
+    place = np.clip(np.searchsorted(labels, y, sorter=order), 0, len(labels) - 1)
     index = order[place]
-    return np.where(labels[index] == part_y, index, -1).astype(np.int32)
-
-
-def _word(label: object) -> str:
-    """A label as text; 1, 1.0 and "1" are one label, whichever way a file has it."""
-    try:
-        return f"{float(label):.17g}"  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        return str(label)
+    return np.where(labels[index] == y, index, -1).astype(np.int32)
 
 
 def encode(part: Part, classes: Sequence[int | str], config: DataConfig) -> np.ndarray:
@@ -154,9 +162,11 @@ def encode(part: Part, classes: Sequence[int | str], config: DataConfig) -> np.n
     unknown = np.flatnonzero(index < 0)
     if len(unknown):
         row = int(unknown[0])
+        label = part.y()[row]
+        label = label[:60] if isinstance(label, str) else f"{label:.17g}"
         names = ", ".join(map(str, classes[:20])) + (", ..." if len(classes) > 20 else "")
         raise DataError(
-            f"{where_of(part, row)}: class {part.y()[row]} is out of range; expected one of {names}"
+            f"{where_of(part, row)}: class {label} is out of range; expected one of {names}"
             + ("" if config.classes else " (the training rows' classes)")
         )
     return index

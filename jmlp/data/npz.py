@@ -103,6 +103,8 @@ def raw(origin: str, x: Any, y: Any, what: str = "x") -> Raw:
         labels = labels[:, 0]
     if labels.ndim not in (1, 2) or len(labels) != len(x) or not labels.size:
         raise DataError(f"{origin}: {what} has {len(x)} rows but y has shape {labels.shape}")
+    if labels.ndim == 2 and labels.dtype == object:
+        raise DataError(f"{origin}: y is text of shape {labels.shape}; expected one label a row")
     k = 1 if labels.ndim == 1 else labels.shape[1]
     if labels.ndim == 2:
         labels = labels.astype(np.float64)
@@ -113,11 +115,17 @@ def raw(origin: str, x: Any, y: Any, what: str = "x") -> Raw:
 def _labels(origin: str, y: Any) -> np.ndarray:
     """Integers as int64, other numbers as float64, text as object with None if missing."""
     with reading(Path(f"{origin}: y"), "array"):
-        labels = np.ma.asarray(y).filled(np.nan) if np.ma.isMaskedArray(y) else np.asarray(y)
+        if np.ma.is_masked(y):
+            cells, missing = np.ma.getdata(y).astype(object), np.ma.getmaskarray(y)
+            cells[missing] = None
+            y = cells
+        labels = np.asarray(y)
         if labels.dtype == object and not any(isinstance(v, str | bytes) for v in labels.flat):
-            labels = np.array([np.nan if v is None else v for v in labels.tolist()])
+            cells = [np.nan if v is None else v for v in labels.ravel().tolist()]
+            labels = np.array(cells).reshape(labels.shape)
         if labels.dtype == object or labels.dtype.kind in "US":
-            return np.array([_text(v) for v in labels.tolist()], object)
+            text = np.array([_text(v) for v in labels.ravel().tolist()], object)
+            return text.reshape(labels.shape)
         if labels.dtype.kind in "biu":
             if labels.dtype == np.uint64 and labels.size and labels.max() > 2**62:
                 raise DataError(f"{origin}: y holds {labels.max()}; expected class indices")
@@ -128,7 +136,9 @@ def _labels(origin: str, y: Any) -> np.ndarray:
 def _text(value: Any) -> str | None:
     if value is None or (isinstance(value, float) and np.isnan(value)):
         return None
-    return value.decode() if isinstance(value, bytes) else str(value)
+    if not isinstance(value, str | bytes):
+        raise ValueError(f"{str(value)[:60]!r} among text")
+    return value.decode() if isinstance(value, bytes) else value
 
 
 def _numbers(origin: str, what: str, value: Any) -> np.ndarray:

@@ -6,6 +6,7 @@ schema, so that prediction repeats exactly what training did.
 
 import hashlib
 from collections.abc import Sequence
+from typing import NoReturn
 
 import numpy as np
 
@@ -13,10 +14,10 @@ from jmlp.config import DataConfig
 from jmlp.data.base import Dataset, Raw, RawSplits, Schema, Split
 from jmlp.data.labels import (
     Part,
+    culprit,
     encode,
     find_classes,
     find_task,
-    is_number,
     missing_targets,
     targets_of,
     where_of,
@@ -100,7 +101,8 @@ def _usable(part: Part, config: DataConfig, name: str, notes: list[str]) -> Part
     return part
 
 
-def raise_missing(raw: Raw, row: int, count: int) -> None:
+def raise_missing(raw: Raw, row: int, count: int) -> NoReturn:
+    """Refuses a row for its first feature that is NaN or infinite; `count` such rows."""
     column = int(np.flatnonzero(~np.isfinite(raw.x[row]))[0])
     value = raw.x[row, column]
     said = "missing or NaN" if np.isnan(value) else "infinite"
@@ -145,17 +147,22 @@ def draw(y: np.ndarray, fraction: float, rng: np.random.Generator) -> np.ndarray
 
     Shares are rounded by largest remainder. A class never gives its last row.
     """
-    labels, counts = np.unique(y, return_counts=True)
+    _, counts = np.unique(y, return_counts=True)
     quota = counts * fraction
-    take = np.minimum(np.floor(quota).astype(int), counts - 1)
-    total = max(1, round(len(y) * fraction))
-    for place in np.argsort(take - quota, kind="stable"):
-        if take.sum() < total and take[place] < counts[place] - 1:
-            take[place] += 1
-    chosen = [
-        rng.permutation(np.flatnonzero(y == label))[:n]
-        for label, n in zip(labels, take, strict=True)
-    ]
+    most = counts - 1
+    take = np.minimum(np.floor(quota).astype(int), most)
+    total = min(max(1, round(len(y) * fraction)), int(most.sum()))
+    ranked = np.argsort(take - quota, kind="stable")
+    take[ranked[take[ranked] < most[ranked]][: max(0, total - take.sum())]] += 1
+    # What classes of one row could not give, the others do, by what they have left.
+    room, rest = most - take, total - int(take.sum())
+    if rest > 0:
+        share = rest * room / room.sum()
+        take += np.floor(share).astype(int)
+        ranked = np.argsort(np.floor(share) - share, kind="stable")
+        take[ranked[take[ranked] < most[ranked]][: total - take.sum()]] += 1
+    groups = np.split(np.argsort(y, kind="stable"), np.cumsum(counts)[:-1])
+    chosen = [rng.permutation(group)[:n] for group, n in zip(groups, take, strict=True)]
     return np.sort(np.concatenate(chosen))
 
 
@@ -218,8 +225,8 @@ def _moments(x: np.ndarray, train: Part) -> tuple[np.ndarray, np.ndarray]:
     count = finite.sum(0)
     mean = small.sum(0) / count
     deviation = np.sqrt((np.where(finite, small - mean, 0) ** 2).sum(0) / count)
-    # A constant column's deviation is the rounding of its mean: no scale.
-    constant = np.where(finite, x, np.inf).min(0) == np.where(finite, x, -np.inf).max(0)
+    # What differs by rounding alone (0.3 and 0.1 + 0.2) is constant: that is no scale.
+    constant = deviation <= 4 * np.finfo(np.float64).eps * np.sqrt(count)
     return mean * unit, np.where(constant, 1.0, np.maximum(deviation * unit, 1e-300))
 
 
@@ -261,8 +268,7 @@ def scale_labelled(raw: Raw, schema: Schema) -> np.ndarray:
         classes = range(schema.outputs) if named else schema.classes
         return encode(part, tuple(classes), DataConfig())
     if raw.y.dtype == object:
-        row = next((i for i, value in enumerate(raw.y) if not is_number(value)), 0)
-        raise DataError(f"{raw.where(row)}: the target {raw.y[row]!r} is not a number")
+        raise DataError(culprit(part))
     y = targets_of(part)
     if y.shape[1] != schema.outputs:
         raise DataError(f"{raw.where(0)}: {y.shape[1]} targets; the model has {schema.outputs}")

@@ -95,6 +95,8 @@ def read(path: str, columns: Columns) -> RawSplits:
 
 
 def _reader(path: Path) -> Reader:
+    if not path.is_dir() and not path.is_file():  # opening a named pipe would wait for ever
+        raise DataError(f"{path}: is neither a file nor a folder")
     if path.is_dir() or idx.is_idx(path):
         return SOURCES["idx"]
     suffix = path.name.removesuffix(".gz")[-12:]

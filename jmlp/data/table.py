@@ -3,7 +3,8 @@
 CSV cells are read as text and turned into numbers by one strict grammar:
 `1_0` and `0x10` are text, spaces around a number are not, and an empty cell,
 `NA`, `NaN`, `null`, `none` or `?` is a missing value. When a file is wrong it is
-read once more, slowly, to say in which line.
+read once more, slowly, to say in which line; lines are counted as an editor
+does, also inside quotes. Rows of Parquet files are counted from 0.
 """
 
 import csv
@@ -16,10 +17,9 @@ from typing import IO, Any
 
 import numpy as np
 
-from jmlp.data.base import Columns, Raw, RawSplits, memory_limit_bytes, reading
+from jmlp.data.base import NUMBER, Columns, Raw, RawSplits, memory_limit_bytes, reading
 from jmlp.errors import DataError
 
-_NUMBER = r"^[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?$"
 _INFINITE = r"^[+-]?(inf|infinity)$"
 _MISSING = ("", "na", "n/a", "nan", "null", "none", "?")
 _CELL_LIMIT = 1 << 20
@@ -41,6 +41,7 @@ def read_csv(path: Path, columns: Columns) -> RawSplits:
     """The rows of a CSV file (or .csv.gz) with a header line."""
     _arrow()
     with reading(path, "CSV file"):
+        _check_bytes(path)
         names = _header(path)
         features, targets = _choose(path, names, columns)
         table = _csv_columns(path, names)
@@ -53,24 +54,28 @@ def read_parquet(path: Path, columns: Columns) -> RawSplits:
     import pyarrow.parquet as pq
 
     with reading(path, "Parquet file"):
-        file = pq.ParquetFile(path)
-        names = list(file.schema_arrow.names)
+        shape = pq.read_schema(path)
+        names = list(shape.names)
         _check_names(path, names)
         features, targets = _choose(path, names, columns)
-        meta = file.metadata
-        size = meta.num_rows * max(1, len(names)) * 8
+        meta = pq.read_metadata(path)
+        packed = sum(meta.row_group(i).total_byte_size for i in range(meta.num_row_groups))
+        size = max(packed, meta.num_rows * max(1, len(features) + len(targets)) * 8)
         if meta.num_rows < 0 or size > memory_limit_bytes():
             raise DataError(f"{path}: says it has {meta.num_rows:,} rows, more than fit in memory")
         if not meta.num_rows:
             raise DataError(f"{path}: has no rows")
         wanted = list(features) + list(targets)
         for name in wanted:
-            kind = file.schema_arrow.field(name).type
+            kind = shape.field(name).type
             plain = pa.types.is_integer(kind) or pa.types.is_floating(kind)
             plain = plain or pa.types.is_boolean(kind) or pa.types.is_decimal(kind)
             if not (plain or _is_text(kind)):
                 raise DataError(f"{path}: column {name!r} is {kind}; expected numbers or text")
-        table = file.read(columns=wanted)
+        # A megabyte of text said a million times over is small in a dictionary.
+        texts = [name for name in wanted if _is_text(shape.field(name).type)]
+        with pq.ParquetFile(path, read_dictionary=texts) as file:
+            table = file.read(columns=wanted)
         if len(table) != meta.num_rows:
             raise DataError(f"{path}: says {meta.num_rows} rows but holds {len(table)}")
         return RawSplits(_raw(path, table, features, targets, lambda row: f"{path} row {row}"))
@@ -137,8 +142,9 @@ def _raw(
 
 
 def _as_numbers(path: Path, name: str, column: Any, find: Find) -> np.ndarray:
-    numbers, culprit = _numbers(column)
-    if numbers is None:
+    numbers, good = _numbers(column)
+    if not good.all():
+        culprit = int(np.flatnonzero(~good)[0])
         value = column[culprit].as_py()
         raise DataError(
             f"{find(culprit)}, column {name!r}: {str(value)[:60]!r} is not a number. "
@@ -152,32 +158,47 @@ def _as_target(column: Any) -> np.ndarray:
     pa, pc = _arrow()
     if pa.types.is_boolean(column.type):
         column = pc.cast(column, pa.string())
-    numbers, _ = _numbers(column, booleans=False)
-    if numbers is not None:
+    numbers, good = _numbers(column, booleans=False)
+    if good.all():
         return numbers
-    values = np.array(pc.cast(column, pa.string()).to_pylist(), object)
-    clean = [None if v is None or v.strip().lower() in _MISSING else v.strip() for v in values]
-    return np.array(clean, object)
+    words, place = _dictionary(column)
+    labels = [None if w is None or w.strip().lower() in _MISSING else w.strip() for w in words]
+    return np.array([*labels, None], object)[place]
 
 
-def _numbers(column: Any, booleans: bool = True) -> tuple[np.ndarray | None, int]:
-    """The column as float64 with NaN where missing; or None and the first bad row."""
+def _dictionary(column: Any) -> tuple[list[str | None], np.ndarray]:
+    """The distinct words of a text column, and (N,) the place of each row's; -1 for null."""
+    pa, pc = _arrow()
+    if not pa.types.is_dictionary(column.type):
+        column = column.dictionary_encode()
+    words: list[str | None] = []
+    places = [np.empty(0, np.int64)]
+    for chunk in column.chunks:
+        index = np.array(pc.fill_null(pc.cast(chunk.indices, pa.int64()), -1), np.int64)
+        places.append(np.where(index < 0, -1, index + len(words)))
+        words += chunk.dictionary.to_pylist()
+    return words, np.concatenate(places)
+
+
+def _numbers(column: Any, booleans: bool = True) -> tuple[np.ndarray, np.ndarray]:
+    """(N,) float64 with NaN where missing, and (N,) bool: False where it is no number."""
     pa, pc = _arrow()
     if not _is_text(column.type):
         plain = pc.cast(column, pa.float64(), safe=False)
-        return np.array(pc.fill_null(plain, float("nan")), np.float64), -1
-    text = pc.utf8_trim_whitespace(pc.fill_null(pc.cast(column, pa.string()), ""))
+        return np.array(pc.fill_null(plain, float("nan")), np.float64), np.ones(len(column), bool)
+    if pa.types.is_dictionary(column.type):
+        words, place = _dictionary(column)
+        numbers, good = _numbers(pa.chunked_array([pa.array([*words, None], pa.large_string())]))
+        return numbers[place], good[place]
+    text = pc.utf8_trim_whitespace(pc.fill_null(column, ""))
     lower = pc.utf8_lower(text)
-    missing = pc.is_in(lower, value_set=pa.array(_MISSING))
+    missing = pc.is_in(lower, value_set=pa.array(_MISSING, text.type))
     infinite = pc.match_substring_regex(lower, _INFINITE)
-    truth = pc.is_in(lower, value_set=pa.array(["true", "false"]))
+    truth = pc.is_in(lower, value_set=pa.array(["true", "false"], text.type))
     if booleans and pc.all(pc.or_(truth, missing)).as_py() and pc.any(truth).as_py():
         known = np.array(pc.equal(lower, "true"), np.float64)
-        return np.where(np.array(missing), np.nan, known), -1
-    number = pc.match_substring_regex(text, _NUMBER)
-    good = np.array(pc.or_(pc.or_(number, infinite), missing), bool)
-    if not good.all():
-        return None, int(np.flatnonzero(~good)[0])
+        return np.where(np.array(missing), np.nan, known), np.ones(len(column), bool)
+    number = pc.match_substring_regex(text, NUMBER)
     signed = pc.replace_substring_regex(text, r"^\+", "")
     ordinary = pc.if_else(number, signed, "nan")
     values = np.array(pc.cast(ordinary, pa.float64()), np.float64)
@@ -186,7 +207,7 @@ def _numbers(column: Any, booleans: bool = True) -> tuple[np.ndarray | None, int
         values = values.copy()  # arrow's memory is read-only
         negative = np.array(pc.starts_with(text, "-"), bool)
         values[huge] = np.where(negative[huge], -np.inf, np.inf)
-    return values, -1
+    return values, np.array(pc.or_(pc.or_(number, infinite), missing), bool)
 
 
 # CSV.
@@ -208,7 +229,8 @@ def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
             except StopIteration:
                 return
             except csv.Error as error:
-                raise DataError(f"{path} line {begin}: {error}") from None
+                said = str(error).replace("unexpected end of data", "a quote is never closed")
+                raise DataError(f"{path} line {begin}: {said}") from None
             except UnicodeDecodeError:
                 raise DataError(f"{path} line {_undecodable_line(path)}: not UTF-8 text") from None
             if cells:
@@ -239,15 +261,7 @@ def _csv_columns(path: Path, names: Sequence[str]) -> Any:
     pa, _ = _arrow()
     from pyarrow import csv as pacsv
 
-    ragged = False
-
-    def note(row: Any) -> str:
-        nonlocal ragged
-        ragged = True
-        return "skip"
-
     try:
-        _check_quotes(path)
         with _open(path) as file:
             _skip_blank_lines(file)
             table = pacsv.read_csv(
@@ -255,7 +269,7 @@ def _csv_columns(path: Path, names: Sequence[str]) -> Any:
                 pacsv.ReadOptions(
                     column_names=list(names), skip_rows_after_names=1, block_size=_BLOCK
                 ),
-                pacsv.ParseOptions(newlines_in_values=True, invalid_row_handler=note),
+                pacsv.ParseOptions(newlines_in_values=True),
                 pacsv.ConvertOptions(
                     column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False
                 ),
@@ -263,19 +277,26 @@ def _csv_columns(path: Path, names: Sequence[str]) -> Any:
     except pa.ArrowInvalid:
         _find_fault(path, len(names))
         raise
-    if ragged:
-        _find_fault(path, len(names))
     if not len(table):
         _find_fault(path, len(names))
         raise DataError(f"{path}: has a header but no rows")
     return table
 
 
-def _check_quotes(path: Path) -> None:
-    """Reads a file with quotes strictly once: a quote that is never closed hides rows."""
+def _check_bytes(path: Path) -> None:
+    """Refuses a file whose text does not fit in memory, and quotes that are never closed."""
+    most = memory_limit_bytes() // 4  # text takes several times its size as columns and numbers
+    size, quoted = 0, False
     with _open(path) as file:
-        quoted = any(b'"' in block for block in iter(lambda: file.read(1 << 20), b""))
-    if quoted:
+        for block in iter(lambda: file.read(1 << 20), b""):
+            size += len(block)
+            quoted = quoted or b'"' in block
+            if size > most:
+                raise DataError(
+                    f"{path}: holds more than {most:,} bytes of text, an eighth of the memory "
+                    "here; split the file, or store it as Parquet or .npz"
+                )
+    if quoted:  # an open quote hides the rows after it
         for _ in _rows(path):
             pass
 
@@ -300,7 +321,8 @@ def _find_fault(path: Path, width: int) -> None:
 
 
 def _line_of(path: Path, row: int) -> str:
-    for index, (line, _) in enumerate(_rows(path)):
-        if index == row + 1:
-            return f"{path} line {line}"
+    with reading(path, "CSV file"):
+        for index, (line, _) in enumerate(_rows(path)):
+            if index == row + 1:
+                return f"{path} line {line}"
     return f"{path} row {row}"
