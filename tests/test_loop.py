@@ -89,12 +89,15 @@ def test_placements_and_calls_make_the_same_run(blobs):
     ],
 )
 def test_continue_on_another_mesh_and_step(blobs, tmp_path, step, mesh):
-    want = train(blobs)
-    assert train(blobs, run_dir=tmp_path, report=Interrupt(9)).summary["interrupted"]
+    # Adam would magnify the rounding of gradients near zero, as of biases behind a norm.
+    sgd = {"optim": {"name": "momentum", "learning_rate": 0.05}}
+    want = train(blobs, sgd)
+    assert train(blobs, sgd, run_dir=tmp_path, report=Interrupt(9)).summary["interrupted"]
     notes = []
     report = Interrupt(10**9)
     report.note = notes.append
-    got = train(blobs, {"step": step, "mesh": mesh}, run_dir=tmp_path, report=report)
+    other = {"step": step, "mesh": mesh}
+    got = train(blobs, sgd, other, run_dir=tmp_path, report=report)
     assert any("mesh.data" in note or "step" in note for note in notes)
     assert any("continuing at step" in note for note in notes)
     assert_trees_close(got.state.params, want.state.params, atol=1e-5, rtol=1e-5)
