@@ -46,6 +46,16 @@ def resolve_mesh(config: Config) -> tuple[Config, Mesh]:
     return parse_config(config.model_dump() | {"mesh": sizes}), mesh
 
 
+def with_full_paths(config: Config) -> Config:
+    """Paths that lie in the working directory, made absolute for `jmlp eval` elsewhere."""
+    tree = config.model_dump()
+    for key in ("path", "val_path", "test_path"):
+        value = tree["data"][key]
+        if value and Path(value).expanduser().exists():
+            tree["data"][key] = str(Path(value).expanduser().absolute())
+    return parse_config(tree)
+
+
 def make_programs(
     config: Config,
     schema: Schema,

@@ -26,6 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jmlp import carry
 from jmlp.digest import digests
 from jmlp.errors import CheckpointError, TrainingError
 from jmlp.layout import path_of
@@ -129,7 +130,12 @@ class Checkpoints:
         params, training = _items(state)
         found, finite = jax.device_get(self._digest({**params, **training}))
         self._check_values(step, finite)
-        body = dict(meta, metrics=metrics or {}, digests={k: v.tolist() for k, v in found.items()})
+        body = dict(
+            meta,
+            metrics=metrics or {},
+            digests={name: value.tolist() for name, value in found.items()},
+            comm=carry.shapes(training),
+        )
         self.wait()
         try:
             self._manager.save(
@@ -253,6 +259,9 @@ class Checkpoints:
         import orbax.checkpoint as ocp
 
         wanted, places = _items(abstract), _items(shardings)
+        asked = wanted[1], places[1]
+        saved = carry.as_saved(meta.get("comm", {}), *asked)
+        wanted, places = (wanted[0], saved[0]), (places[0], saved[1])
         links = [str(p) for p in (self.directory / str(step)).rglob("*") if p.is_symlink()]
         if links:
             raise CheckpointError(f"{links[0]} is a symbolic link; a checkpoint has none")
@@ -281,7 +290,7 @@ class Checkpoints:
         wrong = [name for name in leaves if not np.array_equal(found[name], expected[name])]
         if wrong:
             raise CheckpointError(f"changed since it was saved: {', '.join(sorted(wrong))}")
-        return _state(abstract, leaves)
+        return _state(abstract, carry.carried(leaves, *asked))
 
     @staticmethod
     def _check_names(item: str, leaves: dict[str, Any], expected: dict[str, Any]) -> None:

@@ -10,8 +10,9 @@ from typing import Annotated, Any
 
 import tyro
 
-from jmlp.config import Config, MeshConfig, load_config, override_config
+from jmlp.config import Config, load_config, override_config
 from jmlp.errors import ConfigError, JmlpError
+from jmlp.sections import MeshConfig
 
 _ABOUT = """usage: jmlp COMMAND [OPTIONS]
 

@@ -130,18 +130,14 @@ def state_shardings(state: Any, mesh: Mesh, rules: Sequence[Rule]) -> Any:
     cut like that parameter; counters are copied; other arrays (factored
     moments) are cut by the rules for their own path, so over fsdp where it divides.
     """
-    known = {
-        path_of(path): leaf.shape
-        for path, leaf in jax.tree_util.tree_leaves_with_path(state.params)
-    }
+    known = shapes_by_path(state.params)
 
-    def like_param(path: Sequence[Any], leaf: Any) -> NamedSharding:
-        parts = path_of(path).split("/")
-        for start in range(len(parts)):
-            name = "/".join(parts[start:])
-            if known.get(name) == leaf.shape:
-                return NamedSharding(mesh, place(name, leaf.shape, mesh, rules).spec)
-        return NamedSharding(mesh, place(parts[-1], leaf.shape, mesh, ()).spec)
+    def optimizer_leaf(path: Sequence[Any], leaf: Any) -> NamedSharding:
+        name = param_like(path, leaf.shape, known)
+        if name:
+            return NamedSharding(mesh, place(name, leaf.shape, mesh, rules).spec)
+        own = path_of(path).split("/")[-1]
+        return NamedSharding(mesh, place(own, leaf.shape, mesh, ()).spec)
 
     replicated = NamedSharding(mesh, P())
     return state._replace(
@@ -150,11 +146,58 @@ def state_shardings(state: Any, mesh: Mesh, rules: Sequence[Rule]) -> Any:
             lambda path, leaf: NamedSharding(mesh, _model_state_spec(path, leaf, mesh, rules)),
             state.model_state,
         ),
-        opt_state=jax.tree_util.tree_map_with_path(like_param, state.opt_state),
-        comm_state=jax.tree.map(lambda _: replicated, state.comm_state),
+        opt_state=jax.tree_util.tree_map_with_path(optimizer_leaf, state.opt_state),
+        comm_state=jax.tree.map(
+            lambda spec: NamedSharding(mesh, spec),
+            comm_specs(state.comm_state, state.params, mesh, rules),
+        ),
         step=replicated,
         key=replicated,
     )
+
+
+def shapes_by_path(params: Any) -> dict[str, tuple[int, ...]]:
+    """Path to shape of every parameter."""
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    return {path_of(path): leaf.shape for path, leaf in leaves}
+
+
+def param_like(
+    path: Sequence[Any], shape: tuple[int, ...], known: dict[str, tuple[int, ...]]
+) -> str | None:
+    """The parameter whose path ends `path` and whose shape is `shape`, if there is one."""
+    parts = path_of(path).split("/")
+    names = ("/".join(parts[start:]) for start in range(len(parts)))
+    return next((name for name in names if known.get(name) == shape), None)
+
+
+def comm_leading(state: Any, params: Any, strip: int = 1) -> Any:
+    """How many dims of devices lead each leaf of a compressor's state, as ints.
+
+    A leaf like a parameter has one, over `data`; any other has two, over `data` and
+    `model`, for what a compressor makes of a part of a parameter has no whole.
+
+    Args:
+      params: of the same view as `state`: whole, or this device's parts.
+      strip: dims that lead the leaves already, where they are like a parameter.
+    """
+    known = shapes_by_path(params)
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: 1 if param_like(path, leaf.shape[strip:], known) else 2, state
+    )
+
+
+def comm_specs(state: Any, params: Any, mesh: Mesh, rules: Sequence[Rule]) -> Any:
+    """PartitionSpecs of a compressor's state, its leading dims included."""
+    known = shapes_by_path(params)
+
+    def spec(path: Sequence[Any], leaf: Any) -> P:
+        name = param_like(path, leaf.shape[1:], known)
+        if name is None:
+            return P("data", "model")
+        return P("data", *place(name, known[name], mesh, rules).spec)
+
+    return jax.tree_util.tree_map_with_path(spec, state)
 
 
 def _model_state_spec(path: Sequence[Any], leaf: Any, mesh: Mesh, rules: Sequence[Rule]) -> P:

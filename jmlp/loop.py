@@ -20,6 +20,7 @@ from jmlp.build import (
     prepare,
     resolve_mesh,
     selects_best,
+    with_full_paths,
 )
 from jmlp.checkpoint import Checkpoints
 from jmlp.config import Config, parse_config
@@ -31,7 +32,7 @@ from jmlp.fingerprint import fingerprint
 from jmlp.interrupt import Stop, stop_on_signal
 from jmlp.report import Reporter
 from jmlp.rundir import RunDir
-from jmlp.step import TrainState
+from jmlp.step import COMM_STATES, TrainState
 
 
 class Result(NamedTuple):
@@ -72,7 +73,7 @@ def train(
         directory, resolved = None, parse_config(config)
         if run_dir is not None:
             directory = stack.enter_context(RunDir(run_dir))
-            resolved = _with_full_paths(resolve_mesh(resolved)[0])
+            resolved = with_full_paths(resolve_mesh(resolved)[0])
             for change in directory.check(resolved):
                 report.note(f"continuing with {change}: same run within float32 rounding")
         report.note("loading data and models ...")
@@ -89,16 +90,6 @@ def train(
         custom = [name for name, given in (("model", model), ("tx", tx)) if given is not None]
         loop = Loop(setup, report, directory, checkpoints, custom)
         return loop.fit()
-
-
-def _with_full_paths(config: Config) -> Config:
-    """Paths that lie in the working directory, made absolute for `jmlp eval` elsewhere."""
-    tree = config.model_dump()
-    for key in ("path", "val_path", "test_path"):
-        value = tree["data"][key]
-        if value and Path(value).expanduser().exists():
-            tree["data"][key] = str(Path(value).expanduser().absolute())
-    return parse_config(tree)
 
 
 @dataclass
@@ -182,7 +173,18 @@ class Loop:
         self.progress = Progress(**restored.meta["progress"])
         self.saved_step = restored.step
         self.report.note(f"continuing at step {restored.step} of {self.plan.total}")
-        return restored.state
+        return self._with_comm_state(restored.state)
+
+    def _with_comm_state(self, state: TrainState) -> TrainState:
+        """Starts the compressor afresh where the checkpoint has no state that fits it."""
+        leaves = jax.tree.leaves(state.comm_state)
+        if all(isinstance(leaf, jax.Array) for leaf in leaves):
+            return state
+        self.report.warn(
+            "the compressor's state does not fit this mesh.model: it starts afresh, "
+            "and what error feedback still owed is lost"
+        )
+        return state._replace(comm_state=self.programs.init(self.config.seed).comm_state)
 
     def _accept(self, meta: dict[str, Any]) -> None:
         if meta["data"] != self.dataset.fingerprint:
@@ -309,6 +311,7 @@ class Loop:
         step = int(state.step)
         if self.checkpoints is None or step == self.saved_step:
             return
+        self._check_copies(state)
         meta = {
             "config": self.config.model_dump(mode="json"),
             "schema": self.dataset.schema.model_dump(mode="json"),
@@ -322,6 +325,14 @@ class Loop:
         self.checkpoints.save(state, meta, scores)
         self.saved_step = step
 
+    def _check_copies(self, state: TrainState) -> None:
+        if self.config.step in COMM_STATES and not self.programs.copies_agree(state):
+            good = self.checkpoints.newest() if self.checkpoints else ""
+            raise TrainingError(
+                f"after step {int(state.step)} the devices hold different parameters. {good} "
+                "This is a fault of the machine or of jmlp: continue with step: sharded."
+            )
+
     # The end.
 
     def _interrupted(self, state: TrainState) -> Result:
@@ -333,6 +344,7 @@ class Loop:
 
     def _finish(self, state: TrainState) -> Result:
         steps = int(state.step)
+        self._check_copies(state)
         if self.checkpoints:
             self.checkpoints.wait()
         state = self._selected(state)

@@ -13,8 +13,8 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh
 
-from jmlp.config import MeshConfig
 from jmlp.errors import ConfigError
+from jmlp.sections import MeshConfig
 
 AXES = ("data", "fsdp", "model", "pipe")
 

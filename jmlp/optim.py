@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import optax
 from optax.contrib import MuonDimensionNumbers, scale_by_muon
 
-from jmlp.config import OptimConfig
 from jmlp.errors import ConfigError
+from jmlp.sections import OptimConfig
 
 
 def learning_rate(config: OptimConfig, total_steps: int) -> optax.Schedule:

@@ -21,9 +21,10 @@ from jmlp import layout
 from jmlp.config import Config
 from jmlp.data.base import Schema, Split
 from jmlp.data.batches import PAD, batch_index, gather, padded_size
+from jmlp.digest import leaf_digest
 from jmlp.model import apply
 from jmlp.optim import evaluation_params
-from jmlp.step import STEPS
+from jmlp.step import COMM_STATES, STEPS
 from jmlp.step.base import Batch, TrainState, init_state, row_losses
 
 EVAL_ROWS = 1024  # rows per evaluation batch: fixed, so results never depend on the caller
@@ -70,7 +71,15 @@ class Programs:
         self.mesh, self.config, self.schema, self.rules = mesh, config, schema, rules
         self.tx = tx
         self.graphdef = nnx.graphdef(nnx.eval_shape(lambda: make_model(nnx.Rngs(0))))
-        self._init = lambda seed: init_state(make_model, tx, seed)
+        comm = COMM_STATES.get(config.step)
+
+        def init(seed: jax.Array) -> TrainState:
+            state = init_state(make_model, tx, seed)
+            if comm is None:
+                return state
+            return state._replace(comm_state=comm(state.params, mesh, config, rules))
+
+        self._init = init
         self.abstract = jax.eval_shape(self._init, np.uint32(0))
         self.shardings = layout.state_shardings(self.abstract, mesh, rules)
         self.width = padded_size(
@@ -84,6 +93,27 @@ class Programs:
     def init(self, seed: int) -> TrainState:
         """A fresh state, each device computing only its own share."""
         return jax.jit(self._init, out_shardings=self.shardings)(np.uint32(seed))
+
+    def copies_agree(self, state: TrainState) -> bool:
+        """Whether all devices of `data` hold the same bits of parameters and optimizer.
+
+        Nothing in JAX sees to that where a step exchanges gradients by itself.
+        """
+        kept = (state.params, state.model_state, state.opt_state)
+        at = self.shardings
+        specs = jax.tree.map(lambda s: s.spec, (at.params, at.model_state, at.opt_state))
+
+        def per_device(kept: Any) -> jax.Array:
+            leaves = [leaf for leaf in jax.tree.leaves(kept) if not is_key(leaf)]
+            sums = jnp.stack([leaf_digest(leaf) for leaf in leaves])
+            same = (lax.pmax(sums, "data") == lax.pmin(sums, "data")).all()
+            return lax.pmin(same.astype(jnp.int32), self.mesh.axis_names)
+
+        check = jax.shard_map(
+            per_device, mesh=self.mesh, in_specs=(specs,), out_specs=PartitionSpec(),
+            check_vma=False,
+        )  # fmt: skip
+        return bool(jax.jit(check)(kept))
 
     # Training.
 
@@ -236,6 +266,10 @@ class Programs:
             part = np.concatenate([part, np.zeros((width - real, *x.shape[1:]), x.dtype)])
             parts.append(np.asarray(self._outputs(state, self._put(part, sharding)))[:real])
         return np.concatenate(parts) if parts else np.zeros((0, self.schema.outputs), np.float32)
+
+
+def is_key(leaf: jax.Array) -> bool:
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
 def evaluated(state: TrainState) -> tuple[Any, Any]:

@@ -16,11 +16,11 @@ from jax.sharding import PartitionSpec as P
 
 import jmlp
 from jmlp.checkpoint import Checkpoints
-from jmlp.config import MeshConfig
 from jmlp.digest import leaf_digest
 from jmlp.errors import CheckpointError, TrainingError
 from jmlp.fingerprint import fingerprint
 from jmlp.mesh import make_mesh
+from jmlp.sections import MeshConfig
 
 HIDDEN = {"model": {"hidden": [16, 8]}, "optim": {"name": "adamw", "ema": 0.9}}
 

@@ -8,13 +8,18 @@ import jmlp
 ROOT = Path(jmlp.__file__).parent
 # A module imports only from lines above its own.
 ORDER = """
-errors yaml12 config
+errors yaml12 sections config
 data.base data.batches data.builtin data.idx data.npz data.table data
 data.labels data.prepare data.sources
 model mesh layout optim
-step.base step.single step.sharded step.pmap step
-program wire fingerprint environment
-rundir report digest checkpoint feed build interrupt loop inference show
+comm.base comm.psum comm.full comm.ring comm.tree comm.halving_doubling comm.two_level comm
+comm.buckets comm.cost
+compress.base compress.packing compress.two_phase compress.none compress.cast
+compress.quantize compress.sign compress.sparse compress.low_rank compress.feedback
+compress compress.make
+step.base step.single step.sharded step.pmap step.explicit step
+digest program wire fingerprint environment
+rundir report carry checkpoint feed build interrupt loop inference show
 bench.step bench
 cli __main__ __init__
 """.split()

@@ -8,12 +8,13 @@ import pytest
 from helpers import prepared
 from jax.sharding import PartitionSpec as P
 
-from jmlp.config import MeshConfig, parse_config
+from jmlp.config import parse_config
 from jmlp.data.batches import epoch_index
 from jmlp.errors import ConfigError
 from jmlp.layout import mlp_rules, place
 from jmlp.mesh import make_mesh
 from jmlp.program import Resident
+from jmlp.sections import MeshConfig
 
 EVEN = {"model": {"hidden": [64, 32]}}
 

@@ -7,10 +7,11 @@ import optax
 import pytest
 from flax import nnx
 
-from jmlp.config import ModelConfig, OptimConfig, parse_config
+from jmlp.config import parse_config
 from jmlp.errors import ConfigError
 from jmlp.model import ACTIVATIONS, GATED, MLP, BatchNorm, Rows, apply, drop
 from jmlp.optim import evaluation_params, learning_rate, make_optimizer
+from jmlp.sections import ModelConfig, OptimConfig
 from jmlp.step.base import row_losses, split_model
 
 

@@ -22,6 +22,8 @@ MESHES = [
     ("sharded", {"data": 3}),
     ("pmap", {"data": 8}),
     ("pmap", {"data": 5}),
+    ("explicit", {"data": 8}),
+    ("explicit", {"data": 4, "model": 2}),
 ]
 KINDS = {
     "plain": {},

@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jmlp.config import DataConfig
 from jmlp.data.base import NUMBER, Raw
 from jmlp.errors import DataError
+from jmlp.sections import DataConfig
 
 _FEW = 20  # so many distinct integers are classes still
 

@@ -10,7 +10,6 @@ from typing import NoReturn
 
 import numpy as np
 
-from jmlp.config import DataConfig
 from jmlp.data.base import Dataset, Raw, RawSplits, Schema, Split
 from jmlp.data.labels import (
     Part,
@@ -23,6 +22,7 @@ from jmlp.data.labels import (
     where_of,
 )
 from jmlp.errors import DataError
+from jmlp.sections import DataConfig
 
 _SPLIT_STREAM = 2**63  # keeps the splits' random stream apart from the epochs'
 

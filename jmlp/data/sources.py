@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from jmlp.config import DataConfig
 from jmlp.data import SOURCES, idx, npz
 from jmlp.data.base import Columns, Dataset, Raw, RawSplits, Reader, Schema, Split, reading
 from jmlp.data.prepare import make_dataset, raise_missing, scale_features, scale_labelled
 from jmlp.errors import DataError
+from jmlp.sections import DataConfig
 
 _SHARED = "/usr/share/datasets"  # where Debian's dataset-* packages put theirs
 

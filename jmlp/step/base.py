@@ -22,7 +22,7 @@ Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
 Step = Callable[["TrainState", Batch], tuple["TrainState", Metrics]]
 
-INIT, DROPOUT = 0, 1  # purposes: each folds a stream of its own out of the run's key
+INIT, DROPOUT, EXCHANGE = 0, 1, 2  # purposes: each folds a stream of its own out of the run's key
 
 
 class TrainState(NamedTuple):

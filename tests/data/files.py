@@ -5,8 +5,8 @@ import struct
 
 import numpy as np
 
-from jmlp.config import DataConfig
 from jmlp.data.sources import load
+from jmlp.sections import DataConfig
 
 CODES = {"u1": 0x08, "i1": 0x09, "i2": 0x0B, "i4": 0x0C, "f4": 0x0D, "f8": 0x0E}
 

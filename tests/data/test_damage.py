@@ -14,10 +14,10 @@ import pyarrow.parquet as pq
 import pytest
 from files import idx_bytes, load_file, table_text
 
-from jmlp.config import DataConfig
 from jmlp.data import base, table
 from jmlp.data.sources import load, read_features, resolve
 from jmlp.errors import DataError
+from jmlp.sections import DataConfig
 
 RNG = np.random.default_rng(0)
 

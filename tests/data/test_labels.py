@@ -6,11 +6,11 @@ from files import load_file
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jmlp.config import DataConfig
 from jmlp.data.labels import encode_labels, is_number
 from jmlp.data.prepare import draw
 from jmlp.data.sources import load
 from jmlp.errors import DataError
+from jmlp.sections import DataConfig
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(40, 3))

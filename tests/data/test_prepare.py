@@ -6,7 +6,6 @@ from files import load_file, table_text
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jmlp.config import DataConfig
 from jmlp.data.base import Split
 from jmlp.data.batches import (
     PAD,
@@ -23,6 +22,7 @@ from jmlp.data.batches import (
 from jmlp.data.prepare import draw
 from jmlp.data.sources import load
 from jmlp.errors import DataError
+from jmlp.sections import DataConfig
 
 RNG = np.random.default_rng(0)
 

@@ -12,11 +12,11 @@ import pyarrow.parquet as pq
 import pytest
 from files import idx_bytes, load_file, table_text, write_idx
 
-from jmlp.config import DataConfig
 from jmlp.data import SOURCES
 from jmlp.data.idx import read_array
 from jmlp.data.sources import load, read_features, read_labelled, resolve
 from jmlp.errors import DataError
+from jmlp.sections import DataConfig
 
 
 def refused(path, *parts, **config):

@@ -1,0 +1,98 @@
+"""From the config's `comm` section to a reducer for a mesh."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from jmlp.comm import ALL_REDUCE
+from jmlp.comm.base import AllReduce, Traffic, bound
+from jmlp.comm.buckets import fill, size_of
+from jmlp.comm.cost import DATA_CENTRE, Link, estimates, link_of
+from jmlp.compress import REDUCERS, Exchange, Reducer, error_feedback
+from jmlp.errors import ConfigError
+from jmlp.sections import CommConfig
+
+
+def make_reducer(comm: CommConfig, mesh: Mesh) -> Reducer:
+    """The reducer that `comm` asks for, over the `data` axis of `mesh`.
+
+    Raises:
+      ConfigError: `comm.inner` does not divide the axis, or a type is missing here.
+    """
+    settings: dict[str, Any] = {
+        "rounding": comm.reducer.rounding,
+        "keep": comm.reducer.keep,
+        "dtype": comm.reducer.values,
+        "warmup_steps": comm.reducer.warmup_steps,
+        "rank": comm.reducer.rank,
+        "unbiased": not comm.reducer.error_feedback,
+    }
+    takes = {
+        "int8": ("rounding",),
+        "int4": ("rounding",),
+        "top_k": ("keep", "dtype", "warmup_steps"),
+        "random_k": ("keep", "unbiased"),
+        "low_rank": ("rank",),
+    }.get(comm.reducer.name, ())
+    chosen = {key: settings[key] for key in takes}
+    reducer = REDUCERS[comm.reducer.name](make_exchange(comm, mesh), **chosen)
+    if comm.reducer.error_feedback:
+        return error_feedback(reducer, comm.reducer.momentum)
+    return reducer
+
+
+def make_exchange(comm: CommConfig, mesh: Mesh) -> Exchange:
+    """How `comm` moves vectors over the `data` axis of `mesh`."""
+    devices = list(mesh.devices.flat)
+    n, hosts = mesh.shape["data"], len({d.process_index for d in devices})
+    inner = comm.inner
+    if inner is not None and n % inner:
+        raise ConfigError(f"comm.inner={inner} does not divide mesh.data={n}")
+    if inner is None and hosts > 1 and n % hosts == 0:
+        inner = n // hosts
+
+    def choose(size: int, itemsize: int, n: int) -> str:
+        if comm.all_reduce != "auto":
+            return comm.all_reduce
+        link = _link(comm, devices[0].device_kind)
+        slow = DATA_CENTRE if hosts > 1 else None
+        return next(iter(estimates(size, itemsize, n, link, slow, inner)))
+
+    def all_reduce(size: int, itemsize: int, n: int) -> tuple[str, AllReduce]:
+        name = choose(size, itemsize, n)
+        return name, bound(ALL_REDUCE[name], inner).all_reduce
+
+    def traffic(size: int, itemsize: int, n: int) -> Traffic:
+        name = choose(size, itemsize, n)
+        return bound(ALL_REDUCE[name], inner).traffic(size, itemsize, n)
+
+    lossy = "ring" if comm.all_reduce == "ring" else "full"
+    return Exchange(all_reduce, traffic, comm.bucket_bytes, lossy)
+
+
+def _link(comm: CommConfig, device_kind: str) -> Link:
+    link = link_of(device_kind)
+    alpha_s = link.alpha_s if comm.alpha_us is None else comm.alpha_us * 1e-6
+    per_s = comm.gigabytes_per_second
+    return Link(alpha_s, link.bytes_per_s if per_s is None else per_s * 1e9)
+
+
+def explain(comm: CommConfig, mesh: Mesh, leaves: Sequence[Any]) -> list[str]:
+    """A line for each bucket: its size, and the topology that `auto` picked for it."""
+    exchange, n = make_exchange(comm, mesh), mesh.shape["data"]
+    lines = []
+    for number, bucket in enumerate(fill(leaves, comm.bucket_bytes)):
+        size = size_of(leaves, bucket)
+        name, _ = exchange.all_reduce(size, 4, n)
+        lines.append(
+            f"bucket {number}: {len(bucket)} arrays, {size * 4 / 1e6:.2f} MB over {n} "
+            f"devices by {name}"
+        )
+    return lines
+
+
+def shapes_of(tree: Any) -> list[jax.ShapeDtypeStruct]:
+    """The leaves of a tree of arrays or shapes, as shapes."""
+    return [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(tree)]

@@ -1,0 +1,39 @@
+"""One bit a number: its sign, times the block's mean magnitude.
+
+1/32 of the bytes and a scale a block of 512. The code is biased: without error
+feedback it stalls, with it it converges as SGD does.
+
+Sources: Seide et al. 2014 (1-bit SGD); Karimireddy et al. 2019, arXiv:1901.09847
+(scaled sign with error feedback).
+"""
+
+import jax
+import jax.numpy as jnp
+
+from jmlp.compress.base import Exchange, Reducer
+from jmlp.compress.packing import pack, scaled_bytes, unpack
+from jmlp.compress.two_phase import Code, by_code
+
+_BLOCK = 512
+_BYTES = _BLOCK // 8
+
+
+def sign(exchange: Exchange) -> Reducer:
+    """0.033 of the float32 bytes."""
+    bit = jnp.arange(8, dtype=jnp.uint8)[:, None]
+
+    def encode(x: jax.Array, key: jax.Array) -> jax.Array:
+        blocks = x.reshape(*x.shape[:-1], -1, _BLOCK)
+        # The mean over all of the block, zeros too, is what makes it a contraction.
+        scale = jnp.abs(blocks).mean(-1, keepdims=True)
+        planes = (blocks >= 0).astype(jnp.uint8).reshape(*blocks.shape[:-1], 8, _BYTES)
+        return pack((planes << bit).sum(-2, dtype=jnp.uint8), scale)
+
+    def decode(codes: jax.Array) -> jax.Array:
+        values, scale = unpack(codes, _BYTES)
+        planes = (values[..., None, :] >> bit) & 1
+        signs = planes.astype(jnp.float32) * 2 - 1
+        blocks = signs.reshape(*signs.shape[:-2], _BLOCK) * scale
+        return blocks.reshape(*blocks.shape[:-2], -1)
+
+    return by_code(exchange, Code(encode, decode, _BLOCK, scaled_bytes(_BLOCK, _BYTES)))

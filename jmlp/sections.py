@@ -1,0 +1,277 @@
+"""The sections of a config: frozen pydantic models, checked when they are made.
+
+Nothing here imports jax, so that `jmlp train --help` and a refused config take a
+fraction of a second.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
+
+import pydantic
+from pydantic import BaseModel, ConfigDict, Field, Strict
+
+# YAML already says what is an integer: `epochs: "3"` and `epochs: yes` are mistakes.
+Int = Annotated[int, Strict()]
+Bool = Annotated[bool, Strict()]
+Float = Annotated[float, Strict(), Field(allow_inf_nan=False)]
+Count = Annotated[Int, Field(ge=1, le=2**31 - 1)]
+Rate = Annotated[Float, Field(ge=0, lt=1)]
+
+
+def _words(value: Any) -> Any:
+    """A lone word, or words with commas between, as a list: `target: price`."""
+    if isinstance(value, str):
+        return [word.strip() for word in value.split(",") if word.strip()]
+    return value
+
+
+def _numbers(value: Any) -> Any:
+    """`--model.hidden=64` and `--model.hidden=256,128`, as a shell user writes them."""
+    if isinstance(value, str) and re.fullmatch(r"\d+(\s*,\s*\d+)*,?", value.strip()):
+        return [int(part) for part in value.split(",") if part.strip()]
+    return [value] if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+Names = Annotated[tuple[str, ...], pydantic.BeforeValidator(_words)]
+Widths = Annotated[tuple[Count, ...], pydantic.BeforeValidator(_numbers)]
+
+
+def _every(value: Any) -> Any:
+    match = re.fullmatch(r"([1-9]\d{0,8})( (?:epoch|step)s?)?", str(value).strip())
+    if not match or isinstance(value, bool):
+        raise ValueError('expected a number of epochs, or e.g. "500 steps"')
+    unit = "steps" if (match[2] or "").strip().startswith("step") else "epochs"
+    return f"{match[1]} {unit}"
+
+
+EveryField = Annotated[str, pydantic.PlainValidator(_every, json_schema_input_type=int | str)]
+
+
+class Section(BaseModel):
+    """A part of the config: immutable, no unknown keys, defaults checked too."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True
+    )
+
+
+class DataConfig(Section):
+    """Where rows come from, how they are split and cleaned."""
+
+    name: Literal["digits", "breast_cancer", "wine", "diabetes"] | None = None
+    """A data set that ships with scikit-learn. Give this or `path`."""
+    path: str | None = None
+    """A .csv, .parquet or .npz file, an IDX file or a folder of IDX files.
+    Looked for here, then in $JMLP_DATA, then in /usr/share/datasets."""
+    val_path: str | None = None
+    """Validation rows, in the format of `path`. Otherwise drawn: `val_fraction`."""
+    test_path: str | None = None
+    """Test rows, in the format of `path`. Otherwise drawn: `test_fraction`."""
+    target: Names = ()
+    """Target columns of a table. Several make a multi-output regression."""
+    features: Names = ()
+    """Feature columns of a table; none means all but the targets."""
+    task: Literal["auto", "classification", "regression"] = "auto"
+    """auto: text, booleans and few distinct integers are classes, the rest numbers."""
+    classes: Annotated[Int, Field(ge=2, le=1_000_000)] | None = None
+    """Number of classes, when labels are the integers 0..classes-1."""
+    val_fraction: Rate = 0.1
+    """Share of the training rows drawn for validation when none are given."""
+    test_fraction: Rate = 0.2
+    """Share of all rows drawn for testing when none are given."""
+    missing: Literal["error", "drop", "mean"] = "error"
+    """NaN, infinite or empty features: refuse, drop the row, or use the training mean."""
+    scale: Literal["auto", "standardize", "none"] = "auto"
+    """auto: per column, or over all pixels of 8-bit images. Statistics of training rows."""
+    placement: Literal["auto", "device", "host"] = "auto"
+    """Keep the rows on the devices, or send batches from the host. auto: by size."""
+
+    @pydantic.model_validator(mode="after")
+    def _one_source(self) -> "DataConfig":
+        if self.name and self.path:
+            raise ValueError(f"give name ({self.name}) or path ({self.path}), not both")
+        if self.name and (self.val_path or self.test_path):
+            raise ValueError("val_path and test_path go with path, not with name")
+        return self
+
+
+class ModelConfig(Section):
+    """The multilayer perceptron."""
+
+    hidden: Widths = (256, 128)
+    """Width of each hidden layer; [] is a linear model."""
+    activation: Literal["relu", "gelu", "silu", "tanh", "swiglu", "geglu"] = "relu"
+    """swiglu and geglu are gated: two kernels a layer (Shazeer 2020)."""
+    norm: Literal["none", "layer", "rms", "batch"] = "none"
+    """Between a layer's product and its activation. batch: of the global batch."""
+    dropout: Rate = 0.0
+    """Share of hidden features dropped in training."""
+    input_dropout: Rate = 0.0
+    """Share of input features dropped in training."""
+    residual: Bool = False
+    """Add each layer's input to its output, through a projection if widths differ."""
+    init: Literal[
+        "auto", "he_normal", "he_uniform", "glorot_normal", "glorot_uniform",
+        "lecun_normal", "orthogonal",
+    ] = "auto"  # fmt: skip
+    """Hidden kernels. auto: he_normal for relu, gelu, silu; lecun_normal otherwise."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the arithmetic; parameters and the loss are float32 always."""
+
+
+class MeshConfig(Section):
+    """Devices per mesh axis. Every axis exists; size 1 means "not split"."""
+
+    data: Count | Literal["auto"] = "auto"
+    """Splits the batch. auto: all devices that the other axes leave."""
+    fsdp: Count = 1
+    """Splits the batch, parameters and optimizer state (ZeRO-3)."""
+    model: Count = 1
+    """Splits hidden features (tensor parallel)."""
+    pipe: Annotated[Int, Field(ge=1, le=1)] = 1
+    """Reserved for layers split over devices; 1 for now."""
+
+    def size(self, devices: int = 1) -> int:
+        """Devices needed; with data=auto, the most that `devices` allow."""
+        rest = self.fsdp * self.model * self.pipe
+        return rest * (max(1, devices // rest) if self.data == "auto" else self.data)
+
+
+class OptimConfig(Section):
+    """The optimizer and its schedule."""
+
+    name: Literal["sgd", "momentum", "adam", "adamw", "lion", "lamb", "muon"] = "adamw"
+    """muon: hidden kernels by Muon, the rest by AdamW."""
+    learning_rate: Annotated[Float, Field(gt=0)] = 1e-3
+    """Peak learning rate."""
+    schedule: Literal["constant", "cosine", "linear", "one_cycle"] = "cosine"
+    """How the learning rate moves after the warm-up, over the whole run."""
+    warmup: Rate = 0.0
+    """Share of all steps over which the rate rises linearly from 0."""
+    final_fraction: Annotated[Float, Field(ge=0, le=1)] = 0.0
+    """Rate at the end, as a share of the peak (cosine, linear)."""
+    weight_decay: Annotated[Float, Field(ge=0)] = 0.0
+    """Decoupled, times the rate; kernels only, never biases or norms."""
+    momentum: Rate = 0.9
+    """Of momentum and muon."""
+    b1: Rate = 0.9
+    """First-moment decay of adam, adamw, lamb, lion, and of muon's AdamW."""
+    b2: Rate | None = None
+    """Second-moment decay; none means 0.99 for lion, 0.999 for adam, adamw, lamb, muon."""
+    eps: Annotated[Float, Field(gt=0)] = 1e-8
+    """Added to the root of the second moment."""
+    clip_norm: Annotated[Float, Field(gt=0)] | None = None
+    """Scales gradients down to this global norm."""
+    accumulate: Count = 1
+    """Micro-batches per step: less activation memory, the same global batch."""
+    ema: Rate = 0.0
+    """Decay of an exponential moving average of weights, used to evaluate. 0: none."""
+
+
+def _named(value: Any) -> Any:
+    """`reducer: int8` for `reducer: {name: int8}`."""
+    return {"name": value} if isinstance(value, str) else value
+
+
+class ReducerConfig(Section):
+    """How gradients are compressed. Which settings go with which: `SETTINGS`."""
+
+    name: Literal[
+        "none", "bf16", "fp8", "int8", "int4", "sign", "top_k", "random_k", "low_rank"
+    ] = "none"  # fmt: skip
+    """The code on the wire."""
+    error_feedback: Bool = False
+    """Add what was lost to the next gradient. A must below 8 bits."""
+    momentum: Rate = 0.0
+    """Momentum correction (DGC), with error feedback and plain sgd."""
+    rounding: Literal["stochastic", "nearest"] = "stochastic"
+    """int8, int4: unbiased, or closest."""
+    keep: Annotated[Float, Field(gt=0, le=1)] = 0.01
+    """top_k, random_k: share of the numbers that is sent."""
+    values: Literal["float32", "bfloat16"] = "float32"
+    """top_k: type of the numbers on the wire."""
+    warmup_steps: Annotated[Int, Field(ge=0)] = 0
+    """top_k: steps over which the share falls from a quarter to `keep`."""
+    rank: Count = 4
+    """low_rank: columns of the factors."""
+
+    SETTINGS: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "rounding": ("int8", "int4"),
+        "keep": ("top_k", "random_k"),
+        "values": ("top_k",),
+        "warmup_steps": ("top_k",),
+        "rank": ("low_rank",),
+    }
+
+    @pydantic.model_validator(mode="after")
+    def _settings_fit(self) -> "ReducerConfig":
+        for key, owners in self.SETTINGS.items():
+            default = type(self).model_fields[key].default
+            if getattr(self, key) != default and self.name not in owners:
+                raise ValueError(f"{key} is a setting of {', '.join(owners)}, not of {self.name}")
+        if self.momentum and not self.error_feedback:
+            raise ValueError("momentum is part of error feedback: set error_feedback: true")
+        return self
+
+
+class CommConfig(Section):
+    """How devices exchange gradients under step=explicit."""
+
+    all_reduce: Literal[
+        "psum", "full", "gather", "ring", "ring2", "tree", "double_tree", "halving_doubling",
+        "hierarchical", "torus", "auto",
+    ] = "psum"  # fmt: skip
+    """The topology. auto: by the cost model, bucket by bucket."""
+    reducer: Annotated[ReducerConfig, pydantic.BeforeValidator(_named)] = ReducerConfig()
+    """The compressor."""
+    bucket_bytes: Count = 4194304
+    """Gradients travel in buckets of about this size."""
+    inner: Count | None = None
+    """hierarchical, torus: devices of the fast level. none: a host's, or a square."""
+    alpha_us: Annotated[Float, Field(gt=0)] | None = None
+    """auto: latency of a message. none: by the kind of device."""
+    gigabytes_per_second: Annotated[Float, Field(gt=0)] | None = None
+    """auto: bandwidth of a link, one way. none: by the kind of device."""
+
+    @pydantic.model_validator(mode="after")
+    def _reducer_fits_topology(self) -> "CommConfig":
+        linear = ("none", "random_k", "low_rank")
+        own = ("psum", "auto", "full") if self.reducer.name == "top_k" else (
+            "psum", "auto", "full", "ring")  # fmt: skip
+        if self.reducer.name not in linear and self.all_reduce not in own:
+            raise ValueError(
+                f"all_reduce={self.all_reduce} cannot carry reducer {self.reducer.name}: sums of "
+                f"its codes mean nothing, so it brings its own exchange ({', '.join(own[2:])}). "
+                f"Reducers for every topology: {', '.join(linear)}"
+            )
+        return self
+
+
+class TrainConfig(Section):
+    """The loop."""
+
+    epochs: Count = 20
+    """Passes over the training rows."""
+    steps: Count | None = None
+    """Steps in all, instead of `epochs`."""
+    batch_size: Count = 128
+    """Rows per step, over all devices."""
+    eval_every: EveryField = "1"
+    """Epochs between evaluations, or e.g. "500 steps"."""
+    checkpoint_every: EveryField = "1"
+    """Epochs between checkpoints, or e.g. "500 steps"."""
+    keep: Count = 3
+    """Newest checkpoints kept; the best one by `monitor` is kept as well."""
+    monitor: Literal["loss", "accuracy", "rmse", "mae", "r2"] = "loss"
+    """Validation metric that names the best checkpoint."""
+    early_stopping: Count | None = None
+    """Stop after so many evaluations without a better `monitor`; ends with the best."""
+    select: Literal["last", "best"] = "last"
+    """Weights the run ends with. early_stopping implies best."""
+    label_smoothing: Rate = 0.0
+    """Share of a class's probability spread over all classes."""
+    steps_per_call: Count | Literal["auto"] = "auto"
+    """Steps per dispatch to the devices. auto: as many as take about 0.25 s."""
+    tensorboard: Bool = False
+    """Also log to tensorboard/ in the run directory (needs jmlp[tensorboard])."""

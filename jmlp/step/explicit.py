@@ -1,0 +1,127 @@
+"""Data parallelism whose communication is a choice: a topology and a compressor.
+
+Each device of the `data` axis takes the gradient of its own rows; then they
+exchange, all in the open: buckets of gradients, through a reducer of `compress`,
+by an all-reduce of `comm`. Prefer `sharded` for speed as it comes; this step is for
+slow networks (compress), for overlapping and for seeing.
+
+Tensor parallelism goes along: `model` is left to the compiler in the gradient, and
+in the exchange each device sends its own part of a split parameter.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+
+from jmlp.compress.make import make_reducer
+from jmlp.config import Config
+from jmlp.layout import (
+    Rule,
+    comm_leading,
+    comm_specs,
+    param_like,
+    param_shardings,
+    shapes_by_path,
+    state_shardings,
+)
+from jmlp.step.base import EXCHANGE, Batch, Metrics, Step, TrainState, gradients, update
+
+
+def build(
+    graphdef: Any,
+    tx: optax.GradientTransformation,
+    mesh: Mesh,
+    config: Config,
+    rules: Sequence[Rule] = (),
+) -> Step:
+    """A jitted step over the `data` and `model` axes of `mesh`; the others have size 1.
+
+    The rows of the batch must divide by the size of `data`: pad with weight 0.
+    """
+    n = mesh.shape["data"]
+    reducer = make_reducer(config.comm, mesh)
+
+    def addends(state: TrainState, batch: Batch) -> Any:  # per device, on 1/n of the batch
+        # Parameters are not marked as varying here, and need not be: check_vma=False
+        # keeps JAX from summing their gradients before the reducer sees them.
+        grads, model_state, loss = gradients(graphdef, config, state, batch, axis="data")
+        # n times an addend of the batch's gradient, since reducers take means.
+        return jax.tree.map(lambda g: n * g[None], grads), model_state, lax.psum(loss, "data")
+
+    def exchange(grads: Any, comm_state: Any, key: jax.Array) -> Any:  # per device
+        grads = jax.tree.map(lambda g: g[0], grads)
+        leading = comm_leading(comm_state, grads)
+        mine = jax.tree.map(lambda leaf, k: leaf.reshape(leaf.shape[k:]), comm_state, leading)
+        reduced = reducer.mean(grads, mine, "data", key)
+        return reduced.mean, jax.tree.map(_lead, reduced.state, leading)
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        at_rest = state_shardings(state, mesh, rules)
+        state = lax.with_sharding_constraint(state, at_rest)
+        grads, model_state, loss = jax.shard_map(
+            addends,
+            mesh=mesh,
+            in_specs=(P(), P("data")),
+            out_specs=(P("data"), P(), P()),
+            axis_names={"data"},
+            check_vma=False,
+        )(state, batch)
+        specs = jax.tree.map(lambda s: s.spec, param_shardings(state.params, mesh, rules))
+        own = jax.tree.map(lambda spec: P("data", *spec), specs)
+        comm = comm_specs(state.comm_state, state.params, mesh, rules)
+        key = jax.random.fold_in(jax.random.fold_in(state.key, EXCHANGE), state.step)
+        # check_vma=False: JAX cannot see that every device ends with the same mean;
+        # `Programs.copies_agree` checks it.
+        grads, comm_state = jax.shard_map(
+            exchange,
+            mesh=mesh,
+            in_specs=(own, comm, P()),
+            out_specs=(specs, comm),
+            check_vma=False,
+        )(grads, state.comm_state, key)
+        state = update(tx, state, grads, model_state)._replace(comm_state=comm_state)
+        return lax.with_sharding_constraint(state, at_rest), {"loss": loss}
+
+    return jax.jit(step, donate_argnums=0)
+
+
+def init_comm(params: Any, mesh: Mesh, config: Config, rules: Sequence[Rule] = ()) -> Any:
+    """The reducer's first state, a leading dim of devices on every leaf. Trace under jit.
+
+    A leaf that is like a parameter is (n, *shape), split over `data` and as the
+    parameter is; any other is (n, model, *shape).
+    """
+    reducer, n = make_reducer(config.comm, mesh), mesh.shape["data"]
+    places = param_shardings(params, mesh, rules)
+    local = jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(place.shard_shape(leaf.shape), leaf.dtype),
+        params,
+        places,
+    )
+
+    def per_device() -> Any:
+        state = reducer.init(local, n)
+        return jax.tree.map(_lead, state, comm_leading(state, local, strip=0))
+
+    # The specs follow from the whole shapes, and those from one device's parts.
+    bare = jax.eval_shape(lambda: reducer.init(local, n))
+    known = shapes_by_path(params)
+
+    def whole(path: Any, leaf: Any) -> jax.ShapeDtypeStruct:
+        name = param_like(path, leaf.shape, shapes_by_path(local))
+        shape = (n, *known[name]) if name else (n, mesh.shape["model"], *leaf.shape)
+        return jax.ShapeDtypeStruct(shape, leaf.dtype)
+
+    shapes = jax.tree_util.tree_map_with_path(whole, bare)
+    specs = comm_specs(shapes, params, mesh, rules)
+    return jax.shard_map(per_device, mesh=mesh, in_specs=(), out_specs=specs, check_vma=False)()
+
+
+def _lead(leaf: jax.Array, dims: int) -> jax.Array:
+    return jnp.reshape(leaf, (1,) * dims + jnp.shape(leaf))
