@@ -45,6 +45,8 @@ class Train:
     """simulate N CPU devices (default without an accelerator: the mesh's size)"""
     print_layout: Flag = False
     """show where every parameter lives, and do not train"""
+    wire: Flag = False
+    """show every collective of the compiled step and its bytes, then train"""
     json_: Json = False
     """print one JSON line, the summary, on stdout; the rest goes to stderr"""
 
@@ -100,20 +102,49 @@ class DevicesCommand:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Bench:
-    """Measure this machine: samples/s of `jmlp train` against a hand-written JAX loop.
+class Comm:
+    """Price topologies and compressors: bytes predicted, bytes in the compiled program, steps.
 
-    Runs of the things compared are interleaved, and every sample is kept.
+    Nothing is run: each exchange is compiled, and what it sends is read from its HLO.
+    """
+
+    topology: tuple[str, ...] = ("all",)
+    """psum full gather ring ring2 tree double_tree halving_doubling hierarchical torus"""
+    reducer: tuple[str, ...] = ("all",)
+    """none bf16 fp8 int8 int4 sign top_k random_k low_rank"""
+    n: tuple[int, ...] = (8,)
+    """numbers of devices"""
+    size: tuple[int, ...] = (247_766,)
+    """float32 elements; the default is the parameters of 784-256-128-100-10"""
+    plot: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """draw the table, e.g. comm.png"""
+    cpu_devices: Devices = None
+    """simulate N CPU devices (default without an accelerator: the largest n)"""
+    json_: Json = False
+    """print one JSON line on stdout; the rest goes to stderr"""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Bench:
+    """Measure on this machine: `step` (loop overhead) or `compress` (accuracy against bytes).
+
+    step: samples/s of `jmlp train` against hand-written JAX loops; runs of the things
+    compared are interleaved, and every sample is kept. compress: Fashion-MNIST on 8
+    devices with each compressor; with --out it goes on where it was stopped.
     """
 
     what: tyro.conf.Positional[str]
-    """step"""
+    """step or compress"""
     widths: tuple[int, ...] = (64, 512, 2048)
-    """hidden widths, two layers each"""
+    """step: hidden widths, two layers each"""
     repeats: int = 5
-    """runs of each"""
+    """step: runs of each. compress: seeds"""
+    epochs: int = 6
+    """compress: passes over the training rows"""
     out: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """write the result here as JSON"""
+    plot: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """compress: draw accuracy against bytes, e.g. compress.png"""
     json_: Json = False
     """print the result as one JSON line on stdout; the rest goes to stderr"""
 
@@ -185,7 +216,7 @@ def run_train(flags: Train, overrides: list[str]) -> int:
         programs = prepare(config).programs
         print_layout(programs, report)
         return _finish(flags.json_, {"layout": layout_rows(programs)})
-    result = train(config, run_dir=run_dir, report=report)
+    result = train(config, run_dir=run_dir, report=report, show_wire=flags.wire)
     again = " ".join(["jmlp train", str(flags.config), *_flags_again(flags, run_dir), *overrides])
     if result.summary["interrupted"]:
         done = f"stopped at step {result.summary['steps']} of {result.summary['of']}; saved."
@@ -257,12 +288,29 @@ def run_devices(flags: DevicesCommand, overrides: list[str]) -> int:
     return _finish(flags.json_, found)
 
 
+def run_comm(flags: Comm, overrides: list[str]) -> int:
+    if min((*flags.n, *flags.size)) < 1:
+        raise ConfigError("--n and --size are at least 1")
+    start_devices(flags.cpu_devices, MeshConfig(data=max(flags.n)))
+    from jmlp import ledger
+    from jmlp.show import print_comm
+
+    report = _reporter(flags.json_)
+    pairs = ledger.combinations(flags.topology, flags.reducer)
+    table = ledger.rows(pairs, flags.n, flags.size, report.note)
+    print_comm(table, report)
+    if flags.plot:
+        ledger.plot(table, flags.plot)
+        report.note(f"drawn: {flags.plot}")
+    return _finish(flags.json_, {"rows": table})
+
+
 def run_bench(flags: Bench, overrides: list[str]) -> int:
     from jmlp.bench import BENCHES
 
     if flags.what not in BENCHES:
         raise ConfigError(f"bench {flags.what!r}: there are {', '.join(BENCHES)}")
-    result = BENCHES[flags.what](flags.widths, flags.repeats, _reporter(flags.json_))
+    result = BENCHES[flags.what](flags, _reporter(flags.json_))
     if flags.out:
         from jmlp.rundir import write_atomically
 
@@ -314,6 +362,7 @@ COMMANDS: dict[str, tuple[Any, Callable[[Any, list[str]], int]]] = {
     "eval": (Eval, run_eval),
     "predict": (Predict, run_predict),
     "devices": (DevicesCommand, run_devices),
+    "comm": (Comm, run_comm),
     "bench": (Bench, run_bench),
 }
 

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +23,7 @@ from jmlp.build import (
     with_full_paths,
 )
 from jmlp.checkpoint import Checkpoints
+from jmlp.compress.make import explain
 from jmlp.config import Config, parse_config
 from jmlp.data.base import Split
 from jmlp.environment import describe, differences
@@ -30,8 +31,11 @@ from jmlp.errors import RunDirError, TrainingError
 from jmlp.feed import Call, Feed, choose_feed
 from jmlp.fingerprint import fingerprint
 from jmlp.interrupt import Stop, stop_on_signal
+from jmlp.ledger import grouped
+from jmlp.progress import Progress
 from jmlp.report import Reporter
 from jmlp.rundir import RunDir
+from jmlp.show import print_wire
 from jmlp.step import COMM_STATES, TrainState
 
 
@@ -53,6 +57,7 @@ def train(
     tx: optax.GradientTransformation | None = None,
     rules: Sequence[layout.Rule] | None = None,
     report: Reporter | None = None,
+    show_wire: bool = False,
 ) -> Result:
     """Trains as `config` says, or continues the run in `run_dir`.
 
@@ -63,6 +68,7 @@ def train(
       model: `nnx.Rngs -> nnx.Module` in place of `jmlp.MLP`: (B, F) to (B, K).
       tx: an optax transformation in place of `config.optim`'s.
       rules: `(pattern, axes)` on parameter paths, for tensor parallelism of `model`.
+      show_wire: report every collective of the compiled step; `summary["wire"]` has them.
 
     Raises:
       ConfigError, DataError, RunDirError: what was asked for cannot be done.
@@ -88,27 +94,8 @@ def train(
         if directory:
             checkpoints = stack.enter_context(open_checkpoints(setup.config, directory.checkpoints))
         custom = [name for name, given in (("model", model), ("tx", tx)) if given is not None]
-        loop = Loop(setup, report, directory, checkpoints, custom)
+        loop = Loop(setup, report, directory, checkpoints, custom, show_wire)
         return loop.fit()
-
-
-@dataclass
-class Progress:
-    """What the loop knows beside the TrainState; saved with it, so resuming is exact."""
-
-    loss_sum: float = 0.0
-    loss_rows: int = 0
-    best: float | None = None
-    best_step: int = 0
-    stale: int = 0
-    stopped_early: bool = False
-    seconds: float = 0.0
-    """of training and feeding, over all sessions; without compiling, evaluating, saving"""
-    rows: int = 0
-    """trained in those seconds"""
-    compile_seconds: float = 0.0
-    wire_bytes: int | None = None
-    """sent by one device in a step, by the program compiled last"""
 
 
 class Loop:
@@ -121,11 +108,13 @@ class Loop:
         directory: RunDir | None = None,
         checkpoints: Checkpoints | None = None,
         custom: Sequence[str] = (),
+        show_wire: bool = False,
     ):
         self.config, self.dataset, self.programs, self.plan = setup
         self.setup, self.report = setup, report
         self.directory, self.checkpoints = directory, checkpoints
-        self.custom = list(custom)
+        self.custom, self._show_wire = list(custom), show_wire
+        self._wire: list[dict[str, Any]] | None = None
         self._last_metrics: dict[str, float] = {}
         self.saved_step = -1
         self.best_state: TrainState | None = None  # where no checkpoint can hold it
@@ -230,9 +219,20 @@ class Loop:
         self._call = lowered.compile()
         took_s = time.perf_counter() - begun_s
         self.progress.compile_seconds += took_s
-        self.progress.wire_bytes = wire.bytes_per_step(self._call.as_text())
+        self._read_wire(self._call.as_text(), lowered.as_text())
         self.report.note(f"compiled in {took_s:.1f} s; training")
         return took_s
+
+    def _read_wire(self, compiled: str, lowered: str) -> None:
+        found = wire.collectives(compiled, lowered)
+        self.progress.wire_bytes = wire.total(found)
+        if self._show_wire:
+            self._wire = grouped(found)
+            print_wire(self._wire, wire.warnings(found), self.report)
+        if self.config.comm.all_reduce == "auto":
+            params = jax.tree.leaves(self.programs.abstract.params)
+            for line in explain(self.config.comm, self.programs.mesh, params):
+                self.report.note(f"comm.all_reduce=auto: {line}")
 
     def _account(self, step: int, call: Call, losses: np.ndarray, seconds: float) -> None:
         """Adds a call's losses to the running mean; refuses to go on past NaN."""
@@ -373,6 +373,7 @@ class Loop:
             "seed": self.config.seed,
             "fingerprint": fingerprint(state.params),
             "wire_bytes_per_step": p.wire_bytes,
+            **({"wire": self._wire} if self._wire is not None else {}),
         }
         if self.directory:
             self.directory.finish(summary)

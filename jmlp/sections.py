@@ -215,6 +215,14 @@ class ReducerConfig(Section):
         return self
 
 
+LINEAR = ("none", "random_k", "low_rank")  # reducers that take any topology
+
+
+def own_exchanges(reducer: str) -> tuple[str, ...]:
+    """The topologies of a reducer whose codes cannot be summed on the way."""
+    return ("full",) if reducer == "top_k" else ("full", "ring")
+
+
 class CommConfig(Section):
     """How devices exchange gradients under step=explicit."""
 
@@ -236,14 +244,12 @@ class CommConfig(Section):
 
     @pydantic.model_validator(mode="after")
     def _reducer_fits_topology(self) -> "CommConfig":
-        linear = ("none", "random_k", "low_rank")
-        own = ("psum", "auto", "full") if self.reducer.name == "top_k" else (
-            "psum", "auto", "full", "ring")  # fmt: skip
-        if self.reducer.name not in linear and self.all_reduce not in own:
+        name, own = self.reducer.name, own_exchanges(self.reducer.name)
+        if name not in LINEAR and self.all_reduce not in ("psum", "auto", *own):
             raise ValueError(
-                f"all_reduce={self.all_reduce} cannot carry reducer {self.reducer.name}: sums of "
-                f"its codes mean nothing, so it brings its own exchange ({', '.join(own[2:])}). "
-                f"Reducers for every topology: {', '.join(linear)}"
+                f"all_reduce={self.all_reduce} cannot carry reducer {name}: sums of its codes "
+                f"mean nothing, so it brings its own exchange ({', '.join(own)}). "
+                f"Reducers for every topology: {', '.join(LINEAR)}"
             )
         return self
 

@@ -80,6 +80,46 @@ def print_summary(summary: dict[str, Any], run_dir: Path, report: Reporter) -> N
     report.note(f"run directory {run_dir}: summary.json, curves.png, checkpoints/")
 
 
+def print_comm(rows: list[dict[str, Any]], report: Reporter) -> None:
+    """Prints the table of `jmlp comm`."""
+    from rich.table import Table
+
+    title = "bytes sent per device, mean over devices"
+    table = Table(title=title, title_justify="left")
+    for column in ("topology", "reducer", "n", "size", "steps", "messages", "predicted",
+                   "compiled", "of none"):  # fmt: skip
+        table.add_column(column, justify="left" if column in ("topology", "reducer") else "right")
+    for row in rows:
+        dense = 8 * (row["n"] - 1) / row["n"] * row["size"]
+        share = f"{row['bytes_compiled'] / dense:.4f}" if dense else "-"
+        numbers = (row["n"], row["size"], row["steps"], row["messages"],
+                   row["bytes_predicted"], row["bytes_compiled"])  # fmt: skip
+        table.add_row(row["topology"], row["reducer"], *(f"{x:,}" for x in numbers), share)
+    report.table(table)
+
+
+def print_wire(rows: list[dict[str, Any]], warnings: list[str], report: Reporter) -> None:
+    """Prints what a compiled step sends, and what the backend widened."""
+    from rich.table import Table
+
+    if not rows:
+        report.note("a step sends nothing: it has no collectives")
+        return
+    table = Table(title="what a step sends, from the compiled program", title_justify="left")
+    for column in ("collective", "type", "shape", "devices", "times", "messages", "bytes/device"):
+        table.add_column(column, justify="left" if column in ("collective", "type") else "right")
+    for row in rows:
+        asked = row["asked_for"]
+        dtype = row["dtype"] if asked == row["dtype"] else f"{row['dtype']} (asked: {asked})"
+        numbers = (row["group"], row["times"], row["messages"], round(row["bytes"]))
+        table.add_row(row["kind"], dtype, row["shape"], *(f"{x:,}" for x in numbers))
+    report.table(table)
+    total = sum(row["bytes"] for row in rows)
+    report.note(f"{total:,.0f} bytes a step sent by each device, mean over devices")
+    for warning in warnings:
+        report.warn(warning)
+
+
 def _mesh_text(sizes: dict[str, int]) -> str:
     return " x ".join(f"{axis}={size}" for axis, size in sizes.items())
 

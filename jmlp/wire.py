@@ -15,7 +15,7 @@ was asked for.
 import math
 import re
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 _BITS = {"pred": 8, "bf16": 16, "c64": 64}
@@ -70,11 +70,15 @@ def collectives(hlo: str, lowered: str = "") -> list[Collective]:
 
 def bytes_per_step(hlo: str) -> int | None:
     """Bytes one device sends in a training step; None if it sends nothing."""
-    found = collectives(hlo)
+    return total(collectives(hlo))
+
+
+def total(found: Sequence[Collective]) -> int | None:
+    """Bytes one device sends in all of them; None if there are none."""
     return round(sum(c.sent_bytes * c.times for c in found)) if found else None
 
 
-def warnings(found: list[Collective]) -> list[str]:
+def warnings(found: Sequence[Collective]) -> list[str]:
     """A line for each type that the backend sends wider than was asked for."""
     wide: dict[tuple[str, str, str], float] = defaultdict(float)
     for c in found:
@@ -167,7 +171,8 @@ class _Reader:
             found = re.findall(r"\{(\d+),(\d+)\}", line.split("source_target_pairs=")[-1])
             pairs = tuple((int(a), int(b)) for a, b in found)
             moved = sum(a != b for a, b in pairs)
-            sent, group, messages = size * moved / max(self.devices, 1), len(pairs), moved
+            devices = max(self.devices, *(1 + max(pair) for pair in pairs), 1)
+            sent, group, messages = size * moved / devices, len(pairs), moved
         else:
             g = group = _group(line, self.devices)
             if fused and kind == "all-reduce":

@@ -141,7 +141,7 @@ def test_predict(folder, tmp_path):
         (["predict", "runs/small", "new.csv", "--out", "no/x.csv"], ["no", "does not exist"]),
         (["predict", "runs/small", "bad.csv", "--out", "x.csv"], ["bad.csv line 3", "'oops'"]),
         (["trian"], ["unknown command", "train"]),
-        (["bench", "speed"], ["there are step"]),
+        (["bench", "speed"], ["there are step, compress"]),
     ],
     ids=lambda value: " ".join(value[:4]) if value[0] in ("train", "eval", "predict") else None,
 )
@@ -243,7 +243,7 @@ def test_overrides_are_told_from_flags():
 def test_help_names_every_command_and_key(folder):
     path, _ = folder
     out = jmlp("--help", cwd=path).stdout
-    for command in ("train", "eval", "predict", "devices", "bench"):
+    for command in ("train", "eval", "predict", "devices", "comm", "bench"):
         assert f"\n  {command}" in out
     out = jmlp("train", "--help", cwd=path).stdout
     for key in ("--model.hidden", "--optim.learning-rate", "--cpu-devices", "--print-layout"):

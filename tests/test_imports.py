@@ -19,8 +19,8 @@ compress.quantize compress.sign compress.sparse compress.low_rank compress.feedb
 compress compress.make
 step.base step.single step.sharded step.pmap step.explicit step
 digest program wire fingerprint environment
-rundir report carry checkpoint feed build interrupt loop inference show
-bench.step bench
+rundir progress report carry checkpoint feed build interrupt ledger show loop inference
+bench.step bench.compress bench
 cli __main__ __init__
 """.split()
 

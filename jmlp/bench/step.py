@@ -32,7 +32,12 @@ TARGET_S = 3.0  # of one timed run
 Measured = Callable[[], float]
 
 
-def run(widths: Sequence[int], repeats: int, report: Reporter) -> dict[str, Any]:
+def run(flags: Any, report: Reporter) -> dict[str, Any]:
+    """`measure` with the command line's `widths` and `repeats`."""
+    return measure(flags.widths, flags.repeats, report)
+
+
+def measure(widths: Sequence[int], repeats: int, report: Reporter) -> dict[str, Any]:
     """Samples/s of jmlp and two hand-written loops at each width.
 
     Returns:
@@ -43,14 +48,14 @@ def run(widths: Sequence[int], repeats: int, report: Reporter) -> dict[str, Any]
     for width in widths:
         x, y = _data()
         steps = _steps_for(width)
-        measure: dict[str, Measured] = {
+        timed: dict[str, Measured] = {
             "jmlp": _jmlp(width, x, y, steps),
             "loop": _loop(width, x, y, steps),
             "scan": _scan(width, x, y, steps),
         }
-        samples: dict[str, list[float]] = {name: [] for name in measure}
+        samples: dict[str, list[float]] = {name: [] for name in timed}
         for round_ in range(repeats + 1):
-            for name, once in measure.items():
+            for name, once in timed.items():
                 speed = once()
                 if round_:
                     samples[name].append(round(speed, 1))

@@ -9,6 +9,7 @@ Sources: Seide et al. 2014 (1-bit SGD); Karimireddy et al. 2019, arXiv:1901.0984
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from jmlp.compress.base import Exchange, Reducer
 from jmlp.compress.packing import pack, scaled_bytes, unpack
@@ -20,18 +21,21 @@ _BYTES = _BLOCK // 8
 
 def sign(exchange: Exchange) -> Reducer:
     """0.033 of the float32 bytes."""
-    bit = jnp.arange(8, dtype=jnp.uint8)[:, None]
+
+    def bits(planes: jax.Array) -> jax.Array:
+        return lax.broadcasted_iota(jnp.uint8, planes.shape, planes.ndim - 2)
 
     def encode(x: jax.Array, key: jax.Array) -> jax.Array:
         blocks = x.reshape(*x.shape[:-1], -1, _BLOCK)
         # The mean over all of the block, zeros too, is what makes it a contraction.
         scale = jnp.abs(blocks).mean(-1, keepdims=True)
         planes = (blocks >= 0).astype(jnp.uint8).reshape(*blocks.shape[:-1], 8, _BYTES)
-        return pack((planes << bit).sum(-2, dtype=jnp.uint8), scale)
+        return pack((planes << bits(planes)).sum(-2, dtype=jnp.uint8), scale)
 
     def decode(codes: jax.Array) -> jax.Array:
         values, scale = unpack(codes, _BYTES)
-        planes = (values[..., None, :] >> bit) & 1
+        planes = jnp.repeat(values[..., None, :], 8, -2)
+        planes = (planes >> bits(planes)) & 1
         signs = planes.astype(jnp.float32) * 2 - 1
         blocks = signs.reshape(*signs.shape[:-2], _BLOCK) * scale
         return blocks.reshape(*blocks.shape[:-2], -1)

@@ -135,7 +135,7 @@ def random_k(exchange: Exchange, keep: float = 0.01, unbiased: bool = True) -> R
         total = all_reduce(values[:, 0], axis) / n
 
         def back(values: jax.Array) -> jax.Array:
-            dense = jnp.where(jnp.arange(block) == places, values[:, None], 0.0)
+            dense = jnp.where(jnp.arange(block)[None] == places, values[:, None], 0.0)
             return dense.reshape(-1)[: flat.size]
 
         return back(total), back(values[:, 0])

@@ -1,0 +1,189 @@
+"""Accuracy against bytes: Fashion-MNIST on 8 devices with each compressor, several seeds.
+
+The model is 784-256-128-100-10, whose published accuracy is 88.33 % (Xiao, Rasul &
+Vollgraf 2017); the recipe is the same for all, tuned for none of them. Devices may
+be simulated: bytes and accuracy do not depend on it, and speed is not reported.
+
+A variant's runs are written as they end: with --out, a bench that was stopped goes
+on where it was.
+"""
+
+import json
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from jmlp.report import Reporter
+
+PUBLISHED = 0.8833
+DEVICES = 8
+BASE: dict[str, Any] = {
+    "data": {"path": "fashion-mnist", "val_fraction": 0.0},
+    "model": {"hidden": [256, 128, 100], "activation": "gelu"},
+    "mesh": {"data": DEVICES},
+    "step": "explicit",
+    "optim": {
+        "name": "adamw", "learning_rate": 1.5e-3, "schedule": "cosine", "warmup": 0.05,
+        "weight_decay": 0.05, "b2": 0.99,
+    },
+    "train": {"batch_size": 256, "eval_every": 1000, "label_smoothing": 0.05},
+}  # fmt: skip
+REDUCERS: list[dict[str, Any]] = [
+    {"name": "none"},
+    {"name": "bf16"},
+    {"name": "fp8"},
+    {"name": "int8"},
+    {"name": "int4"},
+    {"name": "sign"},
+    {"name": "top_k", "keep": 0.01},
+    {"name": "top_k", "keep": 0.0025, "values": "bfloat16"},
+    {"name": "random_k", "keep": 0.01},
+    {"name": "low_rank", "rank": 4},
+    {"name": "low_rank", "rank": 2},
+    {"name": "low_rank", "rank": 1},
+]
+ENOUGH = ("none", "bf16", "fp8", "int8")  # these lose too little for feedback to matter
+# Deep Gradient Compression brings its own momentum, so its optimizer is plain SGD.
+DGC: dict[str, Any] = {
+    "comm": {
+        "reducer": {
+            "name": "top_k", "keep": 0.0025, "values": "bfloat16", "error_feedback": True,
+            "momentum": 0.9, "warmup_steps": 400,
+        }
+    },
+    "optim": {
+        "name": "sgd", "learning_rate": 0.05, "schedule": "cosine", "warmup": 0.05,
+        "weight_decay": 1e-4,
+    },
+}  # fmt: skip
+
+
+def variants() -> dict[str, dict[str, Any]]:
+    """What is compared: name to the keys that differ from `BASE`."""
+    found = {}
+    for reducer in REDUCERS:
+        settings = [str(value) for key, value in reducer.items() if key != "name"]
+        name = " ".join([reducer["name"], *settings])
+        found[name] = {"comm": {"reducer": reducer}}
+        if reducer["name"] not in ENOUGH:
+            found[f"{name} + feedback"] = {"comm": {"reducer": reducer | {"error_feedback": True}}}
+    return found | {"top_k 0.0025 bfloat16 + DGC": DGC}
+
+
+def run(flags: Any, report: Reporter) -> dict[str, Any]:
+    """Rows of `name, accuracy` (a number a seed), `mean, spread, bytes, share`.
+
+    Args:
+      flags: `repeats` (seeds), `epochs`, `out` (read for what is done), `plot`.
+    """
+    from jmlp.mesh import request_cpu_devices
+    from jmlp.rundir import write_atomically
+
+    request_cpu_devices(DEVICES)
+    recipe = BASE | {"train": BASE["train"] | {"epochs": flags.epochs}}
+    rows = _done(flags.out, recipe)
+    for seed in range(flags.repeats):
+        for name, keys in variants().items():
+            row = rows.setdefault(name, {"name": name, "keys": keys, "accuracy": {}})
+            if str(seed) in row["accuracy"]:
+                continue
+            row["accuracy"][str(seed)], row["bytes"] = once(recipe, keys, seed)
+            report.note(f"seed {seed}  {name:32} {row['accuracy'][str(seed)]:.4f}")
+            if flags.out:
+                write_atomically(flags.out, json.dumps(_result(rows, recipe), indent=1) + "\n")
+    result = _result(rows, recipe)
+    for row in result["rows"]:
+        report.note(
+            f"{row['name']:32} accuracy {row['mean']:.4f} ± {row['spread']:.4f}"
+            f"   {row['bytes']:9,} bytes a step   {row['share']:.4f}"
+        )
+    if flags.plot:
+        plot(result["rows"], flags.plot)
+        report.note(f"drawn: {flags.plot}")
+    return result
+
+
+def once(recipe: dict[str, Any], keys: dict[str, Any], seed: int) -> tuple[float, int]:
+    """Test accuracy, and bytes a step sent by a device, of one run."""
+    from jmlp.loop import train
+
+    summary = train(recipe | keys | {"seed": seed}).summary
+    return summary["test"]["accuracy"], summary["wire_bytes_per_step"]
+
+
+def _result(rows: dict[str, Any], recipe: dict[str, Any]) -> dict[str, Any]:
+    import jax
+
+    from jmlp.environment import cpu_model, versions
+
+    dense = rows["none"]["bytes"]
+    for row in rows.values():
+        scores = list(row["accuracy"].values())
+        row["mean"] = round(mean(scores), 4)
+        row["spread"] = round(stdev(scores), 4) if len(scores) > 1 else 0.0
+        row["share"] = round(row["bytes"] / dense, 5)
+    return {
+        "what": "compress",
+        "rows": list(rows.values()),
+        "recipe": recipe,
+        "device": jax.devices()[0].device_kind,
+        "processor": cpu_model(),
+        "versions": versions(),
+        "simulated": jax.default_backend() == "cpu",
+    }
+
+
+def _done(out: Path | None, recipe: dict[str, Any]) -> dict[str, Any]:
+    """Rows of an earlier result with the same recipe."""
+    if out is None or not out.exists():
+        return {}
+    try:
+        earlier = json.loads(out.read_text())
+        same = earlier["what"] == "compress" and earlier["recipe"] == recipe
+        return {row["name"]: row for row in earlier["rows"]} if same else {}
+    except (ValueError, KeyError, TypeError):
+        return {}
+
+
+def plot(rows: list[dict[str, Any]], file: Path) -> None:
+    """Draws test accuracy against bytes a step, with and without error feedback."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 5.5), layout="constrained")
+    axes = figure.subplots()
+    axes.axhline(PUBLISHED, color="0.5", lw=1, ls="--")
+    axes.annotate(
+        "published, uncompressed: 88.33 %", (1, PUBLISHED), (-4, -4), color="0.35",
+        xycoords=("axes fraction", "data"), textcoords="offset points", ha="right", va="top",
+    )  # fmt: skip
+    looks = {False: ("#e69f00", "o", "as it is"), True: ("#0072b2", "s", "with error feedback")}
+    for fed, (color, marker, label) in looks.items():
+        some = [row for row in rows if (" + " in row["name"]) == fed]
+        axes.errorbar(
+            [row["bytes"] for row in some], [row["mean"] for row in some],
+            [row["spread"] for row in some], color=color, marker=marker, ls="none", capsize=2,
+            label=label,
+        )  # fmt: skip
+    best = max(row["mean"] for row in rows)
+    for number, row in enumerate(sorted(rows, key=lambda row: row["bytes"])):
+        if row["mean"] > PUBLISHED - 0.06:
+            axes.annotate(
+                row["name"].removesuffix(" + feedback"), (row["bytes"], row["mean"]),
+                (3, 6 if number % 2 else -11), textcoords="offset points", fontsize=7,
+            )  # fmt: skip
+    axes.set(
+        xscale="log", ylim=(PUBLISHED - 0.06, best + 0.01),
+        xlabel="bytes sent per device and step, from the compiled program",
+        ylabel="test accuracy",
+        title=f"Fashion-MNIST, 256-128-100, {DEVICES} devices, {len(rows[0]['accuracy'])} seeds",
+    )  # fmt: skip
+    low = [row["name"] for row in rows if row["mean"] <= PUBLISHED - 0.06]
+    if low:
+        axes.annotate(
+            "below the picture: " + ", ".join(low), (0.01, 0.02), xycoords="axes fraction",
+            fontsize=7, color="0.35", wrap=True,
+        )  # fmt: skip
+    axes.legend(frameon=False, loc="upper left")
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(file, dpi=130)

@@ -1,0 +1,145 @@
+"""`jmlp comm`: what each topology and compressor sends, predicted and compiled."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+
+from jmlp import wire
+from jmlp.comm import ALL_REDUCE
+from jmlp.comm.base import near_square
+from jmlp.compress import REDUCERS, sent_bytes
+from jmlp.compress.make import make_reducer
+from jmlp.errors import ConfigError
+from jmlp.mesh import AXES
+from jmlp.sections import LINEAR, CommConfig, own_exchanges
+
+Row = dict[str, Any]
+
+
+def combinations(topologies: Sequence[str], reducers: Sequence[str]) -> list[tuple[str, str]]:
+    """The pairs that can go together.
+
+    Raises:
+      ConfigError: an unknown name, or no pair goes together.
+    """
+    for given, known, what in (
+        (topologies, ALL_REDUCE, "topology"),
+        (reducers, REDUCERS, "reducer"),
+    ):
+        for name in given:
+            if name not in (*known, "all"):
+                raise ConfigError(f"unknown {what} {name!r}; there are: {', '.join(known)}, all")
+    tops = list(ALL_REDUCE) if "all" in topologies else list(topologies)
+    reds = list(REDUCERS) if "all" in reducers else list(reducers)
+    pairs = [(t, r) for r in reds for t in tops if r in LINEAR or t in own_exchanges(r)]
+    if not pairs:
+        raise ConfigError(
+            f"{reds[0]} brings its own exchange: --topology {' or '.join(own_exchanges(reds[0]))}. "
+            f"Reducers for every topology: {', '.join(LINEAR)}"
+        )
+    return pairs
+
+
+def rows(
+    pairs: Sequence[tuple[str, str]],
+    counts: Sequence[int],
+    sizes: Sequence[int],
+    tell: Callable[[str], None] = lambda text: None,
+) -> list[Row]:
+    """A row for each (topology, reducer), device count and size in float32 elements.
+
+    `bytes_predicted` is the reducer's formula, `bytes_compiled` what the HLO of the
+    compiled program says; both are bytes sent by a device, mean over devices.
+
+    Raises:
+      ConfigError: fewer devices here than a count.
+    """
+    have = len(jax.devices())
+    if max(counts) > have:
+        raise ConfigError(
+            f"--n {max(counts)}: {have} {jax.default_backend()} devices here. "
+            f"Simulate with --cpu-devices {max(counts)}"
+        )
+    out = []
+    for n in counts:
+        for size in sizes:
+            for topology, reducer in pairs:
+                out.append(_row(topology, reducer, n, size))
+                tell(f"{topology} {reducer} over {n}: {out[-1]['bytes_compiled']:,} bytes")
+    return out
+
+
+def _row(topology: str, name: str, n: int, size: int) -> Row:
+    shape = (n,) + (1,) * (len(AXES) - 1)
+    mesh = Mesh(np.array(jax.devices()[:n]).reshape(shape), AXES)
+    comm = CommConfig.model_validate({"all_reduce": topology, "reducer": name})
+    reducer = make_reducer(comm, mesh)
+    # A matrix, since low_rank has no use for a vector; to the others it is the same.
+    leaf = jax.ShapeDtypeStruct(near_square(size), jnp.float32)
+
+    def exchange(x: jax.Array, key: jax.Array) -> jax.Array:
+        return reducer.mean([x[0]], reducer.init([leaf], n), "data", key).mean[0]
+
+    program = jax.jit(
+        jax.shard_map(
+            exchange, mesh=mesh, in_specs=(P("data"), P()), out_specs=P(), check_vma=False
+        )
+    )
+    whole = jax.ShapeDtypeStruct((n, *leaf.shape), jnp.float32)
+    lowered = program.lower(whole, jax.eval_shape(lambda: jax.random.key(0)))
+    found = wire.collectives(lowered.compile().as_text() or "", lowered.as_text())
+    operations = reducer.traffic([leaf], n)
+    return {
+        "topology": topology,
+        "reducer": name,
+        "n": n,
+        "size": size,
+        "steps": sum(op.steps for op in operations),
+        "messages": sum(op.messages for op in operations),
+        "bytes_predicted": round(sent_bytes(operations)),
+        "bytes_compiled": round(sum(c.sent_bytes * c.times for c in found)),
+    }
+
+
+def grouped(found: Sequence[wire.Collective]) -> list[Row]:
+    """The collectives of a step, equal ones together, most bytes first."""
+    rows: dict[tuple[Any, ...], Row] = {}
+    for c in found:
+        key = (c.kind, c.dtype, c.shape, c.group, c.logical, c.sent_bytes)
+        row = rows.setdefault(
+            key,
+            {
+                "kind": c.kind, "dtype": c.dtype, "shape": c.shape, "group": c.group,
+                "times": 0, "messages": 0, "bytes": 0.0, "asked_for": c.logical or c.dtype,
+            },
+        )  # fmt: skip
+        row["times"] += c.times
+        row["messages"] += c.messages * c.times
+        row["bytes"] += c.sent_bytes * c.times
+    return sorted(rows.values(), key=lambda row: -row["bytes"])
+
+
+def plot(table: Sequence[Row], file: Path) -> None:
+    """Bytes and steps of each row, side by side, as a picture at `file`."""
+    from matplotlib.figure import Figure
+
+    labels = [f"{r['topology']} · {r['reducer']} (n={r['n']}, {r['size']:,})" for r in table]
+    figure = Figure(figsize=(9, 1 + 0.24 * len(table)), layout="constrained")
+    axes = figure.subplots(1, 2, sharey=True, width_ratios=(2, 1))
+    place = range(len(table))
+    axes[0].barh(place, [r["bytes_compiled"] for r in table], color="#0072b2")
+    axes[0].set(xscale="log", xlabel="bytes sent per device, compiled program")
+    axes[0].set_yticks(place, labels)
+    axes[0].invert_yaxis()
+    axes[1].barh(place, [r["steps"] for r in table], color="#e69f00")
+    axes[1].set(xlabel="steps, one after another")
+    for panel in axes:
+        panel.grid(axis="x", alpha=0.3)
+        panel.spines[["top", "right"]].set_visible(False)
+    figure.savefig(file, dpi=130)
