@@ -1,5 +1,6 @@
 """`jmlp comm`: what each topology and compressor sends, predicted and compiled."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -70,14 +71,15 @@ def rows(
     for n in counts:
         for size in sizes:
             for topology, reducer in pairs:
-                out.append(_row(topology, reducer, n, size))
+                out.append(row(topology, reducer, jax.devices()[:n], size))
                 tell(f"{topology} {reducer} over {n}: {out[-1]['bytes_compiled']:,} bytes")
     return out
 
 
-def _row(topology: str, name: str, n: int, size: int) -> Row:
-    shape = (n,) + (1,) * (len(AXES) - 1)
-    mesh = Mesh(np.array(jax.devices()[:n]).reshape(shape), AXES)
+def row(topology: str, name: str, devices: Sequence[Any], size: int) -> Row:
+    """One row of the table; the devices may be of a topology that is not here."""
+    n = len(devices)
+    mesh = Mesh(np.array(devices).reshape((n,) + (1,) * (len(AXES) - 1)), AXES)
     comm = CommConfig.model_validate({"all_reduce": topology, "reducer": name})
     reducer = make_reducer(comm, mesh)
     # A matrix, since low_rank has no use for a vector; to the others it is the same.
@@ -95,6 +97,7 @@ def _row(topology: str, name: str, n: int, size: int) -> Row:
     lowered = program.lower(whole, jax.eval_shape(lambda: jax.random.key(0)))
     found = wire.collectives(lowered.compile().as_text() or "", lowered.as_text())
     operations = reducer.traffic([leaf], n)
+    kinds = Counter(f"{c.kind} {c.dtype}" for c in found)
     return {
         "topology": topology,
         "reducer": name,
@@ -104,6 +107,7 @@ def _row(topology: str, name: str, n: int, size: int) -> Row:
         "messages": sum(op.messages for op in operations),
         "bytes_predicted": round(sent_bytes(operations)),
         "bytes_compiled": round(sum(c.sent_bytes * c.times for c in found)),
+        "collectives": ", ".join(f"{count} {kind}" for kind, count in kinds.items()),
     }
 
 

@@ -85,7 +85,7 @@ class Programs:
         self.width = padded_size(
             config.train.batch_size, layout.batch_parts(mesh) * config.optim.accumulate
         )
-        self._step = STEPS[config.step](self.graphdef, tx, mesh, config, rules)
+        self.step = STEPS[config.step](self.graphdef, tx, mesh, config, rules)
         self.run = jax.jit(self._run, donate_argnums=0, out_shardings=(self.shardings, None))
         self._sums = jax.jit(self._eval_sums)
         self._outputs = jax.jit(self._forward)
@@ -124,7 +124,7 @@ class Programs:
 
         def body(k: jax.Array, carry: tuple[TrainState, jax.Array]) -> Any:
             state, losses = carry
-            state, metrics = self._step(state, self._batch(source, k))
+            state, metrics = self.step(state, self._batch(source, k))
             state = lax.with_sharding_constraint(state, self.shardings)
             return state, losses.at[k - first].set(metrics["loss"])
 

@@ -240,6 +240,39 @@ def test_overrides_are_told_from_flags():
         split_overrides(["c.yaml", "--mesh.data"])
 
 
+def test_comm_prices_patterns(folder, tmp_path):
+    path, _ = folder
+    args = ["--n", "3", "4", "--size", "1001", "--topology", "ring", "tree", "--reducer", "none",
+            "int8"]  # fmt: skip
+    done = jmlp("comm", *args, "--plot", tmp_path / "comm.png", "--json", cwd=path)
+    assert done.returncode == 0, done.stderr
+    table = json.loads(done.stdout)["rows"]
+    keys = {"topology", "reducer", "n", "size", "steps", "bytes_predicted", "bytes_compiled"}
+    assert all(keys <= set(row) for row in table)
+    assert [(r["topology"], r["reducer"], r["n"]) for r in table] == [
+        (t, r, n) for n in (3, 4) for t, r in (("ring", "none"), ("tree", "none"), ("ring", "int8"))
+    ]
+    assert all(r["bytes_predicted"] == r["bytes_compiled"] for r in table)
+    assert (tmp_path / "comm.png").stat().st_size > 5000
+    done = jmlp("comm", "--reducer", "int9", cwd=path)
+    assert done.returncode == 2
+    assert "unknown reducer 'int9'; there are: none, bf16" in done.stderr
+    done = jmlp("comm", "--reducer", "top_k", "--topology", "tree", cwd=path)
+    assert done.returncode == 2
+    assert "brings its own exchange" in done.stderr
+
+
+def test_wire_shows_what_trains(folder, tmp_path):
+    path, _ = folder
+    done = jmlp(
+        "train", "small.yaml", f"--run-dir={tmp_path / 'run'}", "--wire", "--json", cwd=path
+    )
+    summary = json.loads(done.stdout)
+    assert "what a step sends" in done.stderr
+    assert "all-reduce" in done.stderr
+    assert sum(row["bytes"] for row in summary["wire"]) == summary["wire_bytes_per_step"]
+
+
 def test_help_names_every_command_and_key(folder):
     path, _ = folder
     out = jmlp("--help", cwd=path).stdout
