@@ -35,11 +35,28 @@ def mapped(n, f):
     )
 
 
+def traced(name, n):
+    all_reduce = ALL_REDUCE[name].all_reduce
+    return mapped(n, lambda x: all_reduce(x[0], "data")[None])
+
+
 @functools.cache
 def compiled(name, n):
-    all_reduce = ALL_REDUCE[name].all_reduce
-    program = mapped(n, lambda x: all_reduce(x[0], "data")[None])
-    return program.lower(jax.ShapeDtypeStruct((n, 37, 3), jnp.float32)).compile()
+    return traced(name, n).lower(jax.ShapeDtypeStruct((n, 37, 3), jnp.float32)).compile()
+
+
+def depth(jaxpr):
+    """Collectives on the longest path through a program: each waits for the one before."""
+    steps, longest = {}, 0
+    for eqn in jaxpr.eqns:
+        inner = [v for v in eqn.params.values() if hasattr(getattr(v, "jaxpr", v), "eqns")]
+        own = int(eqn.primitive.name in ("ppermute", "all_to_all", "all_gather"))
+        own += sum(depth(getattr(v, "jaxpr", v)) for v in inner)
+        before = [steps.get(v, 0) for v in eqn.invars if not hasattr(v, "val")]
+        for v in eqn.outvars:
+            steps[v] = own + max(before, default=0)
+            longest = max(longest, steps[v])
+    return longest
 
 
 @pytest.mark.parametrize("n", range(1, 9))
@@ -54,6 +71,8 @@ def test_every_device_holds_the_sum_and_sends_what_the_formula_says(name, n):
     said = ALL_REDUCE[name].traffic(SIZE, 4, n)
     assert sum(c.messages for c in found) == said.messages
     assert sum(c.sent_bytes for c in found) == pytest.approx(said.sent_bytes)
+    if name != "psum":  # whose steps are the backend's own
+        assert depth(jax.make_jaxpr(traced(name, n))(x).jaxpr) == said.steps
 
 
 MANY = """
@@ -108,6 +127,30 @@ def test_a_ring_talks_to_neighbours_and_a_tree_to_its_parent():
     up = wire.collectives(compiled("tree", 8).as_text())[:3]
     assert [len(c.pairs) for c in up] == [4, 2, 1]
     assert all(b == a - (1 << k) for k, c in enumerate(up) for a, b in c.pairs)
+
+
+@pytest.mark.parametrize(("name", "ways"), [("ring", 1), ("ring2", 2), ("torus", 4)])
+def test_every_direction_carries_the_same(name, ways):
+    """Both ways round a ring, all four ways of a torus, each its share of the bytes."""
+    sent = {}
+    for c in wire.collectives(compiled(name, 8).as_text()):
+        hop = dict(c.pairs)[0]
+        sent[hop] = sent.get(hop, 0) + c.sent_bytes
+    # 4 rows of 2: the neighbour in a row is 1 away either way, in a column 2 up or down.
+    assert sorted(sent) == {1: [1], 2: [1, 7], 4: [1, 2, 6]}[ways]
+    if ways == 2:
+        assert sent[1] == sent[7]
+    if ways == 4:
+        assert sent[2] == sent[6]
+
+
+def test_a_double_tree_loads_each_device_alike():
+    """Inner devices of one tree are leaves of the other: no one sends much more."""
+    loads = [0] * 8
+    for c in wire.collectives(compiled("double_tree", 8).as_text()):
+        for source, _ in c.pairs:
+            loads[source] += 1
+    assert max(loads) - min(loads) <= 2
 
 
 @pytest.mark.parametrize("n", [6, 8])

@@ -210,6 +210,23 @@ def test_sign_sends_signs():
     assert (np.sign(mean["a"][0]) == np.sign(x["a"][0])).all()
 
 
+def test_padding_does_not_enter_a_scale():
+    """Two numbers in a block of 512: 510 of padding, whose code must not come back as noise."""
+    x = np.full((2, 4), 512, np.float32)
+    mean, _ = Ways({"reducer": "sign"}, 2, {"a": (4,)}).mean({"a": x})
+    # A neighbour's share decodes to 2 * 512 / 512; one's own is as it is; then the mean's block.
+    np.testing.assert_allclose(mean["a"], 2 * (512 + 2) / 2 / 512)
+
+
+def test_low_rank_counts_as_sent_what_each_device_had_in_the_common_plane():
+    """What is owed lies across the columns that were sent, device by device."""
+    grads = grads_of(4, shapes={"a": (20, 30)})
+    mean, sent = Ways(VARIANTS["low_rank"], 4, {"a": (20, 30)}).mean(grads)
+    plane = np.linalg.svd(mean["a"][0])[0][:, :2]
+    for mine, went in zip(grads["a"], sent["a"], strict=True):
+        np.testing.assert_allclose(went, plane @ plane.T @ mine, atol=1e-4)
+
+
 def test_top_k_sends_the_largest():
     x = np.arange(1, 101, dtype=np.float32)
     way = Ways({"reducer": {"name": "top_k", "keep": 0.1}}, 2, {"a": (100,)})
