@@ -75,6 +75,9 @@ def make_programs(
     if model is None:
         rules = layout.mlp_rules(hidden, mesh.shape["model"]) if rules is None else rules
     tx = make_optimizer(config.optim, total_steps) if tx is None else tx
+    # Steps that do something at the end of a run must know where it is.
+    ends = config.train.model_copy(update={"steps": total_steps})
+    config = config.model_copy(update={"train": ends})
     return Programs(model or make_mlp, tx, mesh, config, schema, rules or ())
 
 

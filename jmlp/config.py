@@ -18,6 +18,7 @@ from jmlp.sections import (
     CommConfig,
     DataConfig,
     Int,
+    LocalConfig,
     MeshConfig,
     ModelConfig,
     OptimConfig,
@@ -35,10 +36,12 @@ class Config(Section):
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     mesh: MeshConfig = MeshConfig()
-    step: Literal["single", "sharded", "pmap", "explicit"] = "sharded"
+    step: Literal["single", "sharded", "pmap", "explicit", "local"] = "sharded"
     """single: one device. sharded: jit over the mesh. pmap: data parallel only.
-    explicit: data (and tensor) parallel with the communication of `comm`."""
+    explicit: data (and tensor) parallel with the communication of `comm`.
+    local: devices train alone and exchange now and then, as `local` says."""
     comm: CommConfig = CommConfig()
+    local: LocalConfig = LocalConfig()
     optim: OptimConfig = OptimConfig()
     train: TrainConfig = TrainConfig()
 
@@ -48,16 +51,22 @@ class Config(Section):
         split = {axis: size for axis, size in mesh if axis != "data" and size > 1}
         if self.step == "pmap" and split:
             raise ValueError(f"step=pmap splits the batch only; mesh has {split}. Use step=sharded")
+        if self.step == "local" and split:
+            raise ValueError(
+                f"step=local gives each device a model of its own; mesh has {split}. "
+                "Set those axes to 1, or use step=sharded"
+            )
         if self.step == "explicit" and {"fsdp", "pipe"} & set(split):
             raise ValueError(
                 f"step=explicit splits over data and model; mesh has {split}. Use step=sharded"
             )
-        if self.step != "explicit" and self.comm != CommConfig():
+        if self.step not in ("explicit", "local") and self.comm != CommConfig():
             changed = [key for key, value in self.comm if value != getattr(CommConfig(), key)]
             raise ValueError(
-                f"comm.{changed[0]} is for step=explicit; step={self.step} leaves communication "
-                "to the compiler. Set step: explicit"
+                f"comm.{changed[0]} is for step=explicit and step=local; step={self.step} leaves "
+                "communication to the compiler. Set step: explicit"
             )
+        self._local_fits()
         if self.step == "single" and (split or mesh.data not in (1, "auto")):
             raise ValueError("step=single uses one device; set every mesh axis to 1")
         if self.train.batch_size < self.optim.accumulate:
@@ -66,6 +75,22 @@ class Config(Section):
                 f"train.batch_size={self.train.batch_size}"
             )
         return self
+
+    def _local_fits(self) -> None:
+        if self.step != "local":
+            if self.local != LocalConfig():
+                raise ValueError(f"local is for step=local, not for step={self.step}")
+            return
+        if self.optim.ema:
+            raise ValueError(
+                "optim.ema with step=local: each device would average its own weights. "
+                "local_sgd averages over devices already; set optim.ema: 0"
+            )
+        if self.local.method == "gossip" and self.comm != CommConfig():
+            raise ValueError(
+                "comm is not for local.method=gossip, where no mean of all is formed: "
+                "neighbours send their parameters as they are"
+            )
 
 
 # Keys that say where and how fast a run computes, not what: a run may change
@@ -76,6 +101,10 @@ WHERE_KEYS = frozenset(
     "train.tensorboard comm.all_reduce comm.bucket_bytes comm.inner comm.alpha_us "
     "comm.gigabytes_per_second".split()
 )
+
+
+# Steps whose numbers depend on how many workers there are: none can take over from another.
+OWN_RUNS = frozenset({"local"})
 
 
 def load_config(path: Path | str, overrides: Sequence[str] = ()) -> Config:

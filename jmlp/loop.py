@@ -81,7 +81,7 @@ def train(
             directory = stack.enter_context(RunDir(run_dir))
             resolved = with_full_paths(resolve_mesh(resolved)[0])
             for change in directory.check(resolved):
-                report.note(f"continuing with {change}: same run within float32 rounding")
+                report.note(change)
         report.note("loading data and models ...")
         setup = prepare(config, data, model=model, tx=tx, rules=rules)
         if directory:
@@ -225,7 +225,10 @@ class Loop:
 
     def _read_wire(self, compiled: str, lowered: str) -> None:
         found = wire.collectives(compiled, lowered)
-        self.progress.wire_bytes = wire.total(found)
+        sent = wire.total(found)
+        if sent is not None and self.config.step == "local":
+            sent = round(sent / self.config.local.every)  # the ledger is of an exchange
+        self.progress.wire_bytes = sent
         if self._show_wire:
             self._wire = grouped(found)
             print_wire(self._wire, wire.warnings(found), self.report)

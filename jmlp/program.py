@@ -24,11 +24,20 @@ from jmlp.data.batches import PAD, batch_index, gather, padded_size
 from jmlp.digest import leaf_digest
 from jmlp.model import apply
 from jmlp.optim import evaluation_params
-from jmlp.step import COMM_STATES, STEPS
+from jmlp.step import COMM_STATES, SETTLE, STEPS
 from jmlp.step.base import Batch, TrainState, init_state, row_losses
 
 EVAL_ROWS = 1024  # rows per evaluation batch: fixed, so results never depend on the caller
 CAPACITY = 1024  # most steps per dispatch: the size of the loss buffer
+
+
+class Order(NamedTuple):
+    """Which rows make each batch."""
+
+    rows: jax.Array
+    """(steps, B) int32 row numbers, PAD for none; B is split over the devices"""
+    total: jax.Array
+    """(steps,) float32 rows that are not PAD, on every device"""
 
 
 class Resident(NamedTuple):
@@ -37,12 +46,11 @@ class Resident(NamedTuple):
     x: jax.Array
     """(N, F) on every device"""
     y: jax.Array
-    order: jax.Array
-    """(steps, B) int32 row numbers, PAD for none; B is split over the devices"""
+    order: Order
 
 
 class Streamed(NamedTuple):
-    """Batches sent from the host, stacked by step: leaves (steps, B, ...)."""
+    """Batches sent from the host, stacked by step: leaves (steps, B, ...), `total` (steps,)."""
 
     batches: Batch
 
@@ -77,7 +85,7 @@ class Programs:
             state = init_state(make_model, tx, seed)
             if comm is None:
                 return state
-            return state._replace(comm_state=comm(state.params, mesh, config, rules))
+            return comm(state, mesh, config, rules)
 
         self._init = init
         self.abstract = jax.eval_shape(self._init, np.uint32(0))
@@ -121,6 +129,7 @@ class Programs:
         self, state: TrainState, source: Source, first: jax.Array, stop: jax.Array
     ) -> tuple[TrainState, jax.Array]:
         """Takes steps `first .. stop - 1` of `source`; losses[i] is of step first + i."""
+        loss = jax.eval_shape(lambda: self.step(state, self._batch(source, first))[1]["loss"])
 
         def body(k: jax.Array, carry: tuple[TrainState, jax.Array]) -> Any:
             state, losses = carry
@@ -128,22 +137,29 @@ class Programs:
             state = lax.with_sharding_constraint(state, self.shardings)
             return state, losses.at[k - first].set(metrics["loss"])
 
-        losses = jnp.full(CAPACITY, jnp.nan, jnp.float32)
+        losses = jnp.full((CAPACITY, *loss.shape), jnp.nan, jnp.float32)
         # A loop with run-time bounds, not a scan: a scan is compiled for one
         # length, and another length may round differently.
-        return lax.fori_loop(first, stop, body, (state, losses))
+        state, losses = lax.fori_loop(first, stop, body, (state, losses))
+        if losses.ndim > 1:  # addends, one a device: summed here, not once a step
+            losses = losses.sum(-1)
+        settle = SETTLE.get(self.config.step)
+        return settle(state, self.config) if settle else state, losses
 
     def _batch(self, source: Source, k: jax.Array) -> Batch:
         """Batch k, scaled and split over the devices."""
         if isinstance(source, Streamed):
             batch = jax.tree.map(lambda leaf: leaf[k], source.batches)
+            total = batch.pop("total", None)
         else:
-            index = source.order[k]
+            index, total = source.order.rows[k], source.order.total[k]
             rows = jnp.maximum(index, 0)
             weight = (index != PAD).astype(jnp.float32)
             batch = {"x": source.x[rows], "y": source.y[rows], "weight": weight}
         batch = lax.with_sharding_constraint(batch, layout.batch_sharding(self.mesh))
-        return batch | {"x": self.scale(batch["x"])}
+        # Only a device that cannot ask the others needs to be told.
+        told = {"total": total} if self.config.step == "local" else {}
+        return batch | {"x": self.scale(batch["x"])} | told
 
     def scale(self, x: jax.Array) -> jax.Array:
         """uint8 pixels to scaled float32; float rows are scaled already."""
@@ -159,14 +175,21 @@ class Programs:
         everywhere = NamedSharding(self.mesh, PartitionSpec())
         return self._put(split.x, everywhere), self._put(split.y, everywhere)
 
-    def place_index(self, index: np.ndarray) -> jax.Array:
-        return self._put(index, layout.batch_sharding(self.mesh, leading=1))
+    def place_index(self, index: np.ndarray) -> Order:
+        total = (index != PAD).sum(1).astype(np.float32)
+        everywhere = NamedSharding(self.mesh, PartitionSpec())
+        rows = self._put(index, layout.batch_sharding(self.mesh, leading=1))
+        return Order(rows, self._put(total, everywhere))
 
     def place_block(self, block: dict[str, np.ndarray]) -> Streamed:
         """A block of this process's rows as global arrays."""
-        sharding = layout.batch_sharding(self.mesh, leading=1)
+        rows = layout.batch_sharding(self.mesh, leading=1)
+        everywhere = NamedSharding(self.mesh, PartitionSpec())
         make = jax.make_array_from_process_local_data
-        return Streamed({name: make(sharding, leaf) for name, leaf in block.items()})
+        return Streamed({
+            name: make(everywhere if name == "total" else rows, leaf)
+            for name, leaf in block.items()
+        })  # fmt: skip
 
     def my_columns(self, width: int) -> slice:
         """The columns of a batch of `width` rows that this process's devices hold."""

@@ -21,7 +21,7 @@ from typing import Any
 
 import yaml
 
-from jmlp.config import WHERE_KEYS, Config, flatten, parse_config
+from jmlp.config import OWN_RUNS, WHERE_KEYS, Config, flatten, parse_config
 from jmlp.errors import ConfigError, RunDirError
 from jmlp.yaml12 import read_yaml
 
@@ -74,7 +74,7 @@ class RunDir:
         """Checks that the run here, if it has got to a checkpoint, has the same config.
 
         Returns:
-          One line for each key that differs and may: where a run computes, not what.
+          A sentence for each key that differs and may: where a run computes, not what.
 
         Raises:
           RunDirError: another key differs.
@@ -83,7 +83,8 @@ class RunDir:
         if any(self.checkpoints.glob("[0-9]*")):
             old, new = flatten(read_config(self.path)), flatten(config)
             differ = [key for key in new if old.get(key) != new[key]]
-            refused = [key for key in differ if key not in WHERE_KEYS]
+            own = bool({old.get("step"), new["step"]} & OWN_RUNS)
+            refused = [k for k in differ if k not in WHERE_KEYS or (own and k == "step")]
             if refused:
                 lines = "\n".join(f"  {k}: {old.get(k)!r} there, {new[k]!r} now" for k in refused)
                 raise RunDirError(
@@ -91,7 +92,13 @@ class RunDir:
                     f"Use the old values to continue it, or --run-dir={self._free_name()} "
                     "for a new run."
                 )
-            changed = [f"{key}: {old.get(key)!r} -> {new[key]!r}" for key in differ]
+            for key in differ:
+                what = (
+                    "from here on a run of another number of workers"
+                    if own and key.startswith("mesh.")
+                    else "same run within float32 rounding"
+                )
+                changed.append(f"continuing with {key}: {old.get(key)!r} -> {new[key]!r}: {what}")
         return changed
 
     def adopt(self, config: Config) -> None:

@@ -254,6 +254,34 @@ class CommConfig(Section):
         return self
 
 
+class LocalConfig(Section):
+    """How often and how devices meet under step=local."""
+
+    method: Literal["local_sgd", "diloco", "gossip"] = "local_sgd"
+    """local_sgd: mean of the parameters. diloco: outer Nesterov step along the mean drift.
+    gossip: mean with one's neighbours."""
+    every: Count = 10
+    """Steps that each device takes alone between two exchanges (H)."""
+    outer_learning_rate: Annotated[Float, Field(gt=0)] = 0.7
+    """diloco: of the outer step."""
+    outer_momentum: Rate = 0.9
+    """diloco: of the outer step, Nesterov's."""
+    graph: Literal["ring", "full"] = "ring"
+    """gossip: who averages with whom."""
+
+    SETTINGS: ClassVar[Mapping[str, str]] = {
+        "outer_learning_rate": "diloco", "outer_momentum": "diloco", "graph": "gossip",
+    }  # fmt: skip
+
+    @pydantic.model_validator(mode="after")
+    def _settings_fit(self) -> "LocalConfig":
+        for key, owner in self.SETTINGS.items():
+            default = type(self).model_fields[key].default
+            if getattr(self, key) != default and self.method != owner:
+                raise ValueError(f"{key} is a setting of {owner}, not of {self.method}")
+        return self
+
+
 class TrainConfig(Section):
     """The loop."""
 

@@ -1,5 +1,6 @@
 """Shared by tests: a small run of any step kind over any mesh, and comparisons."""
 
+import signal
 from typing import Any
 
 import jax
@@ -9,6 +10,7 @@ from jmlp.build import Setup, prepare
 from jmlp.config import Config, parse_config
 from jmlp.data.batches import epoch_index
 from jmlp.program import Resident
+from jmlp.report import Reporter
 
 
 def merged(*trees: dict[str, Any]) -> dict[str, Any]:
@@ -55,3 +57,16 @@ def assert_trees_close(got: Any, want: Any, **tolerance: float) -> None:
     assert [path for path, _ in got_leaves] == [path for path, _ in want_leaves]
     for (path, a), (_, b) in zip(got_leaves, want_leaves, strict=True):
         np.testing.assert_allclose(a, b, err_msg=jax.tree_util.keystr(path), **tolerance)
+
+
+class Interrupt(Reporter):
+    """Sends this process a signal once a run has taken `step` steps."""
+
+    def __init__(self, step, number=signal.SIGTERM):
+        super().__init__()
+        self.step, self.number = step, number
+
+    def advance(self, step, loss, samples_per_second):
+        if step >= self.step:
+            signal.raise_signal(self.number)
+            self.step = 10**9

@@ -5,8 +5,7 @@ import functools
 import jax
 import numpy as np
 import pytest
-from helpers import assert_trees_close, merged, prepared, run_steps
-from test_loop import Interrupt
+from helpers import Interrupt, assert_trees_close, merged, prepared, run_steps
 
 import jmlp
 from jmlp import wire
@@ -103,10 +102,21 @@ def test_a_strayed_run_is_not_saved(blobs, tmp_path, monkeypatch):
     assert not list((tmp_path / "checkpoints").glob("[0-9]*"))
 
 
-def test_an_interrupted_compressed_run_is_the_undisturbed_one(blobs, tmp_path):
-    """Residuals and noise go on bit for bit."""
-    whole = jmlp.train(RUN, blobs)
+@pytest.mark.parametrize(
+    "reducer",
+    [
+        {},
+        {"name": "low_rank", "rank": 2, "error_feedback": True},
+        {"name": "top_k", "keep": 0.1, "error_feedback": True, "momentum": 0.5, "warmup_steps": 9},
+    ],
+    ids=["int8", "low_rank", "top_k"],
+)
+def test_an_interrupted_compressed_run_is_the_undisturbed_one(blobs, tmp_path, reducer):
+    """Residuals, factors, velocities and noise go on bit for bit."""
     cut = merged(RUN, {"train": {"steps_per_call": 2}})
+    if reducer:
+        cut = cut | {"comm": {"reducer": reducer}}
+    whole = jmlp.train(cut, blobs)
     first = jmlp.train(cut, blobs, run_dir=tmp_path, report=Interrupt(7))
     assert first.summary["interrupted"]
     rest = jmlp.train(cut, blobs, run_dir=tmp_path)

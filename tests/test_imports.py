@@ -17,7 +17,7 @@ comm.buckets comm.cost
 compress.base compress.packing compress.two_phase compress.none compress.cast
 compress.quantize compress.sign compress.sparse compress.low_rank compress.feedback
 compress compress.make
-step.base step.single step.sharded step.pmap step.explicit step
+step.base step.single step.sharded step.pmap step.explicit step.local step
 digest program wire fingerprint environment
 rundir progress report carry checkpoint feed build interrupt ledger show loop inference
 bench.step bench.compress bench

@@ -9,12 +9,11 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
-from helpers import assert_trees_close, merged
+from helpers import Interrupt, assert_trees_close, merged
 
 import jmlp
 from jmlp.errors import ConfigError, RunDirError, TrainingError
 from jmlp.fingerprint import fingerprint
-from jmlp.report import Reporter
 from jmlp.rundir import RunDir, read_events
 
 BASE = {
@@ -32,19 +31,6 @@ def train(data, *trees, **kwargs):
 def logged(run_dir):
     timing = ("samples_per_second", "seconds")
     return [{k: v for k, v in e.items() if k not in timing} for e in read_events(run_dir)]
-
-
-class Interrupt(Reporter):
-    """Sends this process a signal once a run has taken `step` steps."""
-
-    def __init__(self, step, number=signal.SIGTERM):
-        super().__init__()
-        self.step, self.number = step, number
-
-    def advance(self, step, loss, samples_per_second):
-        if step >= self.step:
-            signal.raise_signal(self.number)
-            self.step = 10**9
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -27,7 +27,7 @@ def low_rank(exchange: Exchange, rank: int = 4) -> Reducer:
         return tree.unflatten([
             jax.random.normal(key, (leaf.shape[1], _rank(leaf, rank)))
             if _shrinks(leaf, rank)
-            else jnp.zeros(0)
+            else jnp.zeros(())  # nothing to keep; Orbax takes no empty arrays
             for key, leaf in zip(keys, leaves, strict=True)
         ])  # fmt: skip
 

@@ -75,7 +75,7 @@ class BlockSource:
 
     Blocks have `steps` batches, the last ones unused where a span is shorter, so
     that one compiled program takes them all. Only the columns `mine` of each
-    batch are read: this process's slice.
+    batch are read: this process's slice; `total` counts the rows of all.
     """
 
     def __init__(
@@ -98,9 +98,11 @@ class BlockSource:
 
     def __getitem__(self, item: int) -> dict[str, np.ndarray]:
         span = self._spans[item]
-        index = self._of_epoch(span.epoch)[span.start : span.start + span.steps, self._mine]
+        index = self._of_epoch(span.epoch)[span.start : span.start + span.steps]
         unused = np.full((self._steps - span.steps, index.shape[1]), PAD, np.int32)
-        return gather(self._split, np.concatenate([index, unused]))
+        index = np.concatenate([index, unused])
+        total = (index != PAD).sum(1).astype(np.float32)
+        return gather(self._split, index[:, self._mine]) | {"total": total}
 
     def _of_epoch(self, epoch: int) -> np.ndarray:
         if epoch != self._epoch:

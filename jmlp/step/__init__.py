@@ -1,6 +1,6 @@
 """Every way to take a training step, one a file: `(state, batch) -> (state, metrics)`."""
 
-from jmlp.step import explicit, pmap, sharded, single
+from jmlp.step import explicit, local, pmap, sharded, single
 from jmlp.step.base import Step, TrainState
 
 STEPS = {
@@ -8,8 +8,12 @@ STEPS = {
     "sharded": sharded.build,
     "pmap": pmap.build,
     "explicit": explicit.build,
+    "local": local.build,
 }
-# Steps that carry a `comm_state`: (params, mesh, config, rules) -> the first one.
-COMM_STATES = {"explicit": explicit.init_comm}
+# Steps that carry a `comm_state`: (state, mesh, config, rules) -> the state with its first one.
+COMM_STATES = {"explicit": explicit.init_comm, "local": local.init_comm}
 
-__all__ = ["COMM_STATES", "STEPS", "Step", "TrainState"]
+# Steps whose devices hold different parameters: (state, config) -> the state to keep.
+SETTLE = {"local": local.settle}
+
+__all__ = ["COMM_STATES", "SETTLE", "STEPS", "Step", "TrainState"]

@@ -67,6 +67,8 @@ def gradients(
     *,
     axis: str | None = None,
     params: Any = None,
+    total: jax.Array | None = None,
+    first_row: jax.Array | int = 0,
 ) -> tuple[Any, Any, jax.Array]:
     """Gradient of the batch's mean loss, the new model state, and the loss.
 
@@ -75,16 +77,19 @@ def gradients(
 
     Args:
       params: used in place of `state.params`, e.g. gathered.
+      total: () weight that the loss is divided by; None means that of the batch.
+      first_row: where this batch's rows begin in the global one; dropout depends on it.
 
     Returns:
       grads with the tree of `params`; model_state; () loss.
     """
     params = state.params if params is None else params
     weight = batch["weight"]
-    total, place = weight.sum(), jnp.arange(len(weight))
+    place = jnp.arange(len(weight)) + first_row
     if axis:
-        total = lax.psum(total, axis)
         place = place + lax.axis_index(axis) * len(weight)
+    if total is None:
+        total = lax.psum(weight.sum(), axis) if axis else weight.sum()
     key = jax.random.fold_in(jax.random.fold_in(state.key, DROPOUT), state.step)
     keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(place)
     # A user's module draws from one key a device: there is no row in sight of it.

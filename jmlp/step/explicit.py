@@ -91,8 +91,15 @@ def build(
     return jax.jit(step, donate_argnums=0)
 
 
-def init_comm(params: Any, mesh: Mesh, config: Config, rules: Sequence[Rule] = ()) -> Any:
-    """The reducer's first state, a leading dim of devices on every leaf. Trace under jit.
+def init_comm(
+    state: TrainState, mesh: Mesh, config: Config, rules: Sequence[Rule] = ()
+) -> TrainState:
+    """`state` with the reducer's first `comm_state`. Trace under jit."""
+    return state._replace(comm_state=_first(state.params, mesh, config, rules))
+
+
+def _first(params: Any, mesh: Mesh, config: Config, rules: Sequence[Rule]) -> Any:
+    """The reducer's state, a leading dim of devices on every leaf.
 
     A leaf that is like a parameter is (n, *shape), split over `data` and as the
     parameter is; any other is (n, model, *shape).
