@@ -94,7 +94,7 @@ class BatchNorm(nnx.Module):
             return lax.psum(x, rows.axis) if rows.axis else x
 
         weight = rows.weight[:, None]
-        count = jnp.maximum(total(weight.sum()), 1)  # of padding alone: 0, and nothing to divide
+        count = total(weight.sum())
         some = count > 0  # a micro-batch may hold nothing but padding
         count = jnp.where(some, count, 1)
         mean = total((weight * h).sum(0)) / count

@@ -16,7 +16,7 @@ comm.base comm.psum comm.full comm.ring comm.tree comm.halving_doubling comm.two
 comm.buckets comm.cost
 compress.base compress.packing compress.two_phase compress.none compress.cast
 compress.quantize compress.sign compress.sparse compress.low_rank compress.feedback
-compress compress.make
+compress compress.make compress.message
 step.base step.single step.sharded step.pmap step.explicit step.local step
 digest program wire fingerprint environment
 rundir progress report carry checkpoint feed build interrupt ledger show loop inference

@@ -19,6 +19,11 @@ _BLOCK = 256
 
 def bf16(exchange: Exchange) -> Reducer:
     """Half of the bytes; sums are taken in float32."""
+    return by_code(exchange, bf16_code())
+
+
+def bf16_code() -> Code:
+    """The upper half of each float32, rounded."""
 
     def encode(x: jax.Array, key: jax.Array) -> jax.Array:
         return lax.bitcast_convert_type(x.astype(jnp.bfloat16), jnp.uint16)
@@ -26,11 +31,16 @@ def bf16(exchange: Exchange) -> Reducer:
     def decode(codes: jax.Array) -> jax.Array:
         return lax.bitcast_convert_type(codes, jnp.bfloat16).astype(jnp.float32)
 
-    return by_code(exchange, Code(encode, decode, 1, lambda width: 2 * width))
+    return Code(encode, decode, 1, lambda width: 2 * width)
 
 
 def fp8(exchange: Exchange) -> Reducer:
     """A quarter of the bytes and a scale a block of 256. Raises ConfigError without fp8."""
+    return by_code(exchange, fp8_code())
+
+
+def fp8_code() -> Code:
+    """8-bit floats, scaled so that the largest of a block just fits."""
     dtype = jnp.float8_e4m3fn
     largest = float(jnp.finfo(dtype).max)
     _require(dtype)
@@ -46,7 +56,7 @@ def fp8(exchange: Exchange) -> Reducer:
         blocks = lax.bitcast_convert_type(values, dtype).astype(jnp.float32) * scale
         return blocks.reshape(*blocks.shape[:-2], -1)
 
-    return by_code(exchange, Code(encode, decode, _BLOCK, scaled_bytes(_BLOCK, _BLOCK)))
+    return Code(encode, decode, _BLOCK, scaled_bytes(_BLOCK, _BLOCK))
 
 
 def _require(dtype: jnp.dtype) -> None:

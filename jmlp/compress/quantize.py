@@ -24,6 +24,11 @@ _Bytes = Callable[[jax.Array], jax.Array]
 
 def int8(exchange: Exchange, rounding: str = "stochastic") -> Reducer:
     """0.254 of the float32 bytes. `rounding`: stochastic or nearest."""
+    return by_code(exchange, int8_code(rounding))
+
+
+def int8_code(rounding: str = "stochastic") -> Code:
+    """A byte a number."""
 
     def to_bytes(levels: jax.Array) -> jax.Array:
         return levels.astype(jnp.int8).view(jnp.uint8)
@@ -31,11 +36,16 @@ def int8(exchange: Exchange, rounding: str = "stochastic") -> Reducer:
     def from_bytes(codes: jax.Array) -> jax.Array:
         return codes.view(jnp.int8).astype(jnp.float32)
 
-    return by_code(exchange, _code(127, rounding, to_bytes, from_bytes, _BLOCK))
+    return _code(127, rounding, to_bytes, from_bytes, _BLOCK)
 
 
 def int4(exchange: Exchange, rounding: str = "stochastic") -> Reducer:
     """0.129 of the float32 bytes. `rounding`: stochastic or nearest."""
+    return by_code(exchange, int4_code(rounding))
+
+
+def int4_code(rounding: str = "stochastic") -> Code:
+    """Half a byte a number."""
     half = _BLOCK // 2
 
     def to_bytes(levels: jax.Array) -> jax.Array:
@@ -47,7 +57,7 @@ def int4(exchange: Exchange, rounding: str = "stochastic") -> Reducer:
         nibbles = jnp.concatenate([codes & 15, codes >> 4], -1)
         return nibbles.astype(jnp.float32) - 8
 
-    return by_code(exchange, _code(7, rounding, to_bytes, from_bytes, half))
+    return _code(7, rounding, to_bytes, from_bytes, half)
 
 
 def _code(largest: int, rounding: str, to_bytes: _Bytes, from_bytes: _Bytes, k: int) -> Code:

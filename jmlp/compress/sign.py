@@ -21,6 +21,11 @@ _BYTES = _BLOCK // 8
 
 def sign(exchange: Exchange) -> Reducer:
     """0.033 of the float32 bytes."""
+    return by_code(exchange, sign_code())
+
+
+def sign_code() -> Code:
+    """A bit a number."""
 
     def bits(planes: jax.Array) -> jax.Array:
         return lax.broadcasted_iota(jnp.uint8, planes.shape, planes.ndim - 2)
@@ -40,4 +45,4 @@ def sign(exchange: Exchange) -> Reducer:
         blocks = signs.reshape(*signs.shape[:-2], _BLOCK) * scale
         return blocks.reshape(*blocks.shape[:-2], -1)
 
-    return by_code(exchange, Code(encode, decode, _BLOCK, scaled_bytes(_BLOCK, _BYTES)))
+    return Code(encode, decode, _BLOCK, scaled_bytes(_BLOCK, _BYTES))

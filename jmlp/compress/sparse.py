@@ -11,6 +11,7 @@ arXiv:1809.07599 (sparsified SGD with memory).
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -66,49 +67,70 @@ def _shape(size: int, share: float) -> tuple[int, int, int]:
     return -(-size // block), block, max(1, round(share * block))
 
 
+class Largest(NamedTuple):
+    """The largest numbers of each block of a vector, with their places, as bytes."""
+
+    encode: Callable[[jax.Array], jax.Array]
+    """(size,) float32 -> (nbytes,) uint8"""
+    add: Callable[[jax.Array, jax.Array], jax.Array]
+    """(total (size,), codes) -> the total with what the codes say added"""
+    nbytes: int
+
+
+def largest(size: int, share: float, dtype: str) -> Largest:
+    """The code of vectors of `size` numbers that keeps `share` of each block."""
+    wire, (blocks, block, k) = jnp.dtype(dtype), _shape(size, share)
+    cut = blocks * k * wire.itemsize
+
+    def rows_of(flat: jax.Array) -> jax.Array:
+        return jnp.pad(flat, (0, blocks * block - size)).reshape(blocks, block)
+
+    def encode(flat: jax.Array) -> jax.Array:
+        rows = rows_of(flat)
+        _, places = lax.top_k(jnp.abs(rows), k)
+        values = jnp.take_along_axis(rows, places, 1).astype(wire)
+        parts = [values, places.astype(jnp.uint16)]
+        return jnp.concatenate(
+            [lax.bitcast_convert_type(part, jnp.uint8).reshape(-1) for part in parts]
+        )
+
+    def add(total: jax.Array, codes: jax.Array) -> jax.Array:
+        values = lax.bitcast_convert_type(codes[:cut].reshape(blocks, k, -1), wire)
+        places = lax.bitcast_convert_type(codes[cut:].reshape(blocks, k, 2), jnp.uint16)
+        rows = jnp.arange(blocks)[:, None]
+        # Unique within a device's numbers, and one device after another: in one
+        # order, so the sum has the same bits everywhere.
+        total = (
+            rows_of(total)
+            .at[rows, places.astype(jnp.int32)]
+            .add(values.astype(jnp.float32), unique_indices=True)
+        )
+        return total.reshape(-1)[:size]
+
+    return Largest(encode, add, blocks * k * (wire.itemsize + 2))
+
+
 def _top_k_mean(
     share: float, dtype: str
 ) -> Callable[[jax.Array, Axis, jax.Array], tuple[jax.Array, jax.Array]]:
-    wire = jnp.dtype(dtype)
-
     def mean(flat: jax.Array, axis: Axis, key: jax.Array) -> tuple[jax.Array, jax.Array]:
         n = size_of(axis)
         if n == 1:
             return flat, flat
-        blocks, block, k = _shape(flat.size, share)
-        rows = jnp.pad(flat, (0, blocks * block - flat.size)).reshape(blocks, block)
-        _, places = lax.top_k(jnp.abs(rows), k)
-        values = jnp.take_along_axis(rows, places, 1).astype(wire)
-        parts = [values, places.astype(jnp.uint16)]
-        code = jnp.concatenate(
-            [lax.bitcast_convert_type(part, jnp.uint8).reshape(-1) for part in parts]
-        )
-
-        def add(total: jax.Array, code: jax.Array) -> jax.Array:
-            cut = blocks * k * wire.itemsize
-            values = lax.bitcast_convert_type(code[:cut].reshape(blocks, k, -1), wire)
-            places = lax.bitcast_convert_type(code[cut:].reshape(blocks, k, 2), jnp.uint16)
-            rows = jnp.arange(blocks)[:, None]
-            # Unique within a device's numbers, and one device after another: in one
-            # order, so the sum has the same bits everywhere.
-            return total.at[rows, places.astype(jnp.int32)].add(
-                values.astype(jnp.float32), unique_indices=True
-            )
-
-        zero = jnp.zeros_like(rows)
+        code = largest(flat.size, share, dtype)
+        codes = code.encode(flat)
+        zero = jnp.zeros_like(flat)
         total, _ = lax.scan(
-            lambda total, code: (add(total, code), None), zero, lax.all_gather(code, axis)
+            lambda total, codes: (code.add(total, codes), None), zero, lax.all_gather(codes, axis)
         )
-        sent = add(zero, code)
-        return total.reshape(-1)[: flat.size] / n, sent.reshape(-1)[: flat.size]
+        return total / n, code.add(zero, codes)
 
     return mean
 
 
 def _top_k_traffic(share: float, dtype: str) -> Callable[[int, int], list[Traffic]]:
     def traffic(size: int, n: int) -> list[Traffic]:
-        blocks, _, k = _shape(size, share)
-        sent = (n - 1) * blocks * k * (jnp.dtype(dtype).itemsize + 2)
+        sent = (n - 1) * largest(size, share, dtype).nbytes
         return [Traffic(1, n * (n - 1), sent, sent)]
 
     return traffic

@@ -66,8 +66,6 @@ def build(
             graphdef, config, mine, batch,
             total=batch["total"] / n, first_row=lax.axis_index("data") * rows,
         )  # fmt: skip
-        some = batch["weight"].sum() > 0
-        model_state = _where(some, model_state, own["model_state"])
         mine = update(tx, mine, grads, model_state)
         own |= {name: getattr(mine, name) for name in ("params", "model_state", "opt_state")}
         state = state._replace(step=mine.step)
@@ -197,7 +195,3 @@ def _pmean(leaf: jax.Array) -> jax.Array:
 
 def _is_float(leaf: jax.Array) -> bool:
     return jnp.issubdtype(leaf.dtype, jnp.floating)
-
-
-def _where(condition: jax.Array, then: Any, otherwise: Any) -> Any:
-    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), then, otherwise)
