@@ -24,6 +24,7 @@ from jmlp.mesh import make_mesh
 from jmlp.model import MLP
 from jmlp.optim import make_optimizer
 from jmlp.program import Programs
+from jmlp.server.programs import AsyncPrograms
 
 ModelFactory = Callable[[nnx.Rngs], Any]
 UP = frozenset({"accuracy", "r2"})  # metrics of which more is better
@@ -78,7 +79,8 @@ def make_programs(
     # Steps that do something at the end of a run must know where it is.
     ends = config.train.model_copy(update={"steps": total_steps})
     config = config.model_copy(update={"train": ends})
-    return Programs(model or make_mlp, tx, mesh, config, schema, rules or ())
+    kind = AsyncPrograms if config.step == "async" else Programs
+    return kind(model or make_mlp, tx, mesh, config, schema, rules or ())
 
 
 def prepare(

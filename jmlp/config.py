@@ -15,6 +15,7 @@ from pydantic import Field
 
 from jmlp.errors import ConfigError
 from jmlp.sections import (
+    LINEAR,
     CommConfig,
     DataConfig,
     Int,
@@ -23,6 +24,7 @@ from jmlp.sections import (
     ModelConfig,
     OptimConfig,
     Section,
+    ServerConfig,
     TrainConfig,
 )
 from jmlp.yaml12 import parse_yaml, read_yaml
@@ -36,12 +38,14 @@ class Config(Section):
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     mesh: MeshConfig = MeshConfig()
-    step: Literal["single", "sharded", "pmap", "explicit", "local"] = "sharded"
+    step: Literal["single", "sharded", "pmap", "explicit", "local", "async"] = "sharded"
     """single: one device. sharded: jit over the mesh. pmap: data parallel only.
     explicit: data (and tensor) parallel with the communication of `comm`.
-    local: devices train alone and exchange now and then, as `local` says."""
+    local: devices train alone and exchange now and then, as `local` says.
+    async: a parameter server and workers that do not wait for each other: `server`."""
     comm: CommConfig = CommConfig()
     local: LocalConfig = LocalConfig()
+    server: ServerConfig = ServerConfig()
     optim: OptimConfig = OptimConfig()
     train: TrainConfig = TrainConfig()
 
@@ -60,13 +64,14 @@ class Config(Section):
             raise ValueError(
                 f"step=explicit splits over data and model; mesh has {split}. Use step=sharded"
             )
-        if self.step not in ("explicit", "local") and self.comm != CommConfig():
+        if self.step not in ("explicit", "local", "async") and self.comm != CommConfig():
             changed = [key for key, value in self.comm if value != getattr(CommConfig(), key)]
             raise ValueError(
                 f"comm.{changed[0]} is for step=explicit and step=local; step={self.step} leaves "
                 "communication to the compiler. Set step: explicit"
             )
         self._local_fits()
+        self._server_fits()
         if self.step == "single" and (split or mesh.data not in (1, "auto")):
             raise ValueError("step=single uses one device; set every mesh axis to 1")
         if self.train.batch_size < self.optim.accumulate:
@@ -92,6 +97,37 @@ class Config(Section):
                 "neighbours send their parameters as they are"
             )
 
+    def _server_fits(self) -> None:
+        server, optim, reducer = self.server, self.optim, self.comm.reducer
+        if self.step != "async":
+            if server != ServerConfig():
+                raise ValueError(f"server is for step=async, not for step={self.step}")
+            return
+        split = {axis: size for axis, size in self.mesh if axis != "data" and size > 1}
+        whole = {"clip_norm": optim.clip_norm, "ema": optim.ema}
+        apart = [key for key, value in whole.items() if value and server.shards > 1]
+        mistakes = [
+            (split, f"step=async has one device a worker; mesh has {split}. Set those axes to 1"),
+            (self.model.norm == "batch",
+             "model.norm=batch with step=async: its statistics need all rows of a batch at once. "
+             "Use layer or rms"),
+            (self.comm != CommConfig(reducer=reducer),
+             "step=async has no all-reduce: of comm it takes the reducer alone"),
+            (reducer.name in ("random_k", "low_rank") or server.pull.name in LINEAR[1:],
+             "random_k and low_rank live on devices adding up; a push or pull may be "
+             "none, bf16, fp8, int8, int4, sign or top_k"),
+            (reducer.momentum or reducer.warmup_steps,
+             "comm.reducer.momentum and warmup_steps are for step=explicit"),
+            (server.rate == "inverse" and optim.ema,
+             "server.rate=inverse with optim.ema: the average would not see the slower rate"),
+            (server.shards > 1 and optim.name in ("lamb", "muon"),
+             f"optim.name={optim.name} needs whole arrays: set server.shards: 1"),
+            (apart, f"optim.{', '.join(apart)} needs all parameters at once: set server.shards: 1"),
+        ]  # fmt: skip
+        for wrong, said in mistakes:
+            if wrong:
+                raise ValueError(said)
+
 
 # Keys that say where and how fast a run computes, not what: a run may change
 # them and go on, with the same curves within float32 rounding.
@@ -104,7 +140,7 @@ WHERE_KEYS = frozenset(
 
 
 # Steps whose numbers depend on how many workers there are: none can take over from another.
-OWN_RUNS = frozenset({"local"})
+OWN_RUNS = frozenset({"local", "async"})
 
 
 def load_config(path: Path | str, overrides: Sequence[str] = ()) -> Config:

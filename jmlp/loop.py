@@ -29,7 +29,6 @@ from jmlp.data.base import Split
 from jmlp.environment import describe, differences
 from jmlp.errors import RunDirError, TrainingError
 from jmlp.feed import Call, Feed, choose_feed
-from jmlp.fingerprint import fingerprint
 from jmlp.interrupt import Stop, stop_on_signal
 from jmlp.ledger import grouped
 from jmlp.progress import Progress
@@ -37,6 +36,7 @@ from jmlp.report import Reporter
 from jmlp.rundir import RunDir
 from jmlp.show import print_wire
 from jmlp.step import COMM_STATES, TrainState
+from jmlp.summary import summarize
 
 
 class Result(NamedTuple):
@@ -133,7 +133,10 @@ class Loop:
                 self.report.note(note)
             feed = choose_feed(self.programs, self.dataset, self.plan, self.report.note)
             self._placed["train"] = feed.placed
-            state = self._run(state, feed, stop)
+            try:
+                state = self._run(state, feed, stop)
+            finally:
+                self.programs.stop()
             if self._done(state) or not stop:
                 return self._finish(state)
             return self._interrupted(state)
@@ -200,6 +203,7 @@ class Loop:
                 # Reading the losses waits for the devices: one program in flight at a
                 # time keeps simulated devices from starving each other of threads.
                 values = np.asarray(losses)[: call.span.steps]
+                self.progress.server = self.programs.memo()
                 self._account(step, call, values, time.perf_counter() - begun_s)
                 step += call.span.steps
                 self._events(state, step)
@@ -215,11 +219,13 @@ class Loop:
         if self._call is not None:
             return 0.0
         begun_s = time.perf_counter()
-        lowered = self.programs.run.lower(state, call.source, call.first, call.stop)
-        self._call = lowered.compile()
+        started = self.programs.start(
+            state, call.source, call.first, call.stop, self.dataset, self.plan, self.progress.server
+        )
+        self._call = started.call
         took_s = time.perf_counter() - begun_s
         self.progress.compile_seconds += took_s
-        self._read_wire(self._call.as_text(), lowered.as_text())
+        self._read_wire(started.hlo, started.lowered)
         self.report.note(f"compiled in {took_s:.1f} s; training")
         return took_s
 
@@ -353,31 +359,9 @@ class Loop:
         state = self._selected(state)
         splits = [n for n in ("train", "val", "test") if getattr(self.dataset, n) is not None]
         metrics = {name: self._metrics(state, name) for name in splits}
-        p = self.progress
-        per_second = p.rows / max(p.seconds, 1e-9)
-        summary = {
-            "interrupted": False,
-            "steps": steps,
-            "epochs": round(steps / self.plan.per_epoch, 4),
-            "stopped_early": p.stopped_early,
-            "best": {"step": p.best_step, self.config.train.monitor: p.best} if p.best else None,
-            "weights_of_step": int(state.step),
-            "seconds": round(p.seconds, 3),
-            "compile_seconds": round(p.compile_seconds, 3),
-            "samples_per_second": round(per_second, 1),
-            "params": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
-            **metrics,
-            "eval": metrics.get("test", metrics.get("val", {})),
-            "mesh": dict(self.config.mesh),
-            "step": self.config.step,
-            "device_kind": jax.devices()[0].device_kind,
-            "devices": self.programs.mesh.size,
-            "jax_version": jax.__version__,
-            "seed": self.config.seed,
-            "fingerprint": fingerprint(state.params),
-            "wire_bytes_per_step": p.wire_bytes,
-            **({"wire": self._wire} if self._wire is not None else {}),
-        }
+        summary = summarize(self.setup, self.progress, state, steps, metrics)
+        if self._wire is not None:
+            summary["wire"] = self._wire
         if self.directory:
             self.directory.finish(summary)
             self.report.curves(self.directory.path)

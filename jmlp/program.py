@@ -19,7 +19,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jmlp import layout
 from jmlp.config import Config
-from jmlp.data.base import Schema, Split
+from jmlp.data.base import Dataset, Schema, Split
 from jmlp.data.batches import PAD, batch_index, gather, padded_size
 from jmlp.digest import leaf_digest
 from jmlp.model import apply
@@ -56,6 +56,14 @@ class Streamed(NamedTuple):
 
 
 Source = Resident | Streamed
+
+
+class Started(NamedTuple):
+    """What the loop calls, and the text of the program behind it."""
+
+    call: Callable[[TrainState, Source, Any, Any], tuple[TrainState, Any]]
+    hlo: str
+    lowered: str
 
 
 class Programs:
@@ -124,6 +132,26 @@ class Programs:
         return bool(jax.jit(check)(kept))
 
     # Training.
+
+    def start(
+        self, state: TrainState, source: Source, first: Any, stop: Any, dataset: Dataset, plan: Any,
+        memo: dict[str, Any] | None,
+    ) -> Started:  # fmt: skip
+        """Compiles `run` for calls like this one; the rest is for asynchronous runs."""
+        lowered = self.run.lower(state, source, first, stop)
+        compiled = lowered.compile()
+        return Started(compiled, compiled.as_text() or "", lowered.as_text())
+
+    def stop(self) -> None:
+        """Ends what `start` has begun."""
+
+    def memo(self) -> dict[str, Any] | None:
+        """What must be saved beside the state for `start` to go on from it."""
+        return None
+
+    def report(self) -> dict[str, Any] | None:
+        """What the summary says of the server, if there is one."""
+        return None
 
     def _run(
         self, state: TrainState, source: Source, first: jax.Array, stop: jax.Array

@@ -1,6 +1,7 @@
 """What the loop knows beside the TrainState."""
 
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass
@@ -20,3 +21,5 @@ class Progress:
     compile_seconds: float = 0.0
     wire_bytes: int | None = None
     """sent by one device in a step, by the program compiled last"""
+    server: dict[str, Any] | None = None
+    """where an asynchronous run's workers are"""

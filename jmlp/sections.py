@@ -282,6 +282,69 @@ class LocalConfig(Section):
         return self
 
 
+class SimulateConfig(Section):
+    """How fast workers are on the virtual clock of server.engine=replay."""
+
+    jitter: Annotated[Float, Field(ge=0, le=3)] = 0.0
+    """Spread of a worker's time for a push: sigma of a lognormal of median 1."""
+    straggler: Annotated[Float, Field(ge=1)] = 1.0
+    """How many times slower than the others the last worker is."""
+    dies_at: Annotated[Float, Field(gt=0)] | None = None
+    """Virtual time at which worker 0 dies; a push takes about 1."""
+    returns_at: Annotated[Float, Field(gt=0)] | None = None
+    """Virtual time at which it is back; none: never."""
+
+    @pydantic.model_validator(mode="after")
+    def _dies_first(self) -> "SimulateConfig":
+        if self.returns_at and (self.dies_at is None or self.returns_at <= self.dies_at):
+            raise ValueError(f"returns_at={self.returns_at} needs an earlier dies_at")
+        return self
+
+
+class ServerConfig(Section):
+    """The parameter server of step=async. `comm.reducer` compresses pushes."""
+
+    engine: Literal["threads", "replay"] = "threads"
+    """threads: a worker a thread. replay: simulated asynchrony on a virtual clock, the same
+    to the bit every time."""
+    policy: Literal["bsp", "ssp", "asp"] = "ssp"
+    """bsp: rounds. ssp: at most `bound` clocks ahead of the slowest. asp: nobody waits."""
+    bound: Annotated[Int, Field(ge=0)] = 2
+    """ssp: clocks ahead; 0 is bsp."""
+    workers: Count | None = None
+    """none: one a device of mesh.data."""
+    shards: Count = 1
+    """Parts that the parameters are held in."""
+    backup: Annotated[Int, Field(ge=0)] = 0
+    """bsp: workers that a round need not wait for; what comes late is dropped."""
+    share_work: Bool = False
+    """asp: slices of batches go to whoever is free, so that a slow worker does less."""
+    rate: Literal["constant", "inverse"] = "constant"
+    """inverse: learning rate divided by the staleness of the push."""
+    compensation: Annotated[Float, Field(ge=0)] = 0.0
+    """lambda of DC-ASGD: corrects a stale gradient by how far parameters have moved."""
+    pull: Annotated[ReducerConfig, pydantic.BeforeValidator(_named)] = ReducerConfig()
+    """Compresses pulls; the server keeps track of what each worker knows."""
+    simulate: SimulateConfig = SimulateConfig()
+    """Speeds of workers under engine=replay."""
+
+    @pydantic.model_validator(mode="after")
+    def _settings_fit(self) -> "ServerConfig":
+        if self.policy != "ssp" and self.bound != type(self).model_fields["bound"].default:
+            raise ValueError(f"bound is a setting of policy=ssp, not of {self.policy}")
+        if self.backup and self.policy != "bsp":
+            raise ValueError(f"backup is a setting of policy=bsp, not of {self.policy}")
+        if self.share_work and self.policy != "asp":
+            raise ValueError(f"share_work is a setting of policy=asp, not of {self.policy}")
+        if self.simulate != SimulateConfig() and self.engine != "replay":
+            raise ValueError(f"simulate is for engine=replay, not for {self.engine}")
+        unfit = set(type(self.pull).model_fields) - {"name", "rounding", "keep", "values"}
+        for key in sorted(unfit):
+            if getattr(self.pull, key) != type(self.pull).model_fields[key].default:
+                raise ValueError(f"pull.{key} does nothing: a pull's next one makes up for it")
+        return self
+
+
 class TrainConfig(Section):
     """The loop."""
 

@@ -18,8 +18,11 @@ compress.base compress.packing compress.two_phase compress.none compress.cast
 compress.quantize compress.sign compress.sparse compress.low_rank compress.feedback
 compress compress.make compress.message
 step.base step.single step.sharded step.pmap step.explicit step.local step
-digest program wire fingerprint environment
-rundir progress report carry checkpoint feed build interrupt ledger show loop inference
+digest program
+server server.state server.shards server.parts server.cluster server.replay server.threads
+server.programs
+wire fingerprint environment
+rundir progress report carry checkpoint feed build interrupt ledger show summary loop inference
 bench.step bench.compress bench
 cli __main__ __init__
 """.split()

@@ -1,0 +1,1 @@
+"""A parameter server and workers that do not wait for each other."""

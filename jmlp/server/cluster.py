@@ -1,0 +1,219 @@
+"""A server with its workers: pulls, work and pushes, in whatever order an engine has them.
+
+Not safe for threads: an engine calls `pull`, `push`, `leave` and `join` one at a time;
+`work` only reads, and may run beside them.
+"""
+
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jmlp.server import state as machine
+from jmlp.server.parts import Parts, Pushed, Rows
+from jmlp.server.state import Ack, Policy, Shard
+
+
+class Event(NamedTuple):
+    """A line of the log: enough to run all of it again."""
+
+    kind: str
+    """pull, push, leave or join"""
+    worker: int
+    clock: int
+    """of the worker before the event"""
+    version: int
+    """of the server after the event"""
+    staleness: int = 0
+    answer: str = ""
+    """of a push"""
+
+
+class Stats:
+    """What happened, as counts."""
+
+    def __init__(self, workers: int):
+        self.staleness: Counter[int] = Counter()
+        self.answers: Counter[str] = Counter()
+        self.waits = [0.0] * workers
+        self.pushed_bytes = self.pulled_bytes = 0
+
+    def memo(self) -> dict[str, Any]:
+        return {
+            "staleness": {str(k): v for k, v in sorted(self.staleness.items())},
+            "answers": dict(self.answers),
+            "waits": self.waits,
+            "pushed_bytes": self.pushed_bytes,
+            "pulled_bytes": self.pulled_bytes,
+        }
+
+    def restore(self, memo: dict[str, Any]) -> None:
+        self.staleness = Counter({int(k): v for k, v in memo["staleness"].items()})
+        self.answers = Counter(memo["answers"])
+        self.waits = list(memo["waits"])
+        self.pushed_bytes, self.pulled_bytes = memo["pushed_bytes"], memo["pulled_bytes"]
+
+
+class Cluster:
+    """Server shards in lockstep, and what each worker keeps.
+
+    Args:
+      params, opt_state: those of the whole, as in a TrainState.
+      workers: how many.
+      steps: global batches in the run; a worker's clock ends there, or, if work is
+        shared, when the last slice of the last batch has been handed out.
+      devices: of the workers, in order; the server stays where `params` is.
+    """
+
+    def __init__(
+        self, parts: Parts, policy: Policy, rows: Rows, params: Any, opt_state: Any,
+        workers: int, steps: int, devices: list[Any],
+    ):  # fmt: skip
+        self.parts, self.policy, self.rows, self.steps = parts, policy, rows, steps
+        self.shared = parts.config.server.share_work
+        self.devices = devices
+        states = opt_state if len(parts.cut) > 1 else (opt_state,)
+        self.shards: list[Shard] = [
+            machine.start(part, opt, workers)
+            for part, opt in zip(parts.split(params), states, strict=True)
+        ]
+        self.home = next(iter(jax.tree.leaves(params)[0].devices()))
+        self.residuals: list[Any] = [parts.residuals() for _ in range(workers)]
+        self.items: list[int | None] = [None] * workers
+        """the slice each worker is at, if work is shared"""
+        self.returned: list[int] = []
+        """slices of workers that left"""
+        self.next_item = 0
+        self.stats, self.log = Stats(workers), list[Event]()
+
+    @property
+    def workers(self) -> int:
+        return len(self.residuals)
+
+    @property
+    def done(self) -> int:
+        """Slices behind the workers; a run ends with `steps * workers`."""
+        return machine.progress(self.shards[0])
+
+    @property
+    def version(self) -> int:
+        return self.shards[0].version
+
+    def clock(self, worker: int) -> int:
+        return self.shards[0].workers[worker].clock
+
+    def finished(self, worker: int) -> bool:
+        """Whether no work is left for `worker`."""
+        if self.shared:
+            return self.next_item >= self.steps * self.workers and not self.returned
+        return self.clock(worker) >= self.steps
+
+    def over(self) -> bool:
+        return self.done >= self.steps * self.workers
+
+    def may_pull(self, worker: int) -> bool:
+        return machine.may_pull(self.shards[0], self.policy, worker)
+
+    def pull(self, worker: int) -> None:
+        """`worker` takes parameters, and the next piece of work with them."""
+        if self.shared:
+            self.items[worker] = self.returned.pop(0) if self.returned else self.next_item
+            self.next_item += self.items[worker] == self.next_item
+        for number, shard in enumerate(self.shards):
+            known, held = shard.workers[worker].held, None
+            if self.parts.coded_pull and known is not None:
+                seed = np.uint32((worker << 20) ^ shard.workers[worker].clock)
+                codes, held = self.parts.encode_pull(shard.params, known, seed, number)
+                self.stats.pulled_bytes += codes.nbytes
+            else:
+                self.stats.pulled_bytes += sum(
+                    leaf.nbytes for leaf in jax.tree.leaves(shard.params)
+                )
+            self.shards[number] = machine.pull(shard, self.policy, worker, held)
+        self._note("pull", worker, self.clock(worker))
+
+    def work(self, worker: int) -> Pushed:
+        """The push for what `worker` pulled last, computed on its device."""
+        device = self.devices[worker]
+        held = [shard.workers[worker].held for shard in self.shards]
+        params = jax.device_put(self.parts.merge(held) if len(held) > 1 else held[0], device)
+        step, k = self._work_of(worker)
+        batch = self.rows.batch(step, k)
+        return self.parts.work(params, self.residuals[worker], step, k * self.rows.share, batch)
+
+    def _work_of(self, worker: int) -> tuple[int, int]:
+        """(global batch, slice of it)."""
+        item = self.items[worker]
+        if item is None:
+            return self.shards[0].workers[worker].working, worker
+        return divmod(item, self.workers)
+
+    def push(self, worker: int, clock: int, pushed: Pushed) -> Ack:
+        """Takes a push; one that was taken already is acknowledged again and changes nothing."""
+        ack = None
+        for number, codes in enumerate(pushed.codes):
+            codes = jax.device_put(codes, self.home)
+            grads = self.parts.decode_push(codes, number) if self.parts.coded else codes
+            self.shards[number], ack = machine.push(
+                self.shards[number], self.policy, self.parts.update,
+                worker, clock, grads, pushed.weight,
+            )  # fmt: skip
+            self.stats.pushed_bytes += sum(leaf.nbytes for leaf in jax.tree.leaves(codes))
+        assert ack is not None
+        self.stats.answers[ack.kind] += 1
+        if ack.kind in ("applied", "waiting"):
+            self.stats.staleness[ack.staleness] += 1
+            self.residuals[worker] = jax.device_put(pushed.residual, self.devices[worker])
+            self.items[worker] = None
+        self._note("push", worker, clock, ack.staleness, ack.kind)
+        return ack
+
+    def leave(self, worker: int) -> None:
+        """`worker` is gone; what it was at goes to another, if work is shared."""
+        item, self.items[worker] = self.items[worker], None
+        if item is not None:
+            self.returned.append(item)
+        self.shards = [
+            machine.leave(shard, self.policy, self.parts.update, worker) for shard in self.shards
+        ]
+        self._note("leave", worker, self.clock(worker))
+
+    def join(self, worker: int) -> None:
+        """`worker` is back, with nothing owed: what it kept is gone."""
+        self.shards = [
+            machine.join(shard, worker, catch_up=not self.shared) for shard in self.shards
+        ]
+        self.residuals[worker] = jax.device_put(self.parts.residuals(), self.devices[worker])
+        self._note("join", worker, self.clock(worker))
+
+    def _note(
+        self, kind: str, worker: int, clock: int, staleness: int = 0, answer: str = ""
+    ) -> None:
+        self.log.append(Event(kind, worker, clock, self.version, staleness, answer))
+
+    # The whole.
+
+    def params(self) -> Any:
+        """The parameters as they are now."""
+        parts = [shard.params for shard in self.shards]
+        return self.parts.merge(parts) if len(parts) > 1 else parts[0]
+
+    def opt_state(self) -> Any:
+        if len(self.shards) == 1:
+            return self.shards[0].opt_state
+        return tuple(shard.opt_state for shard in self.shards)
+
+    def run_again(self, log: Iterable[Event]) -> None:
+        """Replays another cluster's log: the same pulls and pushes in the same order."""
+        for event in log:
+            if event.kind == "pull":
+                self.pull(event.worker)
+            elif event.kind == "push":
+                if event.answer != "duplicate":
+                    self.push(event.worker, event.clock, self.work(event.worker))
+            elif event.kind == "leave":
+                self.leave(event.worker)
+            else:
+                self.join(event.worker)

@@ -1,0 +1,236 @@
+"""What a worker and a server compute, compiled once and used by every engine.
+
+A worker's gradient is the mean over its own rows; messages carry it as codes, whose
+loss error feedback keeps at the worker. The server decodes, compensates for staleness,
+and takes an optimizer step. Pulls may be coded as well: then the server sends what the
+parameters have become since, as far as the worker does not know it yet, so that whatever
+a code loses is part of the next.
+
+Sources: Zheng et al. 2017, arXiv:1609.08326 (DC-ASGD); Zhang et al. 2016,
+arXiv:1511.05950 (learning rate by staleness).
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jmlp.compress.message import Message, make_message
+from jmlp.config import Config
+from jmlp.data.base import Split
+from jmlp.data.batches import PAD, epoch_index, gather, steps_per_epoch
+from jmlp.server import shards
+from jmlp.server.state import Update
+from jmlp.step.base import EXCHANGE, TrainState, gradients
+
+Codes = list[jax.Array]
+
+
+class Pushed(NamedTuple):
+    """A worker's message, and what it keeps."""
+
+    codes: list[Any]
+    """one a shard: codes, or the gradient itself where nothing is compressed"""
+    residual: Any
+    """what error feedback owes, if this push is accepted"""
+    weight: float
+    """rows it stands for"""
+    loss: float
+    """their mean loss"""
+
+
+class Parts:
+    """The compiled functions of one run; pure, so that threads may share them.
+
+    Args:
+      scale: uint8 rows to float32 (`Programs.scale`).
+    """
+
+    def __init__(
+        self,
+        graphdef: Any,
+        tx: optax.GradientTransformation,
+        config: Config,
+        params: Any,
+        key: jax.Array | None,
+        scale: Callable[[jax.Array], jax.Array],
+    ):
+        server = config.server
+        self.tx, self.config = tx, config
+        self.like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), params)
+        self.cut = shards.plan(params, server.shards)
+        self.key: Any = None if key is None else jax.device_get(jax.random.key_data(key))
+        of_shards = [_shapes(part) for part in jax.eval_shape(self.split, self.like)]
+        sizes = [sum(leaf.size for leaf in jax.tree.leaves(part)) for part in of_shards]
+        self._of_shards = of_shards
+        self.push_messages = [make_message(config.comm.reducer, size) for size in sizes]
+        self.pull_messages = [make_message(server.pull, size) for size in sizes]
+        self.coded = config.comm.reducer.name != "none"
+        self.coded_pull = server.pull.name != "none"
+        self.feedback = config.comm.reducer.error_feedback
+
+        def gradient(params: Any, key: Any, step: Any, first_row: Any, batch: Any) -> Any:
+            key = jax.random.wrap_key_data(key)
+            state = TrainState(params, {}, (), (), step, key)
+            batch = batch | {"x": scale(batch["x"])}
+            total = jnp.maximum(batch["weight"].sum(), 1)  # no rows: a gradient of zeros
+            grads, _, loss = gradients(
+                graphdef, config, state, batch, total=total, first_row=first_row
+            )
+            return grads, loss
+
+        self._gradient = jax.jit(gradient)
+        self._encode = jax.jit(self._encode_push)
+        self._apply = jax.jit(self._applied)
+        self._mean = jax.jit(_mean)
+        self.decode_push = jax.jit(self._decode_push, static_argnums=1)
+        self.encode_pull = jax.jit(self._encode_pull, static_argnums=3)
+        self.decode_pull = jax.jit(self._decode_pull, static_argnums=2)
+        self.merge = jax.jit(lambda parts: shards.merge(parts, self.cut, self.like))
+        self.update = Update(self._apply_at, lambda grads, weights: self._mean(grads, weights))
+
+    def split(self, tree: Any) -> list[Any]:
+        """What each shard holds of a tree like the parameters."""
+        return shards.split(tree, self.cut)
+
+    # A worker's part.
+
+    def work(
+        self, params: Any, residual: Any, step: int, place: int, batch: dict[str, Any]
+    ) -> Pushed:
+        """The push for `batch`, rows `place ..` of global batch `step`."""
+        weight = float(batch["weight"].sum())
+        at = np.int32(step), np.int32(place)
+        grads, loss = self._gradient(params, self.key, *at, batch)
+        if self.coded:
+            codes, residual = self._encode(grads, residual, self.key, *at)
+        else:
+            codes = self.split(grads)
+        jax.block_until_ready(codes)
+        return Pushed(codes, residual, weight, float(loss))
+
+    def _encode_push(self, grads: Any, residual: Any, key: Any, step: Any, place: Any) -> Any:
+        key = jax.random.fold_in(jax.random.wrap_key_data(key), EXCHANGE)
+        key = jax.random.fold_in(jax.random.fold_in(key, step), place)
+        codes, left = [], []
+        for number, part in enumerate(self.split(grads)):
+            flat = _flat(part)
+            wanted = flat + residual[number] if self.feedback else flat
+            message = self.push_messages[number]
+            code = message.encode(wanted, jax.random.fold_in(key, number))
+            codes.append(code)
+            left.append(wanted - message.decode(code))
+        return codes, left if self.feedback else residual
+
+    def residuals(self) -> Any:
+        """What a worker owes before its first push."""
+        if not (self.coded and self.feedback):
+            return ()
+        return [jnp.zeros(_size(part), jnp.float32) for part in self._of_shards]
+
+    # The server's part.
+
+    def _apply_at(
+        self, params: Any, opt_state: Any, grads: Any, held: Any, staleness: int
+    ) -> tuple[Any, Any]:
+        return self._apply(params, opt_state, grads, held, np.float32(staleness))
+
+    def _applied(self, params: Any, opt_state: Any, grads: Any, held: Any, staleness: Any) -> Any:
+        server = self.config.server
+        if server.compensation:
+            # g + lambda g*g*(w - w_held): a diagonal guess of how far the gradient has moved.
+            grads = jax.tree.map(
+                lambda g, now, then: g + server.compensation * g * g * (now - then),
+                grads, params, held,
+            )  # fmt: skip
+        updates, opt_state = self.tx.update(grads, opt_state, params)
+        if server.rate == "inverse":
+            slower = 1 / jnp.maximum(staleness, 1.0)
+            updates = jax.tree.map(lambda u: u * slower, updates)
+        return optax.apply_updates(params, updates), opt_state
+
+    def _decode_push(self, codes: jax.Array, number: int) -> Any:
+        return self._unflat(self.push_messages[number].decode(codes), number)
+
+    def _encode_pull(self, params: Any, known: Any, seed: Any, number: int) -> Any:
+        """(codes, what the worker will know)."""
+        message = self.pull_messages[number]
+        key = jax.random.fold_in(jax.random.wrap_key_data(self.key), seed)
+        codes = message.encode(_flat(params) - _flat(known), key)
+        return codes, self._decode_pull(codes, known, number)
+
+    def _decode_pull(self, codes: jax.Array, known: Any, number: int) -> Any:
+        news = self._unflat(self.pull_messages[number].decode(codes), number)
+        return jax.tree.map(jnp.add, known, news)
+
+    def _unflat(self, flat: jax.Array, number: int) -> Any:
+        leaves, tree = jax.tree.flatten(self._of_shards[number])
+        ends = np.cumsum([leaf.size for leaf in leaves])
+        parts = jnp.split(flat, ends[:-1])
+        return tree.unflatten(
+            [part.reshape(leaf.shape) for part, leaf in zip(parts, leaves, strict=True)]
+        )
+
+    def bytes_of(self, messages: Sequence[Message]) -> int:
+        """Bytes of one push or pull over all shards."""
+        return sum(message.nbytes for message in messages)
+
+
+class Rows:
+    """The rows of each piece of work: slice `k` of global batch `step`, as host arrays."""
+
+    def __init__(self, split: Split, config: Config, workers: int, width: int):
+        self._split, self._config, self._workers, self._width = split, config, workers, width
+        self.per_epoch = steps_per_epoch(split.rows, config.train.batch_size)
+        self.share = width // workers
+        self._orders: dict[int, np.ndarray] = {}
+
+    def batch(self, step: int, k: int) -> dict[str, np.ndarray]:
+        """x (B/n, F), y, weight (B/n,)."""
+        index = self._order(step // self.per_epoch)[step % self.per_epoch]
+        return gather(self._split, index[k * self.share : (k + 1) * self.share])
+
+    def _order(self, epoch: int) -> np.ndarray:
+        found = self._orders.get(epoch)
+        if found is None:
+            config = self._config
+            found = epoch_index(
+                config.seed, epoch, self._split.rows, config.train.batch_size, self._width
+            )
+            # Threads may do this twice; both get the same. Workers are few epochs apart.
+            kept = {e: o for e, o in list(self._orders.items()) if e >= epoch - 2}
+            self._orders = kept | {epoch: found}
+        return found
+
+    def rows(self, step: int) -> int:
+        """Real rows of a global batch."""
+        index = self._order(step // self.per_epoch)[step % self.per_epoch]
+        return int((index != PAD).sum())
+
+
+def _mean(grads: Sequence[Any], weights: Sequence[float]) -> Any:
+    """Sum over workers in order, by the rows of each."""
+    total = sum(weights[1:], start=jnp.asarray(weights[0], jnp.float32))
+
+    def one(*leaves: jax.Array) -> jax.Array:
+        summed = leaves[0] * (weights[0] / total)
+        for leaf, weight in zip(leaves[1:], weights[1:], strict=True):
+            summed = summed + leaf * (weight / total)
+        return summed
+
+    return jax.tree.map(one, *grads)
+
+
+def _shapes(tree: Any) -> Any:
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
+
+
+def _size(tree: Any) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+def _flat(tree: Any) -> jax.Array:
+    return jnp.concatenate([leaf.reshape(-1) for leaf in jax.tree.leaves(tree)])
