@@ -141,6 +141,8 @@ class Bench:
     """step: runs of each. compress: seeds"""
     epochs: int = 6
     """compress: passes over the training rows"""
+    only: tuple[str, ...] = ()
+    """compress: only these, e.g. "low_rank 1 + feedback", and none to compare with"""
     out: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """write the result here as JSON"""
     plot: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None

@@ -111,12 +111,7 @@ class AsyncPrograms(Programs):
     ) -> Started:  # fmt: skip
         """Sets up server and workers at `state`, and their engine."""
         config, server = self.config, self.config.server
-        parts = Parts(self.graphdef, self.tx, config, state.params, state.key, self.scale)
-        rows = Rows(dataset.train, config, self.workers, self.width)
-        cluster = Cluster(
-            parts, self.policy, rows, state.params, state.opt_state, self.workers,
-            plan.total, self.devices,
-        )  # fmt: skip
+        cluster = self.make_cluster(state, dataset, plan)
         self.cluster, self._state, self._at = cluster, state, int(state.step)
         if memo:
             self._restore(cluster, state, memo)
@@ -130,6 +125,15 @@ class AsyncPrograms(Programs):
         else:
             self._engine.begin()
         return Started(self._advance, "", "")
+
+    def make_cluster(self, state: TrainState, dataset: Dataset, plan: Any) -> Cluster:
+        """A server at `state` and workers that have not begun."""
+        parts = Parts(self.graphdef, self.tx, self.config, state.params, state.key, self.scale)
+        rows = Rows(dataset.train, self.config, self.workers, self.width)
+        return Cluster(
+            parts, self.policy, rows, state.params, state.opt_state, self.workers,
+            plan.total, self.devices,
+        )  # fmt: skip
 
     def _advance(
         self, state: TrainState, source: Any, first: Any, stop: Any
@@ -197,7 +201,7 @@ class AsyncPrograms(Programs):
             workers = tuple(
                 Worker(
                     clock, alive or not replay, working if replay else -1, version,
-                    of_shards[i][number] if held else None,
+                    of_shards[i][number] if held else shard.params,
                 )
                 for i, (clock, alive, working, version) in enumerate(memo["workers"])
             )  # fmt: skip
