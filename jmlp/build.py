@@ -24,7 +24,7 @@ from jmlp.mesh import make_mesh
 from jmlp.model import MLP
 from jmlp.optim import make_optimizer
 from jmlp.program import Programs
-from jmlp.server.programs import AsyncPrograms
+from jmlp.server.programs import AsyncPrograms, updates_per_step
 
 ModelFactory = Callable[[nnx.Rngs], Any]
 UP = frozenset({"accuracy", "r2"})  # metrics of which more is better
@@ -75,7 +75,8 @@ def make_programs(
 
     if model is None:
         rules = layout.mlp_rules(hidden, mesh.shape["model"]) if rules is None else rules
-    tx = make_optimizer(config.optim, total_steps) if tx is None else tx
+    updates = total_steps * updates_per_step(config, mesh.size)
+    tx = make_optimizer(config.optim, updates) if tx is None else tx
     # Steps that do something at the end of a run must know where it is.
     ends = config.train.model_copy(update={"steps": total_steps})
     config = config.model_copy(update={"train": ends})

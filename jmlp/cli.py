@@ -126,27 +126,28 @@ class Comm:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Bench:
-    """Measure on this machine: `step` (loop overhead) or `compress` (accuracy against bytes).
+    """Measure: `step` (loop overhead), `compress` (accuracy against bytes), `async` (staleness).
 
     step: samples/s of `jmlp train` against hand-written JAX loops; runs of the things
     compared are interleaved, and every sample is kept. compress: Fashion-MNIST on 8
-    devices with each compressor; with --out it goes on where it was stopped.
+    devices with each compressor. async: there by staleness bound, with stragglers, and by
+    steps between exchanges. With --out the last two go on where they were stopped.
     """
 
     what: tyro.conf.Positional[str]
-    """step or compress"""
+    """step, compress or async"""
     widths: tuple[int, ...] = (64, 512, 2048)
     """step: hidden widths, two layers each"""
     repeats: int = 5
-    """step: runs of each. compress: seeds"""
+    """step: runs of each. compress, async: seeds"""
     epochs: int = 6
     """compress: passes over the training rows"""
     only: tuple[str, ...] = ()
-    """compress: only these, e.g. "low_rank 1 + feedback", and none to compare with"""
+    """compress, async: only these, e.g. "low_rank 1 + feedback" """
     out: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """write the result here as JSON"""
     plot: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
-    """compress: draw accuracy against bytes, e.g. compress.png"""
+    """compress, async: draw the result, e.g. compress.png"""
     json_: Json = False
     """print the result as one JSON line on stdout; the rest goes to stderr"""
 

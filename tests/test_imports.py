@@ -23,7 +23,7 @@ server server.state server.shards server.parts server.cluster server.replay serv
 server.programs
 wire fingerprint environment
 rundir progress report carry checkpoint feed build interrupt ledger show summary loop inference
-bench.step bench.compress bench
+bench.resume bench.step bench.compress bench.asynchronous bench
 cli __main__ __init__
 """.split()
 

@@ -370,13 +370,15 @@ def test_threads_do_not_hang(blobs):
 
 
 def test_a_server_with_a_device_of_its_own(blobs):
-    programs = prepared(blobs, merged(ASYNC, server(workers=7))).programs
+    programs = prepared(blobs, merged(ASYNC, server(engine="threads", workers=7))).programs
     home = next(iter(programs.mesh.devices.flat))
     assert home == jax.devices()[7]
     assert home not in programs.devices
-    shared = prepared(blobs, merged(ASYNC, server(workers=12))).programs
+    assert len(set(programs.devices)) == 7
+    shared = prepared(blobs, merged(ASYNC, server(engine="threads", workers=12))).programs
     assert len(shared.devices) == 12
-    done = run(blobs, server(workers=12))
+    assert len(set(shared.devices)) == 8
+    done = run(blobs, server(engine="threads", workers=12))
     assert done.summary["server"]["workers"] == 12
 
 

@@ -8,11 +8,11 @@ A variant's runs are written as they end: with --out, a bench that was stopped g
 on where it was.
 """
 
-import json
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from jmlp.bench.resume import described, keep, rows_of
 from jmlp.errors import ConfigError
 from jmlp.report import Reporter
 
@@ -79,11 +79,10 @@ def run(flags: Any, report: Reporter) -> dict[str, Any]:
         what is done), `plot`.
     """
     from jmlp.mesh import request_cpu_devices
-    from jmlp.rundir import write_atomically
 
     request_cpu_devices(DEVICES)
     recipe = BASE | {"train": BASE["train"] | {"epochs": flags.epochs}}
-    rows = _done(flags.out, recipe)
+    rows = rows_of(flags.out, "compress", recipe)
     known = variants()
     if unknown := set(flags.only) - set(known):
         raise ConfigError(f"--only {', '.join(unknown)}: there are {', '.join(known)}")
@@ -96,8 +95,7 @@ def run(flags: Any, report: Reporter) -> dict[str, Any]:
                 continue
             row["accuracy"][str(seed)], row["bytes"] = once(recipe, keys, seed)
             report.note(f"seed {seed}  {name:32} {row['accuracy'][str(seed)]:.4f}")
-            if flags.out:
-                write_atomically(flags.out, json.dumps(_result(rows, recipe), indent=1) + "\n")
+            keep(flags.out, _result(rows, recipe))
     result = _result(rows, recipe)
     for row in result["rows"]:
         report.note(
@@ -119,37 +117,13 @@ def once(recipe: dict[str, Any], keys: dict[str, Any], seed: int) -> tuple[float
 
 
 def _result(rows: dict[str, Any], recipe: dict[str, Any]) -> dict[str, Any]:
-    import jax
-
-    from jmlp.environment import cpu_model, versions
-
     dense = rows["none"]["bytes"]
     for row in rows.values():
         scores = list(row["accuracy"].values())
         row["mean"] = round(mean(scores), 4)
         row["spread"] = round(stdev(scores), 4) if len(scores) > 1 else 0.0
         row["share"] = round(row["bytes"] / dense, 5)
-    return {
-        "what": "compress",
-        "rows": list(rows.values()),
-        "recipe": recipe,
-        "device": jax.devices()[0].device_kind,
-        "processor": cpu_model(),
-        "versions": versions(),
-        "simulated": jax.default_backend() == "cpu",
-    }
-
-
-def _done(out: Path | None, recipe: dict[str, Any]) -> dict[str, Any]:
-    """Rows of an earlier result with the same recipe."""
-    if out is None or not out.exists():
-        return {}
-    try:
-        earlier = json.loads(out.read_text())
-        same = earlier["what"] == "compress" and earlier["recipe"] == recipe
-        return {row["name"]: row for row in earlier["rows"]} if same else {}
-    except (ValueError, KeyError, TypeError):
-        return {}
+    return described("compress", recipe, rows)
 
 
 def plot(rows: list[dict[str, Any]], file: Path) -> None:

@@ -138,7 +138,7 @@ class Cluster:
         """The push for what `worker` pulled last, computed on its device."""
         device = self.devices[worker]
         held = [shard.workers[worker].held for shard in self.shards]
-        params = jax.device_put(self.parts.merge(held) if len(held) > 1 else held[0], device)
+        params = self._at(self.parts.merge(held) if len(held) > 1 else held[0], device)
         step, k = self._work_of(worker)
         batch = self.rows.batch(step, k)
         return self.parts.work(params, self.residuals[worker], step, k * self.rows.share, batch)
@@ -154,7 +154,8 @@ class Cluster:
         """Takes a push; one that was taken already is acknowledged again and changes nothing."""
         ack = None
         for number, codes in enumerate(pushed.codes):
-            codes = jax.device_put(codes, self.home)
+            if self.devices[worker] is not self.home:
+                codes = jax.device_put(codes, self.home)
             grads = self.parts.decode_push(codes, number) if self.parts.coded else codes
             self.shards[number], ack = machine.push(
                 self.shards[number], self.policy, self.parts.update,
@@ -165,7 +166,7 @@ class Cluster:
         self.stats.answers[ack.kind] += 1
         if ack.kind in ("applied", "waiting"):
             self.stats.staleness[ack.staleness] += 1
-            self.residuals[worker] = jax.device_put(pushed.residual, self.devices[worker])
+            self.residuals[worker] = pushed.residual
             self.items[worker] = None
         self._note("push", worker, clock, ack.staleness, ack.kind)
         return ack
@@ -192,6 +193,10 @@ class Cluster:
         self, kind: str, worker: int, clock: int, staleness: int = 0, answer: str = ""
     ) -> None:
         self.log.append(Event(kind, worker, clock, self.version, staleness, answer))
+
+    def _at(self, tree: Any, device: Any) -> Any:
+        """`tree`, which the server holds, on `device`."""
+        return tree if device is self.home else jax.device_put(tree, device)
 
     # The whole.
 

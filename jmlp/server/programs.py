@@ -37,6 +37,13 @@ def make_policy(config: Config) -> Policy:
     return Policy(bound, server.backup)
 
 
+def updates_per_step(config: Config, devices: int) -> int:
+    """Optimizer updates in a global batch: one, or one a push where there are no rounds."""
+    if config.step != "async" or make_policy(config).rounds:
+        return 1
+    return config.server.workers or devices
+
+
 class AsyncPrograms(Programs):
     """As `Programs`; evaluation and the state's place are the server's device.
 
@@ -62,6 +69,8 @@ class AsyncPrograms(Programs):
             )
         home = devices[self.workers] if self.workers < len(devices) else devices[0]
         own = [device for device in devices if device is not home or self.workers >= len(devices)]
+        if config.server.engine == "replay":  # one thing after another: one device will do
+            own = [home]
         self.devices = [own[i % len(own)] for i in range(self.workers)]
         alone = config.model_copy(update={"step": "single"})
         super().__init__(make_model, tx, make_mesh(MeshConfig(data=1), [home]), alone, schema)

@@ -1,0 +1,196 @@
+"""What waiting less costs and saves: staleness, stragglers, local steps; on Fashion-MNIST.
+
+Three questions, 8 workers, several seeds. Accuracy after the same number of samples by
+staleness bound, with and without delay compensation. Virtual time to 87 % when workers
+jitter, and when one is four times slower. Accuracy against bytes of DiLoCo by how many
+steps lie between exchanges. Servers run under `replay`: the numbers are real, the time is
+the simulation's, and the same on any machine.
+"""
+
+import json
+import tempfile
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from jmlp.bench.resume import Row, described, keep, rows_of
+from jmlp.report import Reporter
+
+WORKERS, GOAL = 8, 0.87
+BASE: dict[str, Any] = {
+    "data": {"path": "fashion-mnist", "val_fraction": 0.0},
+    "model": {"hidden": [256, 128, 100], "activation": "gelu"},
+    "mesh": {"data": WORKERS},
+    "train": {"batch_size": 256, "eval_every": 1000},
+}
+JITTER = {"jitter": 0.5}
+
+
+def _sgd(schedule: str, rate: float) -> dict[str, Any]:
+    return {"name": "sgd", "learning_rate": rate, "schedule": schedule, "warmup": 0.05}
+
+
+def _server(policy: str, schedule: str, epochs: int, **more: Any) -> dict[str, Any]:
+    # A round is one update with the rows of eight pushes: its rate may be larger.
+    rate = 0.2 if policy == "bsp" else 0.05
+    return {
+        "step": "async",
+        "server": {"engine": "replay", "policy": policy} | more,
+        "optim": _sgd(schedule, rate),
+        "train": {"epochs": epochs},
+    }
+
+
+def variants() -> dict[str, dict[str, Any]]:
+    """What is run: name to the keys that differ from `BASE`."""
+    found: dict[str, dict[str, Any]] = {}
+    for bound in (0, 1, 2, 4, 8, None):
+        for strength in (0.0, 1.0):
+            policy = {None: "asp", 0: "bsp"}.get(bound, "ssp")
+            more: dict[str, Any] = {"simulate": JITTER, "compensation": strength}
+            if policy == "ssp":
+                more["bound"] = bound
+            name = f"staleness {'none' if bound is None else bound}"
+            found[name + (" compensated" if strength else "")] = _server(
+                policy, "cosine", 3, **more
+            )
+    speeds = {"jitter": JITTER, "straggler": JITTER | {"straggler": 4.0}}
+    ways: dict[str, tuple[str, dict[str, Any]]] = {
+        "bsp": ("bsp", {}),
+        "ssp 2": ("ssp", {"bound": 2}),
+        "asp": ("asp", {}),
+        "backup 1": ("bsp", {"backup": 1}),
+        "shared": ("asp", {"share_work": True}),
+    }
+    for speed, simulate in speeds.items():
+        for way, (policy, more) in ways.items():
+            keys = _server(policy, "constant", 5, simulate=simulate, **more)
+            keys["train"]["eval_every"] = "25 steps"
+            found[f"{speed} {way}"] = keys
+    for every in (1, 10, 50, 100, 500):
+        found[f"diloco {every}"] = {
+            "step": "local",
+            "local": {"method": "diloco", "every": every},
+            "optim": {"name": "adamw", "learning_rate": 1.5e-3, "warmup": 0.05, "b2": 0.99},
+            "train": {"epochs": 6},
+        }
+    return found
+
+
+def run(flags: Any, report: Reporter) -> Row:
+    """Rows of `name, runs` (a seed: accuracy, and bytes or virtual time), `mean, spread`.
+
+    Args:
+      flags: `repeats` (seeds), `only` (names; none means all), `out`, `plot`.
+    """
+    from jmlp.mesh import request_cpu_devices
+
+    request_cpu_devices(WORKERS)
+    rows = rows_of(flags.out, "async", BASE)
+    known = variants()
+    for seed in range(flags.repeats):
+        for name in flags.only or known:
+            row = rows.setdefault(name, {"name": name, "keys": known[name], "runs": {}})
+            if str(seed) in row["runs"]:
+                continue
+            row["runs"][str(seed)] = once(known[name], seed)
+            report.note(f"seed {seed}  {name:24} {json.dumps(row['runs'][str(seed)])}")
+            keep(flags.out, described("async", BASE, _with_means(rows)))
+    result = described("async", BASE, _with_means(rows))
+    for row in result["rows"]:
+        report.note(f"{row['name']:24} " + "  ".join(f"{k} {v}" for k, v in row["mean"].items()))
+    if flags.plot:
+        plot(result["rows"], flags.plot)
+        report.note(f"drawn: {flags.plot}")
+    return result
+
+
+def once(keys: dict[str, Any], seed: int) -> Row:
+    """Accuracy at the end; mean staleness and time to `GOAL` of a server, bytes of DiLoCo."""
+    from jmlp.loop import train
+    from jmlp.rundir import read_events
+
+    config = BASE | keys | {"seed": seed, "train": BASE["train"] | keys["train"]}
+    config["train"] = config["train"] | {"checkpoint_every": 1000}
+    with tempfile.TemporaryDirectory() as folder:
+        summary = train(config, run_dir=folder).summary
+        events = [event for event in read_events(folder) if event["split"] == "test"]
+    found: Row = {"accuracy": summary["test"]["accuracy"]}
+    if keys["step"] == "local":
+        return found | {"bytes": summary["wire_bytes_per_step"]}
+    server = summary["server"]
+    found |= {"staleness": server["staleness_mean"], "virtual": server["virtual_seconds"]}
+    reached = [e["virtual_seconds"] for e in events if e["accuracy"] >= GOAL]
+    return found | {"to_goal": reached[0] if reached else None}
+
+
+def _with_means(rows: dict[str, Row]) -> dict[str, Row]:
+    for row in rows.values():
+        runs = list(row["runs"].values())
+        for what, summary in (("mean", mean), ("spread", stdev)):
+            row[what] = {}
+            for key in runs[0]:
+                values = [run[key] for run in runs]
+                if None in values or (len(values) < 2 and what == "spread"):
+                    row[what][key] = None
+                else:
+                    row[what][key] = round(summary(values), 4)
+    return rows
+
+
+def plot(rows: list[Row], file: Path) -> None:
+    """Three panels: staleness, time to the goal, DiLoCo."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(13, 4.3), layout="constrained")
+    stale, times, local = figure.subplots(1, 3)
+    by_name = {row["name"]: row for row in rows}
+    bounds = ["0", "1", "2", "4", "8", "none"]
+    for suffix, color, marker in (("", "#e69f00", "o"), (" compensated", "#0072b2", "s")):
+        some = [by_name.get(f"staleness {bound}{suffix}") for bound in bounds]
+        points = [(i, row) for i, row in enumerate(some) if row]
+        stale.errorbar(
+            [i for i, _ in points], [row["mean"]["accuracy"] for _, row in points],
+            [row["spread"]["accuracy"] or 0 for _, row in points], color=color, marker=marker,
+            capsize=2, label=suffix.strip() or "as it is",
+        )  # fmt: skip
+    stale.set(
+        xticks=range(len(bounds)), xticklabels=bounds, xlabel="staleness bound, clocks",
+        ylabel="test accuracy after 3 epochs", title="Staleness",
+    )  # fmt: skip
+    ways = ["bsp", "ssp 2", "asp", "backup 1", "shared"]
+    for shift, (speed, color) in enumerate((("jitter", "#56b4e9"), ("straggler", "#d55e00"))):
+        for place, way in enumerate(ways):
+            row = by_name.get(f"{speed} {way}")
+            if row and row["mean"]["to_goal"]:
+                times.bar(
+                    place + 0.4 * shift - 0.2, row["mean"]["to_goal"], 0.38, color=color,
+                    yerr=row["spread"]["to_goal"] or 0, capsize=2,
+                    label=speed if place == 0 else None,
+                )  # fmt: skip
+    times.set(
+        xticks=range(len(ways)), xticklabels=ways, ylabel="virtual time (a push takes about 1)",
+        title=f"Time to {GOAL:.0%}; straggler: one worker 4 times slower",
+    )  # fmt: skip
+    found = [row for row in rows if row["name"].startswith("diloco")]
+    if found:
+        local.errorbar(
+            [row["mean"]["bytes"] for row in found], [row["mean"]["accuracy"] for row in found],
+            [row["spread"]["accuracy"] or 0 for row in found], color="#009e73", marker="o",
+            capsize=2, label="DiLoCo",
+        )  # fmt: skip
+    for row in found:
+        local.annotate(
+            f"H = {row['name'].split()[1]}", (row["mean"]["bytes"], row["mean"]["accuracy"]),
+            (3, 5), textcoords="offset points", fontsize=8,
+        )  # fmt: skip
+    local.set(
+        xscale="log", xlabel="bytes sent per device and step", ylabel="test accuracy",
+        title="DiLoCo: steps between exchanges",
+    )  # fmt: skip
+    for axes in (stale, times, local):
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(frameon=False)
+    figure.savefig(file, dpi=130)
