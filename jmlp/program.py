@@ -191,10 +191,7 @@ class Programs:
 
     def scale(self, x: jax.Array) -> jax.Array:
         """uint8 pixels to scaled float32; float rows are scaled already."""
-        if x.dtype != jnp.uint8:
-            return x
-        mean, scale = (np.array([v]) for v in (self.schema.x_mean, self.schema.x_scale))
-        return (x.astype(jnp.float32) - np.float32(mean)) * np.float32(1 / scale)
+        return scaled(self.schema, x)
 
     # Placing data.
 
@@ -317,6 +314,14 @@ class Programs:
             part = np.concatenate([part, np.zeros((width - real, *x.shape[1:]), x.dtype)])
             parts.append(np.asarray(self._outputs(state, self._put(part, sharding)))[:real])
         return np.concatenate(parts) if parts else np.zeros((0, self.schema.outputs), np.float32)
+
+
+def scaled(schema: Schema, x: jax.Array) -> jax.Array:
+    """`x` as the model takes it: uint8 pixels become float32 by the schema's statistics."""
+    if x.dtype != jnp.uint8:
+        return x
+    mean, scale = (np.array([v]) for v in (schema.x_mean, schema.x_scale))
+    return (x.astype(jnp.float32) - np.float32(mean)) * np.float32(1 / scale)
 
 
 def is_key(leaf: jax.Array) -> bool:

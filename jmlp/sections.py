@@ -304,9 +304,9 @@ class SimulateConfig(Section):
 class ServerConfig(Section):
     """The parameter server of step=async. `comm.reducer` compresses pushes."""
 
-    engine: Literal["threads", "replay"] = "threads"
+    engine: Literal["threads", "replay", "ray"] = "threads"
     """threads: a worker a thread. replay: simulated asynchrony on a virtual clock, the same
-    to the bit every time."""
+    to the bit every time. ray: actors, on this machine or a cluster; they may die."""
     policy: Literal["bsp", "ssp", "asp"] = "ssp"
     """bsp: rounds. ssp: at most `bound` clocks ahead of the slowest. asp: nobody waits."""
     bound: Annotated[Int, Field(ge=0)] = 2

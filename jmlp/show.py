@@ -77,7 +77,24 @@ def print_summary(summary: dict[str, Any], run_dir: Path, report: Reporter) -> N
         f"{summary['steps']} steps of step={summary['step']} over {mesh}, "
         f"{summary['seconds']:.1f} s of training, {summary['compile_seconds']:.1f} s of compiling"
     )
+    if server := summary.get("server"):
+        print_server(server, report)
     report.note(f"run directory {run_dir}: summary.json, curves.png, checkpoints/")
+
+
+def print_server(server: dict[str, Any], report: Reporter) -> None:
+    """What the parameter server of a finished run saw."""
+    said = [
+        f"{server['engine']}, {server['policy']}, {server['workers']} workers: "
+        f"{server['updates']:,} updates",
+        f"staleness {server['staleness_mean']:.2f} in the mean, {server['staleness_max']} at most",
+        f"a push {server['push_bytes']:,} bytes, a pull {server['pull_bytes']:,}",
+    ]
+    if "virtual_seconds" in server:
+        said.append(f"{server['virtual_seconds']:.1f} on the virtual clock")
+    if server["skipped"]:
+        said.append(f"{server['skipped']:,} pushes skipped")
+    report.note("; ".join(said))
 
 
 def print_comm(rows: list[dict[str, Any]], report: Reporter) -> None:

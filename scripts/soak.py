@@ -1,9 +1,10 @@
-"""3,000 steps on 8 simulated devices, ten times over: do they ever hang?
+"""Thousands of steps on 8 simulated devices, ten times over: do they ever hang?
 
     python scripts/soak.py --times 10 --steps 3000
+    python scripts/soak.py --times 10 --steps 2500 --server   # 20,000 pushes of 8 threads
 
 Each time is a process of its own, with a limit; a hang or an abort is counted.
-Both step kinds that have collectives take turns.
+The step kinds that have collectives take turns, or the policies of the server.
 """
 
 import argparse
@@ -19,6 +20,17 @@ MESHES = (
     ["--mesh.data=4", "--mesh.model=2"],
     ["--mesh.data=2", "--mesh.fsdp=2", "--mesh.model=2"],
     ["--mesh.data=8", "--mesh.model=1", "--step=pmap"],
+)
+
+SERVERS = tuple(
+    [
+        "--mesh.data=8",
+        "--mesh.model=1",
+        "--model.norm=layer",
+        "--step=async",
+        f"--server.policy={policy}",
+    ]
+    for policy in ("ssp", "asp", "bsp")
 )
 
 
@@ -43,10 +55,12 @@ def main() -> None:
     parser.add_argument("--times", type=int, default=10)
     parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--limit", type=float, default=300, help="seconds allowed to each")
+    parser.add_argument("--server", action="store_true", help="step=async in place of meshes")
     args = parser.parse_args()
+    ways = SERVERS if args.server else MESHES
     bad = 0
     for number in range(args.times):
-        settings = MESHES[number % len(MESHES)]
+        settings = ways[number % len(ways)]
         # One step a call is the hardest on the thread pool: a dispatch each.
         per_call = "auto" if number % 2 else "1"
         begun = time.monotonic()

@@ -46,6 +46,8 @@ class Parts:
     """The compiled functions of one run; pure, so that threads may share them.
 
     Args:
+      params: shapes are enough.
+      key: the run's, as key data on the host; None if nothing will be computed.
       scale: uint8 rows to float32 (`Programs.scale`).
     """
 
@@ -55,17 +57,18 @@ class Parts:
         tx: optax.GradientTransformation,
         config: Config,
         params: Any,
-        key: jax.Array | None,
+        key: Any,
         scale: Callable[[jax.Array], jax.Array],
     ):
         server = config.server
+        self._made_of = graphdef, tx, config, scale
         self.tx, self.config = tx, config
         self.like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), params)
         self.cut = shards.plan(params, server.shards)
-        self.key: Any = None if key is None else jax.device_get(jax.random.key_data(key))
+        self.key = key
         of_shards = [_shapes(part) for part in jax.eval_shape(self.split, self.like)]
         sizes = [sum(leaf.size for leaf in jax.tree.leaves(part)) for part in of_shards]
-        self._of_shards = of_shards
+        self.shapes = of_shards
         self.push_messages = [make_message(config.comm.reducer, size) for size in sizes]
         self.pull_messages = [make_message(server.pull, size) for size in sizes]
         self.coded = config.comm.reducer.name != "none"
@@ -91,6 +94,11 @@ class Parts:
         self.decode_pull = jax.jit(self._decode_pull, static_argnums=2)
         self.merge = jax.jit(lambda parts: shards.merge(parts, self.cut, self.like))
         self.update = Update(self._apply_at, lambda grads, weights: self._mean(grads, weights))
+
+    def __reduce__(self) -> Any:
+        # A compiled function does not travel to another process; what it is made of does.
+        graphdef, tx, config, scale = self._made_of
+        return _made, (graphdef, tx, config, self.like, self.key, scale)
 
     def split(self, tree: Any) -> list[Any]:
         """What each shard holds of a tree like the parameters."""
@@ -129,7 +137,7 @@ class Parts:
         """What a worker owes before its first push."""
         if not (self.coded and self.feedback):
             return ()
-        return [jnp.zeros(_size(part), jnp.float32) for part in self._of_shards]
+        return [jnp.zeros(_size(part), jnp.float32) for part in self.shapes]
 
     # The server's part.
 
@@ -167,7 +175,7 @@ class Parts:
         return jax.tree.map(jnp.add, known, news)
 
     def _unflat(self, flat: jax.Array, number: int) -> Any:
-        leaves, tree = jax.tree.flatten(self._of_shards[number])
+        leaves, tree = jax.tree.flatten(self.shapes[number])
         ends = np.cumsum([leaf.size for leaf in leaves])
         parts = jnp.split(flat, ends[:-1])
         return tree.unflatten(
@@ -209,6 +217,10 @@ class Rows:
         """Real rows of a global batch."""
         index = self._order(step // self.per_epoch)[step % self.per_epoch]
         return int((index != PAD).sum())
+
+
+def _made(*args: Any) -> Parts:
+    return Parts(*args)
 
 
 def _mean(grads: Sequence[Any], weights: Sequence[float]) -> Any:

@@ -5,6 +5,7 @@ The TrainState is the server's; beside it stand what workers hold and owe, so th
 checkpoint taken in the middle of everything goes on from there.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,12 +21,12 @@ from jmlp.data.base import Dataset, Schema
 from jmlp.data.batches import padded_size
 from jmlp.errors import ConfigError
 from jmlp.mesh import make_mesh
-from jmlp.program import Programs, Started
+from jmlp.program import Programs, Started, scaled
 from jmlp.sections import MeshConfig
 from jmlp.server.cluster import Cluster
 from jmlp.server.parts import Parts, Rows
 from jmlp.server.replay import Replay
-from jmlp.server.state import Policy, Worker
+from jmlp.server.state import Policy, Worker, said_of
 from jmlp.server.threads import Threads
 from jmlp.step.base import TrainState
 
@@ -84,7 +85,6 @@ class AsyncPrograms(Programs):
         self.policy = make_policy(config)
         self._plain_init = self._init
         self._init = self._with_workers
-        self._parts: Parts | None = None
         self.abstract = jax.eval_shape(self._init, np.uint32(0))
         everywhere = NamedSharding(self.mesh, PartitionSpec())
         self.shardings = jax.tree.map(lambda _: everywhere, self.abstract)
@@ -94,13 +94,17 @@ class AsyncPrograms(Programs):
 
     def _with_workers(self, seed: Any) -> TrainState:
         state = self._plain_init(seed)
-        parts = Parts(self.graphdef, self.tx, self.config, state.params, None, self.scale)
+        parts = self._parts(state.params, None)
         if len(parts.cut) > 1:
             opt_state = tuple(self.tx.init(part) for part in parts.split(state.params))
             state = state._replace(opt_state=opt_state)
         held = [state.params] * self.workers if self._keeps_held else []
         owed = [parts.residuals() for _ in range(self.workers)] if parts.residuals() else []
         return state._replace(comm_state={"held": held, "owed": owed})
+
+    def _parts(self, params: Any, key: Any) -> Parts:
+        scale = functools.partial(scaled, self.schema)
+        return Parts(self.graphdef, self.tx, self.config, params, key, scale)
 
     @property
     def _keeps_held(self) -> bool:
@@ -126,6 +130,10 @@ class AsyncPrograms(Programs):
             self._restore(cluster, state, memo)
         if server.engine == "replay":
             self._engine = Replay(cluster, server.simulate, config.seed)
+        elif server.engine == "ray":
+            from jmlp.server.ray import RayEngine
+
+            self._engine = RayEngine(cluster)
         else:
             ends = _boundaries(plan, self._at, self.workers)
             self._engine = Threads(cluster, ends, self._snapshot)
@@ -137,7 +145,7 @@ class AsyncPrograms(Programs):
 
     def make_cluster(self, state: TrainState, dataset: Dataset, plan: Any) -> Cluster:
         """A server at `state` and workers that have not begun."""
-        parts = Parts(self.graphdef, self.tx, self.config, state.params, state.key, self.scale)
+        parts = self._parts(state.params, jax.device_get(jax.random.key_data(state.key)))
         rows = Rows(dataset.train, self.config, self.workers, self.width)
         return Cluster(
             parts, self.policy, rows, state.params, state.opt_state, self.workers,
@@ -150,6 +158,8 @@ class AsyncPrograms(Programs):
         """The state once `stop - first` more global batches are done."""
         begin, self._at = self._at, self._at + int(stop - first)
         found = self._engine.run_until(self._at * self.workers)
+        if self.config.server.engine == "ray":
+            self._engine.fetch_into(self.cluster)
         state, self._memo = found or self._snapshot()
         return state._replace(step=np.int32(self._at) + 0 * state.step), self._losses(begin)
 
@@ -187,13 +197,9 @@ class AsyncPrograms(Programs):
         return jax.device_put(state, self.shardings), self._memo_of(cluster)
 
     def _memo_of(self, cluster: Cluster) -> dict[str, Any]:
-        shard = cluster.shards[0]
         engine = self._engine.memo() if self._engine else {}
         return {
-            "workers": [[w.clock, w.alive, w.working, w.version] for w in shard.workers],
-            "version": shard.version,
-            "skipped": shard.skipped,
-            "late": sorted(map(list, shard.late)),
+            "shards": [said_of(shard) for shard in cluster.shards],
             "items": list(cluster.items),
             "returned": list(cluster.returned),
             "next_item": cluster.next_item,
@@ -206,17 +212,17 @@ class AsyncPrograms(Programs):
         replay = self.config.server.engine == "replay"
         held = state.comm_state["held"]
         of_shards = [cluster.parts.split(some) for some in held]
-        for number, shard in enumerate(cluster.shards):
+        for number, (shard, said) in enumerate(zip(cluster.shards, memo["shards"], strict=True)):
             workers = tuple(
                 Worker(
                     clock, alive or not replay, working if replay else -1, version,
                     of_shards[i][number] if held else shard.params,
                 )
-                for i, (clock, alive, working, version) in enumerate(memo["workers"])
+                for i, (clock, alive, working, version) in enumerate(said["workers"])
             )  # fmt: skip
             cluster.shards[number] = shard._replace(
-                workers=workers, version=memo["version"], skipped=memo["skipped"],
-                late=frozenset((w, c) for w, c in memo["late"]) if replay else frozenset(),
+                workers=workers, version=said["version"], skipped=said["skipped"],
+                late=frozenset((w, c) for w, c in said["late"]) if replay else frozenset(),
             )  # fmt: skip
         items = [item for item in memo["items"] if item is not None]
         cluster.returned = list(memo["returned"]) + ([] if replay else sorted(items))
@@ -226,12 +232,17 @@ class AsyncPrograms(Programs):
         for i, owed in enumerate(state.comm_state["owed"]):
             cluster.residuals[i] = jax.device_put(owed, self.devices[i])
 
+    @property
+    def engine(self) -> Any:
+        """What ran the cluster; ray's has the shards' `logs`."""
+        return self._engine
+
     def memo(self) -> dict[str, Any] | None:
         return self._memo
 
     def stop(self) -> None:
-        """Ends the workers' threads."""
-        if isinstance(self._engine, Threads):
+        """Ends the workers."""
+        if self._engine is not None:
             self._engine.stop()
 
     def report(self) -> dict[str, Any] | None:
@@ -246,9 +257,9 @@ class AsyncPrograms(Programs):
             "engine": config.engine,
             "policy": config.policy,
             "workers": self.workers,
-            "updates": memo["version"],
+            "updates": memo["shards"][0]["version"],
             "pushes": stats["answers"],
-            "skipped": memo["skipped"],
+            "skipped": memo["shards"][0]["skipped"],
             "staleness": stats["staleness"],
             "staleness_mean": round(sum(k * v for k, v in counts.items()) / pushes, 4),
             "staleness_max": max(counts, default=0),

@@ -109,6 +109,9 @@ class Replay:
         losses, self.losses = self.losses, []
         return losses
 
+    def stop(self) -> None:
+        """There is nothing to end."""
+
     def memo(self) -> dict[str, Any]:
         """All that is not an array, for a checkpoint."""
         pairs = lambda table: [[k, v] for k, v in sorted(table.items())]  # noqa: E731

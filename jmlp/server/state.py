@@ -164,6 +164,16 @@ def push(
     )
 
 
+def said_of(shard: Shard) -> dict[str, Any]:
+    """All of a shard between rounds that is not an array, as JSON can hold it."""
+    return {
+        "workers": [[w.clock, w.alive, w.working, w.version] for w in shard.workers],
+        "version": shard.version,
+        "late": sorted(map(list, shard.late)),
+        "skipped": shard.skipped,
+    }
+
+
 def leave(shard: Shard, policy: Policy, update: Update, worker: int) -> Shard:
     """`worker` is gone: nobody waits for it any longer."""
     return _end_round(_with(shard, worker, alive=False), policy, update)
