@@ -6,7 +6,6 @@ Needs `pip install -e '.[ray]'`; not part of the default tests.
 import os
 import random
 import signal
-import socket
 import sys
 import threading
 import time
@@ -133,10 +132,9 @@ def test_it_listens_on_loopback_only(blobs):
     look.join()
     assert seen
     assert {ip.removeprefix("::ffff:") for ip in seen} <= {"127.0.0.1", "::1"}
-    assert socket.gethostname()
 
 
-def test_a_worker_s_own_mistake_ends_the_run(blobs):
+def test_a_run_that_fails_leaves_no_actor(blobs):
     x, y = blobs
     x = np.where(np.arange(len(x))[:, None] == 150, 1e30, x)
     with pytest.raises(Exception, match="loss is"):

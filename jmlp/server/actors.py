@@ -1,0 +1,249 @@
+"""What runs in Ray's processes: a shard, and a worker.
+
+A shard takes events one at a time, and has each in its journal before it answers. A
+worker holds nothing that matters but what error feedback owes.
+"""
+
+import asyncio
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jmlp.server import state as machine
+from jmlp.server.cluster import Stats
+from jmlp.server.journal import Journal
+from jmlp.server.parts import Parts, Rows
+from jmlp.server.state import Policy, Shard, Worker
+
+_LOG_BYTES = 256 << 20  # of a log, before the whole shard is written again
+_PATIENCE_S = 60.0  # for a restarted shard to answer
+
+
+class ShardActor:
+    """One shard: events in, answers out, journal first.
+
+    Args:
+      first: (params, opt_state) leaves, and what the workers' clocks are.
+    """
+
+    def __init__(self, parts: Parts, policy: Policy, number: int, folder: str, first: Any):
+        self.parts, self.policy, self.number = parts, policy, number
+        params, opt_state, said = first
+        self._params = jax.tree.structure(params)
+        self._opt = jax.tree.structure(opt_state)
+        most = 8 * sum(leaf.nbytes for leaf in jax.tree.leaves(params)) + 4096
+        self.journal = Journal(Path(folder), most)
+        self.log: list[list[Any]] = []
+        self.losses: list[tuple[int, float, float]] = []
+        self.stats = Stats(len(said["workers"]))
+        self.stopping = False
+        self.changed = asyncio.Condition()
+        found = self.journal.newest()
+        if found is None:
+            if _is_reborn():
+                raise RuntimeError(f"shard {number} was restarted where {folder} is not")
+            leaves = [*jax.tree.leaves(params), *jax.tree.leaves(opt_state)]
+            self._load(said, [np.asarray(leaf) for leaf in leaves])
+            self._write()
+        else:
+            at, said, arrays = found
+            self._load(said, arrays)
+            self.journal.open_log(at)
+            for event, codes in self.journal.events(at):
+                self._take(event, codes)
+
+    def pid(self) -> int:
+        return os.getpid()
+
+    def _load(self, said: dict[str, Any], arrays: list[np.ndarray]) -> None:
+        leaves = [jax.numpy.asarray(array) for array in arrays]
+        count, opt = self._params.num_leaves, self._opt.num_leaves
+        params = self._params.unflatten(leaves[:count])
+        held = leaves[count + opt :]
+        each = [held[i * count : (i + 1) * count] for i in range(len(said["workers"]))]
+        workers = [
+            Worker(*one, held=self._params.unflatten(part) if held else params)
+            for one, part in zip(said["workers"], each, strict=True)
+        ]
+        self.shard = Shard(
+            params, self._opt.unflatten(leaves[count : count + opt]), tuple(workers),
+            said["version"], (), frozenset((w, c) for w, c in said["late"]), said["skipped"],
+        )  # fmt: skip
+        self.log = said["log"]
+        self.stats.restore(said["stats"])
+
+    def _said(self) -> dict[str, Any]:
+        return machine.said_of(self.shard) | {"log": self.log, "stats": self.stats.memo()}
+
+    def _write(self) -> None:
+        """The whole shard, between rounds."""
+        shard = self.shard
+        leaves = [*jax.tree.leaves(shard.params), *jax.tree.leaves(shard.opt_state)]
+        if self.parts.config.server.compensation or self.parts.coded_pull:
+            leaves += [leaf for w in shard.workers for leaf in jax.tree.leaves(w.held)]
+        self.journal.begin(len(self.log), self._said(), [np.asarray(leaf) for leaf in leaves])
+
+    def _take(self, event: dict[str, Any], codes: list[np.ndarray]) -> machine.Ack | None:
+        """Applies an event that is in the journal."""
+        worker, clock, attempt = event["worker"], event["clock"], event["attempt"]
+        ack = None
+        if event["kind"] == "pull":
+            self.shard = machine.pull(self.shard, self.policy, worker)
+        elif event["kind"] == "push":
+            grads = self._grads(codes)
+            before = machine.progress(self.shard)
+            self.shard, ack = machine.push(
+                self.shard, self.policy, self.parts.update, worker, clock, grads, event["weight"]
+            )
+            self.losses.append((before, event["loss"], event["weight"]))
+            self.stats.pushed_bytes += sum(array.nbytes for array in codes)
+            self.stats.answers[ack.kind] += 1
+            if ack.kind in ("applied", "waiting"):
+                self.stats.staleness[ack.staleness] += 1
+        answer = ack.kind if ack else ""
+        self.log.append([event["kind"], worker, clock, attempt, self.shard.version, answer])
+        return ack
+
+    def _grads(self, codes: list[np.ndarray]) -> Any:
+        if self.parts.coded:
+            return self.parts.decode_push(jax.numpy.asarray(codes[0]), self.number)
+        return self._params.unflatten([jax.numpy.asarray(code) for code in codes])
+
+    # What workers call.
+
+    def clock(self, worker: int) -> int:
+        return self.shard.workers[worker].clock
+
+    async def pull(self, worker: int, clock: int, attempt: int) -> Any:
+        """The parameters for the worker's `clock`, when its turn has come; None at the end.
+
+        For a clock that is behind the worker here, though not at other shards: as they are.
+        """
+        behind = clock < self.clock(worker)
+        async with self.changed:
+            begun = time.monotonic()
+            if not behind:
+                await self.changed.wait_for(
+                    lambda: self.stopping or machine.may_pull(self.shard, self.policy, worker)
+                )
+            if self.stopping:
+                return None
+            self.stats.waits[worker] += time.monotonic() - begun
+            kind = "look" if behind else "pull"
+            event = {"kind": kind, "worker": worker, "clock": clock, "attempt": attempt}
+            self.journal.append(event)
+            self._take(event, [])
+            leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(self.shard.params)]
+            self.stats.pulled_bytes += sum(leaf.nbytes for leaf in leaves)
+            return leaves
+
+    async def push(
+        self, worker: int, clock: int, attempt: int, weight: float, loss: float, *codes: np.ndarray
+    ) -> str:
+        """Acknowledges a push once it is on disk; one that has been taken is so again."""
+        async with self.changed:
+            me = self.shard.workers[worker]
+            waits = any(w == worker for w, _, _ in self.shard.round)
+            if (clock < me.clock and (worker, clock) not in self.shard.late) or waits:
+                return "duplicate"
+            event = {"kind": "push", "worker": worker, "clock": clock, "attempt": attempt,
+                     "weight": weight, "loss": loss}  # fmt: skip
+            self.journal.append(event, list(codes))
+            ack = self._take(event, list(codes))
+            assert ack is not None
+            if self.journal.size > _LOG_BYTES and not self.shard.round:
+                self._write()
+            self.changed.notify_all()
+            return ack.kind
+
+    # What the driver calls.
+
+    async def when_done(self, slices: int) -> Any:
+        """What this shard holds once so many slices are done."""
+        async with self.changed:
+            await self.changed.wait_for(lambda: machine.progress(self.shard) >= slices)
+            shard = self.shard
+            arrays = [*jax.tree.leaves(shard.params), *jax.tree.leaves(shard.opt_state)]
+            losses, self.losses = self.losses, []
+            said = self._said() | {"log": []}
+            return [np.asarray(leaf) for leaf in arrays], said, losses
+
+    def events(self) -> list[list[Any]]:
+        return self.log
+
+    async def stop(self) -> None:
+        async with self.changed:
+            self.stopping = True
+            self.changed.notify_all()
+
+
+def _is_reborn() -> bool:
+    import ray
+
+    return bool(ray.get_runtime_context().was_current_actor_reconstructed)
+
+
+class WorkerActor:
+    """One worker; `run` comes back when there is no work left."""
+
+    def __init__(self, parts: Parts, index: int, rows: Rows, steps: int, shards: list[Any]):
+        self.parts, self.index, self.rows, self.steps = parts, index, rows, steps
+        self.shards = shards
+        self._trees = [jax.tree.structure(part) for part in parts.shapes]
+        self.residual: Any = ()
+
+    def pid(self) -> int:
+        return os.getpid()
+
+    def run(self, attempt: int) -> int:
+        """Works until the end; returns the last clock. What an earlier attempt owed is gone."""
+        self.residual = self.parts.residuals()
+        clock = min(self._all("clock", [(self.index,)] * len(self.shards)))
+        while clock < self.steps:
+            pieces = self._all("pull", [(self.index, clock, attempt)] * len(self.shards))
+            if any(piece is None for piece in pieces):
+                break
+            parts = [
+                tree.unflatten([jax.numpy.asarray(leaf) for leaf in leaves])
+                for tree, leaves in zip(self._trees, pieces, strict=True)
+            ]
+            params = self.parts.merge(parts) if len(parts) > 1 else parts[0]
+            batch = self.rows.batch(clock, self.index)
+            pushed = self.parts.work(
+                params, self.residual, clock, self.index * self.rows.share, batch
+            )
+            message = [
+                [np.asarray(leaf) for leaf in jax.tree.leaves(codes)] for codes in pushed.codes
+            ]
+            said = (self.index, clock, attempt, pushed.weight, pushed.loss)
+            self._all("push", [(*said, *codes) for codes in message])
+            self.residual = pushed.residual
+            clock += 1
+        return clock
+
+    def _all(self, method: str, arguments: list[tuple[Any, ...]]) -> list[Any]:
+        """Calls every shard; one that is being restarted is asked again, as long as it takes.
+
+        A push that is sent twice is applied once, and a pull twice is the later one.
+        """
+        import ray.exceptions
+
+        answers: list[Any] = [None] * len(self.shards)
+        left = dict(enumerate(arguments))
+        until = time.monotonic() + _PATIENCE_S
+        while left:
+            calls = {n: getattr(self.shards[n], method).remote(*args) for n, args in left.items()}
+            for number, call in calls.items():
+                try:
+                    answers[number] = ray.get(call)
+                    del left[number]
+                except ray.exceptions.RayActorError:
+                    if time.monotonic() > until:
+                        raise
+            if left:
+                time.sleep(0.2)
+        return answers
