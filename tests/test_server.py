@@ -17,6 +17,7 @@ from jmlp.fingerprint import fingerprint
 from jmlp.sections import ReducerConfig
 from jmlp.server import shards
 from jmlp.server import state as machine
+from jmlp.server.journal import Journal
 from jmlp.server.state import Policy, Update
 
 # The state machine, with lists of pushes for parameters.
@@ -280,6 +281,113 @@ def test_threads_replayed_from_their_log_end_alike(blobs, keys):
     again.run_again(got.setup.programs.cluster.log)
     assert fingerprint(again.params()) == got.summary["fingerprint"]
     assert again.log == got.setup.programs.cluster.log
+
+
+def cluster_of(blobs, *keys):
+    config, dataset, programs, plan = prepared(blobs, merged(ASYNC, *keys))
+    return programs.make_cluster(programs.init(config.seed), dataset, plan)
+
+
+@pytest.mark.parametrize("strength", [0.0, 2.0])
+@pytest.mark.parametrize("rate", ["constant", "inverse"])
+def test_what_is_done_about_staleness(blobs, strength, rate):
+    """g + lambda g g (w - w_held), and the rate over the staleness, by hand."""
+    parts = cluster_of(blobs, server("asp", compensation=strength, rate=rate)).parts
+    rng = np.random.default_rng(0)
+    w, held, g = ({"head": {"kernel": rng.normal(size=(5, 3)).astype(np.float32)}} for _ in "123")
+    for staleness in (0, 1, 4):
+        new, _ = parts.update.apply(w, parts.tx.init(w), g, held, staleness)
+        now, then, slope = (tree["head"]["kernel"] for tree in (w, held, g))
+        slower = max(staleness, 1) if rate == "inverse" else 1
+        step = 0.05 / slower * (slope + strength * slope**2 * (now - then))
+        np.testing.assert_allclose(new["head"]["kernel"], now - step, atol=1e-6)
+
+
+def test_a_worker_with_coded_pulls_follows_the_server(blobs):
+    """What int8 loses in one pull is part of the next: errors do not add up."""
+    cluster = cluster_of(blobs, server("asp", pull="int8"))
+    for turn in range(38):
+        worker = turn % 2
+        cluster.pull(worker)
+        shard = cluster.shards[0]
+        known = shard.workers[worker].held
+        off = max(float(jnp.abs(a - b).max()) for a, b in zip(
+            jax.tree.leaves(known), jax.tree.leaves(shard.params), strict=True))  # fmt: skip
+        assert off < 2e-3
+        cluster.push(worker, cluster.clock(worker), cluster.work(worker))
+    moved = jax.tree.leaves(cluster.shards[0].params)[0] - jax.tree.leaves(
+        cluster_of(blobs, server("asp")).params())[0]  # fmt: skip
+    assert float(jnp.abs(moved).max()) > 0.02
+
+
+def test_workers_have_speeds_of_their_own(blobs):
+    """Jitter is drawn for each push anew; the last worker is the straggler."""
+    from jmlp.sections import SimulateConfig
+    from jmlp.server.replay import Replay
+
+    replay = Replay(cluster_of(blobs, server()), SimulateConfig(jitter=0.5, straggler=4.0), 0)
+    drawn = [replay._seconds(worker) for worker in range(8)]
+    assert len(set(drawn)) == 8
+    again = Replay(cluster_of(blobs, server()), SimulateConfig(jitter=0.5, straggler=4.0), 0)
+    assert [again._seconds(worker) for worker in range(8)] == drawn
+    even = Replay(cluster_of(blobs, server()), SimulateConfig(straggler=4.0), 0)
+    assert [even._seconds(worker) for worker in range(8)] == [1.0] * 7 + [4.0]
+
+
+# The journal of a shard.
+
+
+def test_a_journal_gives_back_what_was_acknowledged(tmp_path):
+    journal = Journal(tmp_path, 1 << 20)
+    whole = [np.arange(6, dtype=np.float32).reshape(2, 3), np.int32(7)]
+    journal.begin(3, {"version": 3}, whole)
+    for k in range(4):
+        journal.append({"kind": "push", "k": k}, [np.full(5, k, np.uint8), np.ones((k, 2))])
+    again = Journal(tmp_path, 1 << 20)
+    number, said, arrays = again.newest()
+    assert (number, said["version"]) == (3, 3)
+    np.testing.assert_array_equal(arrays[0], whole[0])
+    events = list(again.events(3))
+    assert [event["k"] for event, _ in events] == [0, 1, 2, 3]
+    assert events[3][1][1].shape == (3, 2)
+    again.open_log(3)
+    again.append({"kind": "pull", "k": 4})
+    assert len(list(Journal(tmp_path, 1 << 20).events(3))) == 5
+    journal.begin(9, {"version": 9}, whole)
+    assert {path.name for path in tmp_path.iterdir()} == {"000000000009.npz", "000000000009.log"}
+
+
+def test_a_damaged_journal_ends_before_the_damage(tmp_path):
+    journal = Journal(tmp_path, 1 << 20)
+    journal.begin(0, {}, [])
+    for k in range(3):
+        journal.append({"k": k}, [np.full(50, k, np.float32)])
+    log = tmp_path / "000000000000.log"
+    good = log.read_bytes()
+    third = len(good) // 3
+    for cut in (1, 11, 13, third - 1):
+        log.write_bytes(good[: 2 * third + cut])
+        assert [e["k"] for e, _ in Journal(tmp_path, 1 << 20).events(0)] == [0, 1]
+    for place in range(third, 2 * third, 7):  # in the second record: size, text, numbers
+        bad = bytearray(good)
+        bad[place] ^= 0x55
+        log.write_bytes(bytes(bad))
+        assert [e["k"] for e, _ in Journal(tmp_path, 1 << 20).events(0)] == [0]
+    # What follows a torn record would never be read: it is cut off before more is written.
+    log.write_bytes(good[: 2 * third + 5])
+    torn = Journal(tmp_path, 1 << 20)
+    torn.open_log(0)
+    torn.append({"k": 9})
+    assert [e["k"] for e, _ in Journal(tmp_path, 1 << 20).events(0)] == [0, 1, 9]
+
+
+def test_a_state_that_was_cut_short_gives_way_to_the_one_before(tmp_path):
+    journal = Journal(tmp_path, 1 << 20)
+    journal.begin(1, {"version": 1}, [np.ones(100)])
+    whole = (tmp_path / "000000000001.npz").read_bytes()
+    (tmp_path / "000000000002.npz").write_bytes(whole[: len(whole) // 2])
+    number, said, _ = Journal(tmp_path, 1 << 20).newest()
+    assert (number, said["version"]) == (1, 1)
 
 
 def test_staleness_stays_within_the_bound(blobs):

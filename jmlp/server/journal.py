@@ -16,6 +16,7 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -43,7 +44,7 @@ class Journal:
                     said = json.loads(str(found["said"]))
                     arrays = [found[f"a{i}"] for i in range(said["arrays"])]
                 return int(path.stem), said, arrays
-            except (OSError, ValueError, KeyError, zlib.error):
+            except (OSError, ValueError, KeyError, zlib.error, BadZipFile):
                 continue  # cut short: the one before it is whole
         return None
 

@@ -1,6 +1,6 @@
 """Ray actors: the same numbers, and nothing lost when they are killed.
 
-Needs `pip install -e '.[ray]'`; not part of the default tests.
+Needs the `ray` extra.
 """
 
 import os
@@ -23,6 +23,7 @@ from jmlp.errors import ConfigError
 from jmlp.fingerprint import fingerprint
 from jmlp.server.again import run_again
 
+pytest.importorskip("ray", reason="needs: pip install -e '.[ray]'")
 BASE = {
     "step": "async",
     "mesh": {"data": 3},
