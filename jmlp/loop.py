@@ -235,7 +235,9 @@ class Loop:
         if sent is not None and self.config.step == "local":
             sent = round(sent / self.config.local.every)  # the ledger is of an exchange
         self.progress.wire_bytes = sent
-        if self._show_wire:
+        if self._show_wire and self.config.step == "async":
+            self.report.note("step=async sends messages, not collectives; summary.json counts them")
+        elif self._show_wire:
             self._wire = grouped(found)
             print_wire(self._wire, wire.warnings(found), self.report)
         if self.config.comm.all_reduce == "auto":

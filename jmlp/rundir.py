@@ -85,6 +85,8 @@ class RunDir:
             differ = [key for key in new if old.get(key) != new[key]]
             own = bool({old.get("step"), new["step"]} & OWN_RUNS)
             refused = [k for k in differ if k not in WHERE_KEYS or (own and k == "step")]
+            if new["step"] == "async":  # what each worker holds and owes is its own
+                refused += [k for k in differ if k == "mesh.data" and k not in refused]
             if refused:
                 lines = "\n".join(f"  {k}: {old.get(k)!r} there, {new[k]!r} now" for k in refused)
                 raise RunDirError(

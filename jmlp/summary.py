@@ -39,7 +39,7 @@ def summarize(
         "mesh": dict(config.mesh),
         "step": config.step,
         "device_kind": jax.devices()[0].device_kind,
-        "devices": programs.mesh.size,
+        "devices": config.mesh.size(),
         "jax_version": jax.__version__,
         "seed": config.seed,
         "fingerprint": fingerprint(state.params),

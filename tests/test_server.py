@@ -438,6 +438,8 @@ def test_threads_go_on_from_a_checkpoint(blobs, tmp_path):
         run(blobs, keys, server("ssp", "replay"), run_dir=tmp_path)
     with pytest.raises(RunDirError, match="step"):
         jmlp.train(merged(ASYNC, {"step": "sharded"}), blobs, run_dir=tmp_path)
+    with pytest.raises(RunDirError, match=r"mesh\.data"):
+        run(blobs, keys, {"mesh": {"data": 4}}, run_dir=tmp_path)
 
 
 def workers_alive():

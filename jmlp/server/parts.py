@@ -18,10 +18,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jmlp.compress.message import Message, make_message
+from jmlp.compress.message import make_message
 from jmlp.config import Config
 from jmlp.data.base import Split
-from jmlp.data.batches import PAD, epoch_index, gather, steps_per_epoch
+from jmlp.data.batches import epoch_index, gather, steps_per_epoch
 from jmlp.server import shards
 from jmlp.server.state import Update
 from jmlp.step.base import EXCHANGE, TrainState, gradients
@@ -182,10 +182,6 @@ class Parts:
             [part.reshape(leaf.shape) for part, leaf in zip(parts, leaves, strict=True)]
         )
 
-    def bytes_of(self, messages: Sequence[Message]) -> int:
-        """Bytes of one push or pull over all shards."""
-        return sum(message.nbytes for message in messages)
-
 
 class Rows:
     """The rows of each piece of work: slice `k` of global batch `step`, as host arrays."""
@@ -212,11 +208,6 @@ class Rows:
             kept = {e: o for e, o in list(self._orders.items()) if e >= epoch - 2}
             self._orders = kept | {epoch: found}
         return found
-
-    def rows(self, step: int) -> int:
-        """Real rows of a global batch."""
-        index = self._order(step // self.per_epoch)[step % self.per_epoch]
-        return int((index != PAD).sum())
 
 
 def _made(*args: Any) -> Parts:

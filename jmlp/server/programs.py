@@ -161,7 +161,8 @@ class AsyncPrograms(Programs):
         if self.config.server.engine == "ray":
             self._engine.fetch_into(self.cluster)
         state, self._memo = found or self._snapshot()
-        return state._replace(step=np.int32(self._at) + 0 * state.step), self._losses(begin)
+        step = jax.device_put(np.int32(self._at), self.shardings.step)
+        return state._replace(step=step), self._losses(begin)
 
     def _losses(self, begin: int) -> np.ndarray:
         """Mean loss of the pushes of each global batch since `begin`, in order of arrival."""

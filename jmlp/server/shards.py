@@ -74,17 +74,3 @@ def merge(parts: Sequence[Any], cut: Cut, like: Any) -> Any:
 
     tree = jax.tree.structure(like)
     return tree.unflatten([whole(found[number]) for number in range(tree.num_leaves)])
-
-
-def sizes(params: Any, cut: Cut) -> list[int]:
-    """Elements of each shard."""
-    leaves = jax.tree.leaves(params)
-    return [
-        sum(
-            leaves[p.leaf].size * (p.stop - p.start) // max(leaves[p.leaf].shape[0], 1)
-            if leaves[p.leaf].ndim
-            else 1
-            for p in some
-        )
-        for some in cut
-    ]
