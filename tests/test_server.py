@@ -283,6 +283,18 @@ def test_threads_replayed_from_their_log_end_alike(blobs, keys):
     assert again.log == got.setup.programs.cluster.log
 
 
+def test_schedules_count_updates(blobs):
+    """A linear schedule ends at zero with the run's last update: one a push, or one a round."""
+    falls = {"optim": {"schedule": "linear", "learning_rate": 0.05}}
+    for policy, updates in (("asp", 160), ("bsp", 20)):
+        parts = cluster_of(blobs, falls, server(policy)).parts
+        w = {"w": np.zeros(3, np.float32)}
+        state = parts.tx.init(w)
+        for _ in range(updates - 1):
+            step, state = parts.tx.update({"w": np.ones(3, np.float32)}, state, w)
+        np.testing.assert_allclose(step["w"], -0.05 * 2 / updates, rtol=1e-3)
+
+
 def cluster_of(blobs, *keys):
     config, dataset, programs, plan = prepared(blobs, merged(ASYNC, *keys))
     return programs.make_cluster(programs.init(config.seed), dataset, plan)
