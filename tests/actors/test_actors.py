@@ -97,9 +97,11 @@ def test_killed_actors_come_back_and_nothing_acknowledged_is_lost(blobs, feedbac
         keys.append({"comm": {"reducer": {"name": "int8", "error_feedback": True}}})
     killer = Killer({"WorkerActor": 3, "ShardActor": 2}, 4.0)
     killer.start()
-    done = run(blobs, *keys)
-    killer.done = True
-    killer.join()
+    try:
+        done = run(blobs, *keys)
+    finally:
+        killer.done = True
+        killer.join()
     assert killer.left["ShardActor"] < 2, "the run was over before a shard was killed"
     logs = done.setup.programs.engine.logs
     for log in logs:
@@ -128,9 +130,11 @@ def test_it_listens_on_loopback_only(blobs):
     look = Look(daemon=True)
     look.over = False
     look.start()
-    run(blobs, server())
-    look.over = True
-    look.join()
+    try:
+        run(blobs, server())
+    finally:
+        look.over = True
+        look.join()
     assert seen
     assert {ip.removeprefix("::ffff:") for ip in seen} <= {"127.0.0.1", "::1"}
 
