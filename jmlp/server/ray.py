@@ -11,6 +11,7 @@ the token runs code as you. Needs `pip install 'jmlp[ray]'`.
 
 import os
 import shutil
+import sys
 import tempfile
 import time
 from contextlib import suppress
@@ -34,6 +35,13 @@ _LOOPBACK = {
 
 def start_ray() -> Any:
     """The ray module, connected: to a cluster that `RAY_ADDRESS` names, or to one of our own."""
+    if "ray" in sys.modules and "RAY_AUTH_MODE" not in os.environ:
+        if not sys.modules["ray"].is_initialized():  # it has read its environment already
+            raise ConfigError(
+                "server.engine=ray: ray was imported before jmlp could tell it to keep to "
+                "loopback and to ask for a token. Do not import it, or call ray.init() yourself"
+            )
+        return sys.modules["ray"]
     for name, value in _LOOPBACK.items():
         os.environ.setdefault(name, value)
     try:
