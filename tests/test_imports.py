@@ -20,7 +20,7 @@ compress compress.make compress.message
 step.base step.single step.sharded step.pmap step.explicit step.local step
 digest program
 server server.state server.shards server.parts server.cluster server.replay server.threads
-server.journal server.again server.actors server.ray server.programs
+server.journal server.again server.actors server.ray_engine server.programs
 wire fingerprint environment
 rundir progress report carry checkpoint feed build interrupt ledger show summary loop inference
 bench.resume bench.step bench.compress bench.asynchronous bench

@@ -5,7 +5,6 @@ worker holds nothing that matters but what error feedback owes.
 """
 
 import asyncio
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from jmlp.server import state as machine
 from jmlp.server.cluster import Stats
 from jmlp.server.journal import Journal
 from jmlp.server.parts import Parts, Rows
-from jmlp.server.state import Policy, Shard, Worker
+from jmlp.server.state import Policy
 
 _LOG_BYTES = 256 << 20  # of a log, before the whole shard is written again
 _PATIENCE_S = 60.0  # for a restarted shard to answer
@@ -38,9 +37,9 @@ class ShardActor:
         most = 8 * sum(leaf.nbytes for leaf in jax.tree.leaves(params)) + 4096
         self.journal = Journal(Path(folder), most)
         self.log: list[list[Any]] = []
-        self.losses: list[tuple[int, float, float]] = []
+        self.losses: list[tuple[int, int, float, float]] = []
+        """(place in the log, slices done before, loss, rows) of pushes, until they are fetched"""
         self.stats = Stats(len(said["workers"]))
-        self.stopping = False
         self.changed = asyncio.Condition()
         found = self.journal.newest()
         if found is None:
@@ -56,28 +55,21 @@ class ShardActor:
             for event, codes in self.journal.events(at):
                 self._take(event, codes)
 
-    def pid(self) -> int:
-        return os.getpid()
-
     def _load(self, said: dict[str, Any], arrays: list[np.ndarray]) -> None:
         leaves = [jax.numpy.asarray(array) for array in arrays]
         count, opt = self._params.num_leaves, self._opt.num_leaves
         params = self._params.unflatten(leaves[:count])
         held = leaves[count + opt :]
         each = [held[i * count : (i + 1) * count] for i in range(len(said["workers"]))]
-        workers = [
-            Worker(*one, held=self._params.unflatten(part) if held else params)
-            for one, part in zip(said["workers"], each, strict=True)
-        ]
-        self.shard = Shard(
-            params, self._opt.unflatten(leaves[count : count + opt]), tuple(workers),
-            said["version"], (), frozenset((w, c) for w, c in said["late"]), said["skipped"],
+        self.shard = machine.from_said(
+            said, params, self._opt.unflatten(leaves[count : count + opt]),
+            [self._params.unflatten(part) for part in each] if held else (),
         )  # fmt: skip
-        self.log = said["log"]
+        self.log, self.losses = said["log"], [tuple(one) for one in said["losses"]]
         self.stats.restore(said["stats"])
 
     def _said(self) -> dict[str, Any]:
-        return machine.said_of(self.shard) | {"log": self.log, "stats": self.stats.memo()}
+        return machine.said_of(self.shard) | {"stats": self.stats.memo()}
 
     def _write(self) -> None:
         """The whole shard, between rounds."""
@@ -85,7 +77,8 @@ class ShardActor:
         leaves = [*jax.tree.leaves(shard.params), *jax.tree.leaves(shard.opt_state)]
         if self.parts.config.server.compensation or self.parts.coded_pull:
             leaves += [leaf for w in shard.workers for leaf in jax.tree.leaves(w.held)]
-        self.journal.begin(len(self.log), self._said(), [np.asarray(leaf) for leaf in leaves])
+        said = self._said() | {"log": self.log, "losses": self.losses}
+        self.journal.begin(len(self.log), said, [np.asarray(leaf) for leaf in leaves])
 
     def _take(self, event: dict[str, Any], codes: list[np.ndarray]) -> machine.Ack | None:
         """Applies an event that is in the journal."""
@@ -99,11 +92,9 @@ class ShardActor:
             self.shard, ack = machine.push(
                 self.shard, self.policy, self.parts.update, worker, clock, grads, event["weight"]
             )
-            self.losses.append((before, event["loss"], event["weight"]))
+            self.losses.append((len(self.log), before, event["loss"], event["weight"]))
             self.stats.pushed_bytes += sum(array.nbytes for array in codes)
-            self.stats.answers[ack.kind] += 1
-            if ack.kind in ("applied", "waiting"):
-                self.stats.staleness[ack.staleness] += 1
+            self.stats.count(ack)
         answer = ack.kind if ack else ""
         self.log.append([event["kind"], worker, clock, attempt, self.shard.version, answer])
         return ack
@@ -119,7 +110,7 @@ class ShardActor:
         return self.shard.workers[worker].clock
 
     async def pull(self, worker: int, clock: int, attempt: int) -> Any:
-        """The parameters for the worker's `clock`, when its turn has come; None at the end.
+        """The parameters for the worker's `clock`, when its turn has come.
 
         For a clock that is behind the worker here, though not at other shards: as they are.
         """
@@ -128,10 +119,8 @@ class ShardActor:
             begun = time.monotonic()
             if not behind:
                 await self.changed.wait_for(
-                    lambda: self.stopping or machine.may_pull(self.shard, self.policy, worker)
+                    lambda: machine.may_pull(self.shard, self.policy, worker)
                 )
-            if self.stopping:
-                return None
             self.stats.waits[worker] += time.monotonic() - begun
             kind = "look" if behind else "pull"
             event = {"kind": kind, "worker": worker, "clock": clock, "attempt": attempt}
@@ -144,7 +133,7 @@ class ShardActor:
     async def push(
         self, worker: int, clock: int, attempt: int, weight: float, loss: float, *codes: np.ndarray
     ) -> str:
-        """Acknowledges a push once it is on disk; one that has been taken is so again."""
+        """Acknowledges a push once it is in the journal; one that has been taken is so again."""
         async with self.changed:
             me = self.shard.workers[worker]
             waits = any(w == worker for w, _, _ in self.shard.round)
@@ -169,16 +158,10 @@ class ShardActor:
             shard = self.shard
             arrays = [*jax.tree.leaves(shard.params), *jax.tree.leaves(shard.opt_state)]
             losses, self.losses = self.losses, []
-            said = self._said() | {"log": []}
-            return [np.asarray(leaf) for leaf in arrays], said, losses
+            return [np.asarray(leaf) for leaf in arrays], self._said(), losses
 
     def events(self) -> list[list[Any]]:
         return self.log
-
-    async def stop(self) -> None:
-        async with self.changed:
-            self.stopping = True
-            self.changed.notify_all()
 
 
 def _is_reborn() -> bool:
@@ -196,26 +179,18 @@ class WorkerActor:
         self._trees = [jax.tree.structure(part) for part in parts.shapes]
         self.residual: Any = ()
 
-    def pid(self) -> int:
-        return os.getpid()
-
     def run(self, attempt: int) -> int:
         """Works until the end; returns the last clock. What an earlier attempt owed is gone."""
         self.residual = self.parts.residuals()
         clock = min(self._all("clock", [(self.index,)] * len(self.shards)))
         while clock < self.steps:
             pieces = self._all("pull", [(self.index, clock, attempt)] * len(self.shards))
-            if any(piece is None for piece in pieces):
-                break
             parts = [
                 tree.unflatten([jax.numpy.asarray(leaf) for leaf in leaves])
                 for tree, leaves in zip(self._trees, pieces, strict=True)
             ]
-            params = self.parts.merge(parts) if len(parts) > 1 else parts[0]
-            batch = self.rows.batch(clock, self.index)
-            pushed = self.parts.work(
-                params, self.residual, clock, self.index * self.rows.share, batch
-            )
+            params = self.parts.whole(parts)
+            pushed = self.parts.work(params, self.residual, self.rows, clock, self.index)
             message = [
                 [np.asarray(leaf) for leaf in jax.tree.leaves(codes)] for codes in pushed.codes
             ]

@@ -45,11 +45,8 @@ def run_again(cluster: Cluster, logs: Sequence[Sequence[Event]]) -> Any:
         else:
             if key not in work:
                 residual = owed.get((worker, attempt), cluster.parts.residuals())
-                pieces = held.pop(key)
-                params = cluster.parts.merge(pieces) if len(pieces) > 1 else pieces[0]
-                batch = cluster.rows.batch(clock, worker)
-                place = worker * cluster.rows.share
-                work[key] = cluster.parts.work(params, residual, clock, place, batch)
+                params = cluster.parts.whole(held.pop(key))
+                work[key] = cluster.parts.work(params, residual, cluster.rows, clock, worker)
                 owed[worker, attempt] = work[key].residual
             codes = work[key].codes[number]
             grads = cluster.parts.decode_push(codes, number) if cluster.parts.coded else codes

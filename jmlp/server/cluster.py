@@ -40,6 +40,14 @@ class Stats:
         self.waits = [0.0] * workers
         self.pushed_bytes = self.pulled_bytes = 0
 
+    def count(self, ack: Ack) -> bool:
+        """Counts the answer to a push; whether the push was accepted."""
+        self.answers[ack.kind] += 1
+        accepted = ack.kind in ("applied", "waiting")
+        if accepted:
+            self.staleness[ack.staleness] += 1
+        return accepted
+
     def memo(self) -> dict[str, Any]:
         return {
             "staleness": {str(k): v for k, v in sorted(self.staleness.items())},
@@ -136,12 +144,10 @@ class Cluster:
 
     def work(self, worker: int) -> Pushed:
         """The push for what `worker` pulled last, computed on its device."""
-        device = self.devices[worker]
-        held = [shard.workers[worker].held for shard in self.shards]
-        params = self._at(self.parts.merge(held) if len(held) > 1 else held[0], device)
+        held = self.parts.whole([shard.workers[worker].held for shard in self.shards])
+        params = self._at(held, self.devices[worker])
         step, k = self._work_of(worker)
-        batch = self.rows.batch(step, k)
-        return self.parts.work(params, self.residuals[worker], step, k * self.rows.share, batch)
+        return self.parts.work(params, self.residuals[worker], self.rows, step, k)
 
     def _work_of(self, worker: int) -> tuple[int, int]:
         """(global batch, slice of it)."""
@@ -163,9 +169,7 @@ class Cluster:
             )  # fmt: skip
             self.stats.pushed_bytes += sum(leaf.nbytes for leaf in jax.tree.leaves(codes))
         assert ack is not None
-        self.stats.answers[ack.kind] += 1
-        if ack.kind in ("applied", "waiting"):
-            self.stats.staleness[ack.staleness] += 1
+        if self.stats.count(ack):
             self.residuals[worker] = pushed.residual
             self.items[worker] = None
         self._note("push", worker, clock, ack.staleness, ack.kind)
@@ -202,8 +206,7 @@ class Cluster:
 
     def params(self) -> Any:
         """The parameters as they are now."""
-        parts = [shard.params for shard in self.shards]
-        return self.parts.merge(parts) if len(parts) > 1 else parts[0]
+        return self.parts.whole([shard.params for shard in self.shards])
 
     def opt_state(self) -> Any:
         if len(self.shards) == 1:

@@ -1,19 +1,21 @@
-"""A shard's journal: every event on disk before it is answered.
+"""A shard's journal: every event in a file before it is answered.
 
-What a shard has acknowledged must outlive it. Events are appended to a log with their
-arrays, and reach the disk before the answer leaves; now and then the whole shard is
-written and a new log begun. A shard that was killed reads the last whole one and takes
-the events after it again: all is a function of the events, so it ends bit for bit where it
-was. A torn last record was never acknowledged, and is dropped.
+What a shard has acknowledged must outlive its process. Events are appended to a log with
+their arrays, and are the operating system's before the answer leaves; now and then the
+whole shard is written and a new log begun. A shard that was killed reads the last whole
+one and takes the events after it again: all is a function of the events, so it ends bit
+for bit where it was. A torn last record was never acknowledged, and is dropped.
+
+Nothing waits for the disk itself: when the machine goes down the run goes with it, and
+goes on from its checkpoint.
 
 Nothing is unpickled: records are JSON and raw bytes of a known type and size, with a checksum.
 """
 
 import io
 import json
-import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 from zipfile import BadZipFile
@@ -56,13 +58,9 @@ class Journal:
         np.savez(buffer, said=text, **named)
         path = self._path(number, "npz")
         temporary = path.with_suffix(".tmp")
-        with open(temporary, "wb") as file:
-            file.write(buffer.getvalue())
-            file.flush()
-            os.fsync(file.fileno())
+        temporary.write_bytes(buffer.getvalue())
         self.open_log(number)
         temporary.replace(path)
-        _sync(self.folder)
         for old in self.folder.glob("*"):
             if old.stem.isdigit() and int(old.stem) < number:
                 old.unlink()
@@ -77,18 +75,22 @@ class Journal:
         self._file.truncate(end)
         self.size = end
 
-    def append(self, event: dict[str, Any], arrays: Arrays = ()) -> None:  # type: ignore[assignment]
-        """Returns once the event is on disk."""
+    def append(self, event: dict[str, Any], arrays: Sequence[np.ndarray] = ()) -> None:
+        """Returns once the event would outlive this process."""
         assert self._file is not None
-        body = b"".join(np.ascontiguousarray(array).tobytes() for array in arrays)
+        # Views, not copies: a push may be all of the parameters.
+        body = [np.ascontiguousarray(array).reshape(-1).view(np.uint8).data for array in arrays]
         types = [[array.dtype.str, list(array.shape)] for array in arrays]
         text = json.dumps(event | {"types": types}).encode()
-        sums = zlib.crc32(body, zlib.crc32(text))
-        head = b"".join(n.to_bytes(4, "little") for n in (len(text), len(body), sums))
-        self._file.write(head + text + body)
+        sums = zlib.crc32(text)
+        for part in body:
+            sums = zlib.crc32(part, sums)
+        size = sum(part.nbytes for part in body)
+        head = b"".join(n.to_bytes(4, "little") for n in (len(text), size, sums))
+        for part in (head + text, *body):
+            self._file.write(part)
         self._file.flush()
-        os.fsync(self._file.fileno())
-        self.size += len(head) + len(text) + len(body)
+        self.size += len(head) + len(text) + size
 
     def events(self, number: int) -> Iterator[tuple[dict[str, Any], Arrays]]:
         """The events after state `number`, up to the first that is not whole."""
@@ -122,9 +124,3 @@ def _arrays(types: list[Any], body: bytes) -> Arrays:
         arrays.append(array)
         at += array.nbytes
     return arrays
-
-
-def _sync(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    os.fsync(handle)
-    os.close(handle)

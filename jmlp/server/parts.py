@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from jmlp.comm import buckets
 from jmlp.compress.message import make_message
 from jmlp.config import Config
 from jmlp.data.base import Split
@@ -25,8 +26,6 @@ from jmlp.data.batches import epoch_index, gather, steps_per_epoch
 from jmlp.server import shards
 from jmlp.server.state import Update
 from jmlp.step.base import EXCHANGE, TrainState, gradients
-
-Codes = list[jax.Array]
 
 
 class Pushed(NamedTuple):
@@ -67,7 +66,7 @@ class Parts:
         self.cut = shards.plan(params, server.shards)
         self.key = key
         of_shards = [_shapes(part) for part in jax.eval_shape(self.split, self.like)]
-        sizes = [sum(leaf.size for leaf in jax.tree.leaves(part)) for part in of_shards]
+        sizes = [_size(part) for part in of_shards]
         self.shapes = of_shards
         self.push_messages = [make_message(config.comm.reducer, size) for size in sizes]
         self.pull_messages = [make_message(server.pull, size) for size in sizes]
@@ -91,27 +90,29 @@ class Parts:
         self._mean = jax.jit(_mean)
         self.decode_push = jax.jit(self._decode_push, static_argnums=1)
         self.encode_pull = jax.jit(self._encode_pull, static_argnums=3)
-        self.decode_pull = jax.jit(self._decode_pull, static_argnums=2)
-        self.merge = jax.jit(lambda parts: shards.merge(parts, self.cut, self.like))
+        self._merge = jax.jit(lambda parts: shards.merge(parts, self.cut, self.like))
         self.update = Update(self._apply_at, lambda grads, weights: self._mean(grads, weights))
 
     def __reduce__(self) -> Any:
         # A compiled function does not travel to another process; what it is made of does.
         graphdef, tx, config, scale = self._made_of
-        return _made, (graphdef, tx, config, self.like, self.key, scale)
+        return type(self), (graphdef, tx, config, self.like, self.key, scale)
 
     def split(self, tree: Any) -> list[Any]:
         """What each shard holds of a tree like the parameters."""
         return shards.split(tree, self.cut)
 
+    def whole(self, pieces: Sequence[Any]) -> Any:
+        """Undoes `split`."""
+        return pieces[0] if len(pieces) == 1 else self._merge(list(pieces))
+
     # A worker's part.
 
-    def work(
-        self, params: Any, residual: Any, step: int, place: int, batch: dict[str, Any]
-    ) -> Pushed:
-        """The push for `batch`, rows `place ..` of global batch `step`."""
+    def work(self, params: Any, residual: Any, rows: "Rows", step: int, k: int) -> Pushed:
+        """The push for slice `k` of global batch `step`, on the device of `params`."""
+        batch = rows.batch(step, k)
         weight = float(batch["weight"].sum())
-        at = np.int32(step), np.int32(place)
+        at = np.int32(step), np.int32(k * rows.share)
         grads, loss = self._gradient(params, self.key, *at, batch)
         if self.coded:
             codes, residual = self._encode(grads, residual, self.key, *at)
@@ -168,19 +169,12 @@ class Parts:
         message = self.pull_messages[number]
         key = jax.random.fold_in(jax.random.wrap_key_data(self.key), seed)
         codes = message.encode(_flat(params) - _flat(known), key)
-        return codes, self._decode_pull(codes, known, number)
-
-    def _decode_pull(self, codes: jax.Array, known: Any, number: int) -> Any:
-        news = self._unflat(self.pull_messages[number].decode(codes), number)
-        return jax.tree.map(jnp.add, known, news)
+        news = self._unflat(message.decode(codes), number)
+        return codes, jax.tree.map(jnp.add, known, news)
 
     def _unflat(self, flat: jax.Array, number: int) -> Any:
         leaves, tree = jax.tree.flatten(self.shapes[number])
-        ends = np.cumsum([leaf.size for leaf in leaves])
-        parts = jnp.split(flat, ends[:-1])
-        return tree.unflatten(
-            [part.reshape(leaf.shape) for part, leaf in zip(parts, leaves, strict=True)]
-        )
+        return tree.unflatten(buckets.spread(flat, leaves, _all(leaves)).values())
 
 
 class Rows:
@@ -210,10 +204,6 @@ class Rows:
         return found
 
 
-def _made(*args: Any) -> Parts:
-    return Parts(*args)
-
-
 def _mean(grads: Sequence[Any], weights: Sequence[float]) -> Any:
     """Sum over workers in order, by the rows of each."""
     total = sum(weights[1:], start=jnp.asarray(weights[0], jnp.float32))
@@ -232,8 +222,14 @@ def _shapes(tree: Any) -> Any:
 
 
 def _size(tree: Any) -> int:
-    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+    leaves = jax.tree.leaves(tree)
+    return buckets.size_of(leaves, _all(leaves))
 
 
 def _flat(tree: Any) -> jax.Array:
-    return jnp.concatenate([leaf.reshape(-1) for leaf in jax.tree.leaves(tree)])
+    leaves = jax.tree.leaves(tree)
+    return buckets.join(leaves, _all(leaves))
+
+
+def _all(leaves: list[Any]) -> buckets.Bucket:
+    return list(range(len(leaves)))

@@ -23,10 +23,11 @@ from jmlp.errors import ConfigError
 from jmlp.mesh import make_mesh
 from jmlp.program import Programs, Started, scaled
 from jmlp.sections import MeshConfig
+from jmlp.server import state as machine
 from jmlp.server.cluster import Cluster
 from jmlp.server.parts import Parts, Rows
 from jmlp.server.replay import Replay
-from jmlp.server.state import Policy, Worker, said_of
+from jmlp.server.state import Policy
 from jmlp.server.threads import Threads
 from jmlp.step.base import TrainState
 
@@ -131,7 +132,7 @@ class AsyncPrograms(Programs):
         if server.engine == "replay":
             self._engine = Replay(cluster, server.simulate, config.seed)
         elif server.engine == "ray":
-            from jmlp.server.ray import RayEngine
+            from jmlp.server.ray_engine import RayEngine
 
             self._engine = RayEngine(cluster)
         else:
@@ -158,8 +159,6 @@ class AsyncPrograms(Programs):
         """The state once `stop - first` more global batches are done."""
         begin, self._at = self._at, self._at + int(stop - first)
         found = self._engine.run_until(self._at * self.workers)
-        if self.config.server.engine == "ray":
-            self._engine.fetch_into(self.cluster)
         state, self._memo = found or self._snapshot()
         step = jax.device_put(np.int32(self._at), self.shardings.step)
         return state._replace(step=step), self._losses(begin)
@@ -187,8 +186,7 @@ class AsyncPrograms(Programs):
             for worker in range(self.workers):
                 of_shards = [shard.workers[worker].held for shard in cluster.shards]
                 known = all(part is not None for part in of_shards)
-                held.append(cluster.parts.merge(of_shards) if known and len(of_shards) > 1
-                            else of_shards[0] if known else cluster.params())  # fmt: skip
+                held.append(cluster.parts.whole(of_shards) if known else cluster.params())
         owed = cluster.residuals if cluster.parts.residuals() else []
         home = next(iter(self.mesh.devices.flat))
         comm = {"held": held, "owed": [jax.device_put(some, home) for some in owed]}
@@ -200,7 +198,7 @@ class AsyncPrograms(Programs):
     def _memo_of(self, cluster: Cluster) -> dict[str, Any]:
         engine = self._engine.memo() if self._engine else {}
         return {
-            "shards": [said_of(shard) for shard in cluster.shards],
+            "shards": [machine.said_of(shard) for shard in cluster.shards],
             "items": list(cluster.items),
             "returned": list(cluster.returned),
             "next_item": cluster.next_item,
@@ -214,17 +212,9 @@ class AsyncPrograms(Programs):
         held = state.comm_state["held"]
         of_shards = [cluster.parts.split(some) for some in held]
         for number, (shard, said) in enumerate(zip(cluster.shards, memo["shards"], strict=True)):
-            workers = tuple(
-                Worker(
-                    clock, alive or not replay, working if replay else -1, version,
-                    of_shards[i][number] if held else shard.params,
-                )
-                for i, (clock, alive, working, version) in enumerate(said["workers"])
-            )  # fmt: skip
-            cluster.shards[number] = shard._replace(
-                workers=workers, version=said["version"], skipped=said["skipped"],
-                late=frozenset((w, c) for w, c in said["late"]) if replay else frozenset(),
-            )  # fmt: skip
+            known = [some[number] for some in of_shards]
+            found = machine.from_said(said, shard.params, shard.opt_state, known)
+            cluster.shards[number] = found if replay else machine.anew(found)
         items = [item for item in memo["items"] if item is not None]
         cluster.returned = list(memo["returned"]) + ([] if replay else sorted(items))
         cluster.items = list(memo["items"]) if replay else [None] * self.workers

@@ -5,7 +5,6 @@ pushes as under `threads`: what a schedule does to the numbers is real, its seco
 not. The same seed gives the same run to the bit, and a run may be cut anywhere.
 """
 
-import heapq
 import math
 from typing import Any
 
@@ -55,7 +54,7 @@ class Replay:
                 f"no worker can go on at {cluster.done} slices: the last one has left. "
                 "Set server.simulate.returns_at"
             )
-        self.now, worker = heapq.nsmallest(1, queue)[0]
+        self.now, worker = min(queue)
         if worker == _AWAY:
             self._come_or_go(self.events.pop(0)[1])
         else:

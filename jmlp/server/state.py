@@ -174,6 +174,22 @@ def said_of(shard: Shard) -> dict[str, Any]:
     }
 
 
+def from_said(
+    said: dict[str, Any], params: Params, opt_state: Any, held: Sequence[Params] = ()
+) -> Shard:
+    """The shard of which `said_of` said that; `held` by worker, if not `params`."""
+    held = held or [params] * len(said["workers"])
+    workers = tuple(Worker(*one, held=h) for one, h in zip(said["workers"], held, strict=True))
+    late = frozenset((worker, clock) for worker, clock in said["late"])
+    return Shard(params, opt_state, workers, said["version"], (), late, said["skipped"])
+
+
+def anew(shard: Shard) -> Shard:
+    """All workers are here, and at nothing: what they were at is lost."""
+    workers = tuple(w._replace(alive=True, working=-1) for w in shard.workers)
+    return shard._replace(workers=workers, late=frozenset())
+
+
 def leave(shard: Shard, policy: Policy, update: Update, worker: int) -> Shard:
     """`worker` is gone: nobody waits for it any longer."""
     return _end_round(_with(shard, worker, alive=False), policy, update)

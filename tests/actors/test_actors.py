@@ -4,9 +4,6 @@ Needs the `ray` extra.
 """
 
 import importlib.util
-import os
-import random
-import signal
 import sys
 import threading
 import time
@@ -16,13 +13,14 @@ import numpy as np
 import psutil
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-from helpers import merged, prepared
+sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
+from helpers import merged
+from kill_actors import Killer, actors, each_once, from_its_logs
 
 import jmlp
+from jmlp.config import parse_config
 from jmlp.errors import ConfigError
-from jmlp.fingerprint import fingerprint
-from jmlp.server.again import run_again
 
 # Not by importing it: Ray reads its environment then, and jmlp must set that first.
 if importlib.util.find_spec("ray") is None:
@@ -45,51 +43,11 @@ def server(**keys):
     return {"server": {"engine": "ray"} | keys}
 
 
-def actors(name):
-    """Processes of this test's own Ray that are such actors."""
-    found = []
-    for process in psutil.Process().children(recursive=True):
-        try:
-            if " ".join(process.cmdline()).startswith(f"ray::{name}"):
-                found.append(process)
-        except psutil.Error:
-            continue
-    return found
-
-
-def from_its_logs(blobs, done, *keys):
-    """The fingerprint of a run made again from what its shards logged."""
-    config, dataset, programs, plan = prepared(blobs, merged(BASE, *keys))
-    cluster = programs.make_cluster(programs.init(config.seed), dataset, plan)
-    return fingerprint(run_again(cluster, done.setup.programs.engine.logs))
-
-
 def test_rounds_are_the_replay_s(blobs):
     want = run(blobs, server(policy="bsp", engine="replay"))
     got = run(blobs, server(policy="bsp"))
     assert got.summary["fingerprint"] == want.summary["fingerprint"]
     assert not actors("")
-
-
-class Killer(threading.Thread):
-    """Kills random actors, as long as its run lasts."""
-
-    def __init__(self, kills, pause_s):
-        super().__init__(daemon=True)
-        self.left, self.pause_s, self.done = dict(kills), pause_s, False
-        self.random = random.Random(0)
-
-    def run(self):
-        while not self.done and any(self.left.values()):
-            time.sleep(self.pause_s * self.random.uniform(0.5, 1.5))
-            name = self.random.choice([n for n, k in self.left.items() if k])
-            found = actors(name)
-            if found:
-                try:
-                    os.kill(self.random.choice(found).pid, signal.SIGKILL)
-                except ProcessLookupError:
-                    continue
-                self.left[name] -= 1
 
 
 @pytest.mark.parametrize("feedback", [False, True], ids=["plain", "coded"])
@@ -98,19 +56,13 @@ def test_killed_actors_come_back_and_nothing_acknowledged_is_lost(blobs, feedbac
     keys = [server(policy="ssp", shards=2), {"train": {"epochs": 60}}]
     if feedback:
         keys.append({"comm": {"reducer": {"name": "int8", "error_feedback": True}}})
-    killer = Killer({"WorkerActor": 3, "ShardActor": 2}, 4.0)
-    killer.start()
-    try:
+    with Killer({"WorkerActor": 3, "ShardActor": 2}, 4.0) as killer:
         done = run(blobs, *keys)
-    finally:
-        killer.done = True
-        killer.join()
     assert killer.left["ShardActor"] < 2, "the run was over before a shard was killed"
     logs = done.setup.programs.engine.logs
-    for log in logs:
-        taken = [tuple(e[1:3]) for e in log if e[0] == "push" and e[5] in ("applied", "waiting")]
-        assert sorted(taken) == [(w, c) for w in range(3) for c in range(300)]
-    assert from_its_logs(blobs, done, *keys) == done.summary["fingerprint"]
+    assert each_once(logs, 3, 300)
+    config = parse_config(merged(BASE, *keys))
+    assert from_its_logs(config, logs, blobs) == done.summary["fingerprint"]
     assert done.summary["train"]["accuracy"] > 0.8
 
 

@@ -23,7 +23,6 @@ from jmlp.errors import ConfigError, TrainingError
 from jmlp.server import state as machine
 from jmlp.server.actors import ShardActor, WorkerActor
 from jmlp.server.cluster import Cluster
-from jmlp.server.state import Worker
 
 _LOOPBACK = {
     # Makes all of Ray's listeners keep to loopback, which the address alone does not.
@@ -36,7 +35,7 @@ _LOOPBACK = {
 def start_ray() -> Any:
     """The ray module, connected: to a cluster that `RAY_ADDRESS` names, or to one of our own."""
     if "ray" in sys.modules and "RAY_AUTH_MODE" not in os.environ:
-        if not sys.modules["ray"].is_initialized():  # it has read its environment already
+        if not _is_running():  # it has read its environment already
             raise ConfigError(
                 "server.engine=ray: ray was imported before jmlp could tell it to keep to "
                 "loopback and to ask for a token. Do not import it, or call ray.init() yourself"
@@ -62,10 +61,14 @@ def start_ray() -> Any:
     return ray
 
 
+def _is_running() -> bool:
+    return "ray" in sys.modules and sys.modules["ray"].is_initialized()
+
+
 def _first(cluster: Cluster, number: int) -> Any:
     """What a shard begins with, as host arrays."""
     shard = cluster.shards[number]
-    said = machine.said_of(shard) | {"log": [], "stats": cluster.stats.memo()}
+    said = machine.said_of(shard) | {"log": [], "losses": [], "stats": cluster.stats.memo()}
     return jax.device_get(shard.params), jax.device_get(shard.opt_state), said
 
 
@@ -73,7 +76,10 @@ class RayEngine:
     """Runs a cluster's shards and workers as actors until `stop`."""
 
     def __init__(self, cluster: Cluster):
+        # Whoever has started Ray ends it.
+        self._ours = not _is_running()
         self._ray = start_ray()
+        self._cluster = cluster
         self._folder = tempfile.mkdtemp(prefix="jmlp-shards-")
         ray, again = self._ray, {"max_restarts": -1, "max_task_retries": 0, "num_cpus": 0}
         shard, worker = ray.remote(**again)(ShardActor), ray.remote(**again)(WorkerActor)
@@ -92,10 +98,9 @@ class RayEngine:
         ]
         self._attempt, self._running = 0, dict[Any, int]()
         self.losses: list[tuple[int, float, float]] = []
+        self._heard = 0
         self.restarts = 0
         self.logs: list[Any] = []
-        self.found: list[Any] = []
-        """of each shard: arrays, what was said of them, and losses, when last asked"""
 
     def begin(self) -> None:
         for index in range(len(self.workers)):
@@ -106,14 +111,14 @@ class RayEngine:
         self._running[self.workers[index].run.remote(self._attempt)] = index
 
     def run_until(self, done: int) -> None:
-        """Waits until every shard has so many slices behind it.
+        """Waits until every shard has so many slices behind it, and makes the cluster that.
 
         Raises:
           what a worker raised; TrainingError if an actor stays away.
         """
         ray = self._ray
         asked = {shard.when_done.remote(done): n for n, shard in enumerate(self.shards)}
-        self.found = [None] * len(self.shards)
+        found: list[Any] = [None] * len(self.shards)
         while asked:
             ready, _ = ray.wait([*asked, *self._running], num_returns=1)
             for call in ready:
@@ -129,10 +134,14 @@ class RayEngine:
                         continue
                     raise cause from error
                 if call in asked:
-                    self.found[asked.pop(call)] = answer
+                    found[asked.pop(call)] = answer
                 else:
                     del self._running[call]
-        self.losses += self.found[0][2]
+        # A shard that was restarted tells of what it took before once more.
+        fresh = [one for one in found[0][2] if one[0] >= self._heard]
+        self.losses += [(before, loss, weight) for _, before, loss, weight in fresh]
+        self._heard = fresh[-1][0] + 1 if fresh else self._heard
+        self._fetched(found)
 
     def _again(self, call: Any, asked: dict[Any, int], done: int, error: Exception) -> None:
         """Calls a restarted actor once more."""
@@ -146,20 +155,16 @@ class RayEngine:
         else:
             self._launch(self._running.pop(call))
 
-    def fetch_into(self, cluster: Cluster) -> None:
-        """Makes `cluster` what the actors were when `run_until` came back."""
-        for number, (arrays, said, _) in enumerate(self.found):
+    def _fetched(self, found: list[Any]) -> None:
+        """Takes of each shard its arrays and what was said of them."""
+        cluster = self._cluster
+        for number, (arrays, said, _) in enumerate(found):
             old = cluster.shards[number]
             tree = jax.tree.structure((old.params, old.opt_state))
             leaves = [jax.device_put(array, cluster.home) for array in arrays]
-            params, opt_state = tree.unflatten(leaves)
-            workers = tuple(Worker(*one, held=params) for one in said["workers"])
-            cluster.shards[number] = old._replace(
-                params=params, opt_state=opt_state, workers=workers,
-                version=said["version"], skipped=said["skipped"],
-            )  # fmt: skip
-        stats = self.found[0][1]["stats"]
-        for _, said, _ in self.found[1:]:
+            cluster.shards[number] = machine.from_said(said, *tree.unflatten(leaves))
+        stats = found[0][1]["stats"]
+        for _, said, _ in found[1:]:
             for key in ("pushed_bytes", "pulled_bytes"):
                 stats = stats | {key: stats[key] + said["stats"][key]}
         cluster.stats.restore(stats)
@@ -181,6 +186,6 @@ class RayEngine:
             self.logs = self.events()
         for actor in [*self.workers, *self.shards]:
             self._ray.kill(actor)
-        if not os.environ.get("RAY_ADDRESS"):
+        if self._ours:
             self._ray.shutdown()
         shutil.rmtree(self._folder, ignore_errors=True)
