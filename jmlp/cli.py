@@ -126,28 +126,30 @@ class Comm:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Bench:
-    """Measure: `step` (loop overhead), `compress` (accuracy against bytes), `async` (staleness).
+    """Measure: `step`, `compress`, `async` or `push-pull`.
 
-    step: samples/s of `jmlp train` against hand-written JAX loops; runs of the things
-    compared are interleaved, and every sample is kept. compress: Fashion-MNIST on 8
-    devices with each compressor. async: there by staleness bound, with stragglers, and by
-    steps between exchanges. With --out the last two go on where they were stopped.
+    step: loop overhead, samples/s of `jmlp train` against hand-written JAX loops. compress:
+    accuracy against bytes, Fashion-MNIST on 8 devices with each compressor. async: accuracy
+    there by staleness bound, with stragglers, and by steps between exchanges. push-pull:
+    exchanges of 4 and 100 MB a second with a parameter server of threads, of Ray actors,
+    and with one written by hand. Speeds are of interleaved runs, and every sample is kept.
+    With --out, compress and async go on where they were stopped.
     """
 
     what: tyro.conf.Positional[str]
-    """step, compress or async"""
+    """step, compress, async or push-pull"""
     widths: tuple[int, ...] = (64, 512, 2048)
     """step: hidden widths, two layers each"""
     repeats: int = 5
-    """step: runs of each. compress, async: seeds"""
+    """step, push-pull: runs of each. compress, async: seeds"""
     epochs: int = 6
     """compress: passes over the training rows"""
     only: tuple[str, ...] = ()
-    """compress, async: only these, e.g. "low_rank 1 + feedback" """
+    """all but step: only these, e.g. "low_rank 1 + feedback" """
     out: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """write the result here as JSON"""
     plot: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
-    """compress, async: draw the result, e.g. compress.png"""
+    """all but step: draw the result, e.g. compress.png"""
     json_: Json = False
     """print the result as one JSON line on stdout; the rest goes to stderr"""
 

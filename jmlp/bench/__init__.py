@@ -1,11 +1,12 @@
 """Measurements that a user can repeat: `jmlp bench NAME`."""
 
-from jmlp.bench import asynchronous, compress, step
+from jmlp.bench import asynchronous, compress, push_pull, step
 
 BENCHES = {
     "step": step.run,
     "compress": compress.run,
     "async": asynchronous.run,
+    "push-pull": push_pull.run,
 }
 
 __all__ = ["BENCHES"]

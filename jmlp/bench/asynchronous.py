@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from jmlp.bench.resume import Row, described, keep, rows_of
+from jmlp.bench.resume import Row, chosen, described, keep, rows_of
 from jmlp.report import Reporter
 
 WORKERS, GOAL = 8, 0.87
@@ -89,11 +89,11 @@ def run(flags: Any, report: Reporter) -> Row:
     rows = rows_of(flags.out, "async", BASE)
     known = variants()
     for seed in range(flags.repeats):
-        for name in flags.only or known:
-            row = rows.setdefault(name, {"name": name, "keys": known[name], "runs": {}})
+        for name, keys in chosen(known, flags.only).items():
+            row = rows.setdefault(name, {"name": name, "keys": keys, "runs": {}})
             if str(seed) in row["runs"]:
                 continue
-            row["runs"][str(seed)] = once(known[name], seed)
+            row["runs"][str(seed)] = once(keys, seed)
             report.note(f"seed {seed}  {name:24} {json.dumps(row['runs'][str(seed)])}")
             keep(flags.out, described("async", BASE, _with_means(rows)))
     result = described("async", BASE, _with_means(rows))
@@ -124,7 +124,7 @@ def once(keys: dict[str, Any], seed: int) -> Row:
     return found | {"to_goal": reached[0] if reached else None}
 
 
-def _with_means(rows: dict[str, Row]) -> dict[str, Row]:
+def _with_means(rows: dict[str, Row]) -> list[Row]:
     for row in rows.values():
         runs = list(row["runs"].values())
         for what, summary in (("mean", mean), ("spread", stdev)):
@@ -135,7 +135,7 @@ def _with_means(rows: dict[str, Row]) -> dict[str, Row]:
                     row[what][key] = None
                 else:
                     row[what][key] = round(summary(values), 4)
-    return rows
+    return list(rows.values())
 
 
 def plot(rows: list[Row], file: Path) -> None:

@@ -12,8 +12,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from jmlp.bench.resume import described, keep, rows_of
-from jmlp.errors import ConfigError
+from jmlp.bench.resume import chosen, described, keep, rows_of
 from jmlp.report import Reporter
 
 PUBLISHED = 0.8833
@@ -84,12 +83,8 @@ def run(flags: Any, report: Reporter) -> dict[str, Any]:
     recipe = BASE | {"train": BASE["train"] | {"epochs": flags.epochs}}
     rows = rows_of(flags.out, "compress", recipe)
     known = variants()
-    if unknown := set(flags.only) - set(known):
-        raise ConfigError(f"--only {', '.join(unknown)}: there are {', '.join(known)}")
-    chosen = {name: keys for name, keys in known.items()
-              if not flags.only or name in (*flags.only, "none")}  # fmt: skip
     for seed in range(flags.repeats):
-        for name, keys in chosen.items():
+        for name, keys in chosen(known, flags.only, always=["none"]).items():
             row = rows.setdefault(name, {"name": name, "keys": keys, "accuracy": {}})
             if str(seed) in row["accuracy"]:
                 continue
@@ -123,7 +118,7 @@ def _result(rows: dict[str, Any], recipe: dict[str, Any]) -> dict[str, Any]:
         row["mean"] = round(mean(scores), 4)
         row["spread"] = round(stdev(scores), 4) if len(scores) > 1 else 0.0
         row["share"] = round(row["bytes"] / dense, 5)
-    return described("compress", recipe, rows)
+    return described("compress", recipe, rows.values())
 
 
 def plot(rows: list[dict[str, Any]], file: Path) -> None:

@@ -1,10 +1,24 @@
-"""Long benches write each run as it ends, and go on where they were stopped."""
+"""What benches share: which rows, and going on where a long one was stopped."""
 
 import json
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from jmlp.errors import ConfigError
+
 Row = dict[str, Any]
+
+
+def chosen(known: dict[str, Any], only: Sequence[str], always: Sequence[str] = ()) -> Row:
+    """Those of `known` that `--only` names, or all.
+
+    Raises:
+      ConfigError: a name is not known.
+    """
+    if unknown := set(only) - set(known):
+        raise ConfigError(f"--only {', '.join(sorted(unknown))}: there are {', '.join(known)}")
+    return {name: what for name, what in known.items() if not only or name in (*only, *always)}
 
 
 def rows_of(out: Path | None, what: str, recipe: Any) -> dict[str, Row]:
@@ -19,7 +33,7 @@ def rows_of(out: Path | None, what: str, recipe: Any) -> dict[str, Row]:
         return {}
 
 
-def described(what: str, recipe: Any, rows: dict[str, Row]) -> Row:
+def described(what: str, recipe: Any, rows: Iterable[Row]) -> Row:
     """The result: rows, what they are of, and where they were measured."""
     import jax
 
@@ -27,12 +41,12 @@ def described(what: str, recipe: Any, rows: dict[str, Row]) -> Row:
 
     return {
         "what": what,
-        "rows": list(rows.values()),
+        "rows": list(rows),
         "recipe": recipe,
         "device": jax.devices()[0].device_kind,
         "processor": cpu_model(),
         "versions": versions(),
-        "simulated": jax.default_backend() == "cpu",
+        "simulated": jax.device_count() > 1 and jax.default_backend() == "cpu",
     }
 
 

@@ -23,8 +23,8 @@ import numpy as np
 import optax
 from jax import lax
 
+from jmlp.bench.resume import described
 from jmlp.config import parse_config
-from jmlp.environment import cpu_model, versions
 from jmlp.report import Reporter
 
 FEATURES, CLASSES, BATCH = 784, 10, 256
@@ -67,16 +67,7 @@ def measure(widths: Sequence[int], repeats: int, report: Reporter) -> dict[str, 
                 f"width {width:5d}  {name:5} {median(speeds):12,.0f} samples/s"
                 f"   {median(ratios):.2f} of loop"
             )
-    device = jax.devices()[0]
-    return {
-        "what": "step",
-        "rows": rows,
-        "batch": BATCH,
-        "device": device.device_kind,
-        "processor": cpu_model(),
-        "versions": versions(),
-        "simulated": jax.device_count() > 1 and device.platform == "cpu",
-    }
+    return described("step", {"batch": BATCH}, rows)
 
 
 def _data() -> tuple[np.ndarray, np.ndarray]:

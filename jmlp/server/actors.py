@@ -15,10 +15,10 @@ import numpy as np
 from jmlp.server import state as machine
 from jmlp.server.cluster import Stats
 from jmlp.server.journal import Journal
-from jmlp.server.parts import Parts, Rows
 from jmlp.server.state import Policy
 
-_LOG_BYTES = 256 << 20  # of a log, before the whole shard is written again
+_LOG_BYTES = 256 << 20  # of a log, before the whole shard is written again: at least so
+_LOG_STATES = 8  # many, and as many as this times the shard's own
 _PATIENCE_S = 60.0  # for a restarted shard to answer
 
 
@@ -26,37 +26,35 @@ class ShardActor:
     """One shard: events in, answers out, journal first.
 
     Args:
-      first: (params, opt_state) leaves, and what the workers' clocks are.
+      made_of: references to Parts, and to (params, opt_state, what is said of the shard).
     """
 
-    def __init__(self, parts: Parts, policy: Policy, number: int, folder: str, first: Any):
-        self.parts, self.policy, self.number = parts, policy, number
-        params, opt_state, said = first
+    def __init__(self, made_of: list[Any], policy: Policy, number: int, folder: str):
+        self.parts, (params, opt_state, said) = _fetched(made_of)
+        self.policy, self.number = policy, number
         self._params = jax.tree.structure(params)
         self._opt = jax.tree.structure(opt_state)
-        most = 8 * sum(leaf.nbytes for leaf in jax.tree.leaves(params)) + 4096
-        self.journal = Journal(Path(folder), most)
+        size = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+        self._log_bytes = max(_LOG_BYTES, _LOG_STATES * size)
         self.log: list[list[Any]] = []
         self.losses: list[tuple[int, int, float, float]] = []
         """(place in the log, slices done before, loss, rows) of pushes, until they are fetched"""
         self.stats = Stats(len(said["workers"]))
         self.changed = asyncio.Condition()
-        found = self.journal.newest()
-        if found is None:
-            if _is_reborn():
-                raise RuntimeError(f"shard {number} was restarted where {folder} is not")
-            leaves = [*jax.tree.leaves(params), *jax.tree.leaves(opt_state)]
-            self._load(said, [np.asarray(leaf) for leaf in leaves])
-            self._write()
-        else:
-            at, said, arrays = found
-            self._load(said, arrays)
-            self.journal.open_log(at)
-            for event, codes in self.journal.events(at):
+        self.journal = Journal(Path(folder))
+        records = self.journal.resume()
+        if found := next(records, None):
+            self._load(*found)
+            for event, codes in records:
                 self._take(event, codes)
+        elif _is_reborn():
+            raise RuntimeError(f"shard {number} was restarted where {folder} is not")
+        else:
+            self._load(said, [*jax.tree.leaves(params), *jax.tree.leaves(opt_state)])
+            self._write()
 
     def _load(self, said: dict[str, Any], arrays: list[np.ndarray]) -> None:
-        leaves = [jax.numpy.asarray(array) for array in arrays]
+        leaves = _taken(arrays)
         count, opt = self._params.num_leaves, self._opt.num_leaves
         params = self._params.unflatten(leaves[:count])
         held = leaves[count + opt :]
@@ -101,8 +99,8 @@ class ShardActor:
 
     def _grads(self, codes: list[np.ndarray]) -> Any:
         if self.parts.coded:
-            return self.parts.decode_push(jax.numpy.asarray(codes[0]), self.number)
-        return self._params.unflatten([jax.numpy.asarray(code) for code in codes])
+            return self.parts.decode_push(_taken(codes)[0], self.number)
+        return self._params.unflatten(_taken(codes))
 
     # What workers call.
 
@@ -131,7 +129,13 @@ class ShardActor:
             return leaves
 
     async def push(
-        self, worker: int, clock: int, attempt: int, weight: float, loss: float, *codes: np.ndarray
+        self,
+        worker: int,
+        clock: int,
+        attempt: int,
+        weight: float,
+        loss: float,
+        codes: list[np.ndarray],
     ) -> str:
         """Acknowledges a push once it is in the journal; one that has been taken is so again."""
         async with self.changed:
@@ -141,10 +145,10 @@ class ShardActor:
                 return "duplicate"
             event = {"kind": "push", "worker": worker, "clock": clock, "attempt": attempt,
                      "weight": weight, "loss": loss}  # fmt: skip
-            self.journal.append(event, list(codes))
-            ack = self._take(event, list(codes))
+            ack = self._take(event, codes)  # JAX computes while the journal is written
+            self.journal.append(event, codes)
             assert ack is not None
-            if self.journal.size > _LOG_BYTES and not self.shard.round:
+            if self.journal.size > self._log_bytes and not self.shard.round:
                 self._write()
             self.changed.notify_all()
             return ack.kind
@@ -164,6 +168,18 @@ class ShardActor:
         return self.log
 
 
+def _taken(arrays: list[np.ndarray]) -> list[jax.Array]:
+    """The same memory, which nobody changes: Ray's objects are read-only, and kept by these."""
+    return jax.device_put(arrays, may_alias=True)
+
+
+def _fetched(references: list[Any]) -> Any:
+    # In a list, for Ray warns of arguments that somebody must hold: the engine does.
+    import ray
+
+    return ray.get(references)
+
+
 def _is_reborn() -> bool:
     import ray
 
@@ -171,12 +187,16 @@ def _is_reborn() -> bool:
 
 
 class WorkerActor:
-    """One worker; `run` comes back when there is no work left."""
+    """One worker; `run` comes back when there is no work left.
 
-    def __init__(self, parts: Parts, index: int, rows: Rows, steps: int, shards: list[Any]):
-        self.parts, self.index, self.rows, self.steps = parts, index, rows, steps
-        self.shards = shards
-        self._trees = [jax.tree.structure(part) for part in parts.shapes]
+    Args:
+      made_of: references to Parts and Rows.
+    """
+
+    def __init__(self, made_of: list[Any], index: int, steps: int, shards: list[Any]):
+        self.parts, self.rows = _fetched(made_of)
+        self.index, self.steps, self.shards = index, steps, shards
+        self._trees = [jax.tree.structure(part) for part in self.parts.shapes]
         self.residual: Any = ()
 
     def run(self, attempt: int) -> int:
@@ -186,7 +206,7 @@ class WorkerActor:
         while clock < self.steps:
             pieces = self._all("pull", [(self.index, clock, attempt)] * len(self.shards))
             parts = [
-                tree.unflatten([jax.numpy.asarray(leaf) for leaf in leaves])
+                tree.unflatten(_taken(leaves))
                 for tree, leaves in zip(self._trees, pieces, strict=True)
             ]
             params = self.parts.whole(parts)
@@ -195,7 +215,7 @@ class WorkerActor:
                 [np.asarray(leaf) for leaf in jax.tree.leaves(codes)] for codes in pushed.codes
             ]
             said = (self.index, clock, attempt, pushed.weight, pushed.loss)
-            self._all("push", [(*said, *codes) for codes in message])
+            self._all("push", [(*said, codes) for codes in message])
             self.residual = pushed.residual
             clock += 1
         return clock

@@ -1,120 +1,110 @@
 """A shard's journal: every event in a file before it is answered.
 
-What a shard has acknowledged must outlive its process. Events are appended to a log with
-their arrays, and are the operating system's before the answer leaves; now and then the
-whole shard is written and a new log begun. A shard that was killed reads the last whole
-one and takes the events after it again: all is a function of the events, so it ends bit
-for bit where it was. A torn last record was never acknowledged, and is dropped.
+What a shard has acknowledged must outlive its process. A journal file begins with the whole
+shard, and each event after it is appended with its arrays, and is the operating system's
+before the answer leaves; now and then a new file is begun. A shard that was killed reads
+the newest file and takes its events again: all is a function of them, so it ends bit for
+bit where it was. A torn last record was never acknowledged, and is dropped.
 
 Nothing waits for the disk itself: when the machine goes down the run goes with it, and
-goes on from its checkpoint.
-
-Nothing is unpickled: records are JSON and raw bytes of a known type and size, with a checksum.
+goes on from its checkpoint. Nothing is unpickled: records are JSON and raw bytes of a
+known type and size, with a checksum.
 """
 
-import io
 import json
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
-from zipfile import BadZipFile
 
 import numpy as np
 
-_HEAD = 12  # bytes: length of the JSON, length of the arrays, checksum of both
-_MOST_JSON = 1 << 20
+_NUMBER = 8  # bytes
+_HEAD = 3 * _NUMBER  # length of the JSON, length of the arrays, checksum of both
 
 Arrays = list[np.ndarray]
+Record = tuple[dict[str, Any], Arrays]
 
 
 class Journal:
-    """Of one shard, in `folder`; `most_bytes` bounds the arrays of an event."""
+    """Of one shard, in `folder`."""
 
-    def __init__(self, folder: Path, most_bytes: int):
-        self.folder, self._most = folder, most_bytes
+    def __init__(self, folder: Path):
+        self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         self._file: BinaryIO | None = None
         self.size = 0
-        """bytes of the log that is being written"""
+        """bytes of the file that is being written"""
 
-    def newest(self) -> tuple[int, dict[str, Any], Arrays] | None:
-        """(number, what was said of it, arrays) of the last whole state, if there is one."""
-        for path in sorted(self.folder.glob("*.npz"), reverse=True):
-            try:
-                with np.load(path, allow_pickle=False) as found:
-                    said = json.loads(str(found["said"]))
-                    arrays = [found[f"a{i}"] for i in range(said["arrays"])]
-                return int(path.stem), said, arrays
-            except (OSError, ValueError, KeyError, zlib.error, BadZipFile):
-                continue  # cut short: the one before it is whole
-        return None
-
-    def begin(self, number: int, said: dict[str, Any], arrays: Arrays) -> None:
-        """Writes a whole state, and starts the log of what follows."""
-        buffer = io.BytesIO()
-        text = json.dumps(said | {"arrays": len(arrays)})
-        named: dict[str, Any] = {f"a{i}": array for i, array in enumerate(arrays)}
-        np.savez(buffer, said=text, **named)
-        path = self._path(number, "npz")
+    def begin(self, number: int, said: dict[str, Any], arrays: Sequence[np.ndarray]) -> None:
+        """Starts a file with a whole state; older ones are no longer needed."""
+        path = self._path(number)
         temporary = path.with_suffix(".tmp")
-        temporary.write_bytes(buffer.getvalue())
-        self.open_log(number)
+        self._open(temporary, 0)
+        self.append(said, arrays)
         temporary.replace(path)
-        for old in self.folder.glob("*"):
-            if old.stem.isdigit() and int(old.stem) < number:
+        for old in self.folder.glob("*.log"):
+            if old != path:
                 old.unlink()
 
-    def open_log(self, number: int) -> None:
-        """Appends to the log that follows state `number`, after its last whole record."""
-        if self._file:
-            self._file.close()
-        path = self._path(number, "log")
-        end = sum(length for _, _, length in self._records(path))
-        self._file = open(path, "ab")  # noqa: SIM115 (it stays open as long as the shard)
-        self._file.truncate(end)
-        self.size = end
-
-    def append(self, event: dict[str, Any], arrays: Sequence[np.ndarray] = ()) -> None:
-        """Returns once the event would outlive this process."""
+    def append(self, said: dict[str, Any], arrays: Sequence[np.ndarray] = ()) -> None:
+        """Returns once the record would outlive this process."""
         assert self._file is not None
         # Views, not copies: a push may be all of the parameters.
         body = [np.ascontiguousarray(array).reshape(-1).view(np.uint8).data for array in arrays]
-        types = [[array.dtype.str, list(array.shape)] for array in arrays]
-        text = json.dumps(event | {"types": types}).encode()
+        types = [[array.dtype.name, list(array.shape)] for array in arrays]
+        text = json.dumps([said, types]).encode()
         sums = zlib.crc32(text)
         for part in body:
             sums = zlib.crc32(part, sums)
         size = sum(part.nbytes for part in body)
-        head = b"".join(n.to_bytes(4, "little") for n in (len(text), size, sums))
+        head = b"".join(n.to_bytes(_NUMBER, "little") for n in (len(text), size, sums))
         for part in (head + text, *body):
             self._file.write(part)
         self._file.flush()
         self.size += len(head) + len(text) + size
 
-    def events(self, number: int) -> Iterator[tuple[dict[str, Any], Arrays]]:
-        """The events after state `number`, up to the first that is not whole."""
-        for event, arrays, _ in self._records(self._path(number, "log")):
-            yield event, arrays
+    def resume(self) -> Iterator[Record]:
+        """The newest whole state, then the events after it; none if there is no state.
 
-    def _records(self, path: Path) -> Iterator[tuple[dict[str, Any], Arrays, int]]:
-        if not path.exists():
-            return
-        with open(path, "rb") as file:
-            while len(head := file.read(_HEAD)) == _HEAD:
-                of_text, of_body, sums = (
-                    int.from_bytes(head[i : i + 4], "little") for i in (0, 4, 8)
-                )
-                if of_text > _MOST_JSON or of_body > self._most:
-                    return
-                text, body = file.read(of_text), file.read(of_body)
-                if len(body) < of_body or zlib.crc32(body, zlib.crc32(text)) != sums:
-                    return
-                event = json.loads(text)
-                yield event, _arrays(event.pop("types"), body), _HEAD + of_text + of_body
+        Once they are read, more may be appended: what is torn at the end is cut off.
+        """
+        for path in sorted(self.folder.glob("*.log"), reverse=True):
+            end = 0
+            for record, whole in _records(path):
+                end = whole
+                yield record
+            if end:
+                self._open(path, end)
+                return
 
-    def _path(self, number: int, kind: str) -> Path:
-        return self.folder / f"{number:012d}.{kind}"
+    def _open(self, path: Path, size: int) -> None:
+        if self._file:
+            self._file.close()
+        self._file = open(path, "ab")  # noqa: SIM115 (it stays open as long as the shard)
+        self._file.truncate(size)
+        self.size = size
+
+    def _path(self, number: int) -> Path:
+        return self.folder / f"{number:012d}.log"
+
+
+def _records(path: Path) -> Iterator[tuple[Record, int]]:
+    """Each record and where it ends, up to the first that is not whole."""
+    end, size = 0, path.stat().st_size
+    with open(path, "rb") as file:
+        while len(head := file.read(_HEAD)) == _HEAD:
+            of_text, of_body, sums = (
+                int.from_bytes(head[at : at + _NUMBER], "little") for at in range(0, _HEAD, _NUMBER)
+            )
+            end += _HEAD + of_text + of_body
+            if end > size:
+                return
+            text, body = file.read(of_text), file.read(of_body)
+            if zlib.crc32(body, zlib.crc32(text)) != sums:
+                return
+            said, types = json.loads(text)
+            yield (said, _arrays(types, body)), end
 
 
 def _arrays(types: list[Any], body: bytes) -> Arrays:

@@ -9,11 +9,13 @@ A Ray that this run starts listens on loopback only and asks for a token; anyone
 the token runs code as you. Needs `pip install 'jmlp[ray]'`.
 """
 
+import logging
 import os
 import shutil
 import sys
 import tempfile
 import time
+import warnings
 from contextlib import suppress
 from typing import Any
 
@@ -51,11 +53,15 @@ def start_ray() -> Any:
         ) from None
     if not ray.is_initialized():
         before = os.umask(0o077)  # the token's file is nobody else's business
+        quiet: Any = {"log_to_driver": False, "logging_level": logging.WARNING}
         try:
-            if os.environ.get("RAY_ADDRESS"):
-                ray.init(log_to_driver=False)
-            else:
-                ray.init(include_dashboard=False, _node_ip_address="127.0.0.1", log_to_driver=False)
+            with warnings.catch_warnings():
+                # JAX warns of forks; Ray's are followed by an exec at once.
+                warnings.filterwarnings("ignore", r"os\.fork\(\) was called", RuntimeWarning)
+                if os.environ.get("RAY_ADDRESS"):
+                    ray.init(**quiet)
+                else:
+                    ray.init(include_dashboard=False, _node_ip_address="127.0.0.1", **quiet)
         finally:
             os.umask(before)
     return ray
@@ -83,17 +89,19 @@ class RayEngine:
         self._folder = tempfile.mkdtemp(prefix="jmlp-shards-")
         ray, again = self._ray, {"max_restarts": -1, "max_task_retries": 0, "num_cpus": 0}
         shard, worker = ray.remote(**again)(ShardActor), ray.remote(**again)(WorkerActor)
-        # Kept here: an actor that is restarted is made of them again.
-        self._made_of = parts, rows = ray.put(cluster.parts), ray.put(cluster.rows)
+        # Actors that are restarted are made of these again, so somebody must hold them.
+        parts, rows = ray.put(cluster.parts), ray.put(cluster.rows)
+        firsts = [ray.put(_first(cluster, number)) for number in range(len(cluster.shards))]
+        self._made_of = [parts, rows, *firsts]
         many = 2 * cluster.workers + 8  # calls that may wait for their turn at a shard
         self.shards = [
             shard.options(max_concurrency=many).remote(
-                parts, cluster.policy, number, f"{self._folder}/{number}", _first(cluster, number)
+                [parts, first], cluster.policy, number, f"{self._folder}/{number}"
             )
-            for number in range(len(cluster.shards))
+            for number, first in enumerate(firsts)
         ]
         self.workers = [
-            worker.remote(parts, index, rows, cluster.steps, self.shards)
+            worker.remote([parts, rows], index, cluster.steps, self.shards)
             for index in range(cluster.workers)
         ]
         self._attempt, self._running = 0, dict[Any, int]()
