@@ -118,9 +118,6 @@ class Config(Section):
              "none, bf16, fp8, int8, int4, sign or top_k"),
             (reducer.momentum or reducer.warmup_steps,
              "comm.reducer.momentum and warmup_steps are for step=explicit"),
-            (server.engine == "ray" and (server.share_work or server.pull.name != "none"),
-             "server.engine=ray has neither server.share_work nor server.pull; "
-             "threads and replay have both"),
             (server.rate == "inverse" and optim.ema,
              "server.rate=inverse with optim.ema: the average would not see the slower rate"),
             (server.shards > 1 and optim.name in ("lamb", "muon"),

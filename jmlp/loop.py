@@ -368,7 +368,7 @@ class Loop:
             summary["wire"] = self._wire
         if self.directory:
             self.directory.finish(summary)
-            self.report.curves(self.directory.path)
+            self.report.curves(self.directory.path, summary)
         return Result(state, summary, self.setup)
 
     def _selected(self, state: TrainState) -> TrainState:

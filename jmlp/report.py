@@ -76,31 +76,11 @@ class Reporter:
         held_out = "  ".join(f"{split} {name} {value:.4f}" for name, value in metrics.items())
         self.note(f"epoch {epoch:6.2f}  step {step:6d}  train loss {loss:.4f}  {held_out}")
 
-    def curves(self, run_dir: Path) -> None:
-        draw_curves(run_dir)
+    def curves(self, run_dir: Path, summary: dict[str, Any]) -> None:
+        """Draws curves.png."""
+        from jmlp.plots import run_curves
 
-
-def draw_curves(run_dir: Path) -> None:
-    """Draws the loss and the task's metric by step from metrics.jsonl to curves.png."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    events = read_events(run_dir)
-    names = ["loss"] + [n for n in ("accuracy", "r2") if any(n in e for e in events)]
-    figure = Figure(figsize=(4.5 * len(names), 3.4), layout="constrained", dpi=120)
-    FigureCanvasAgg(figure)
-    for place, name in enumerate(names, start=1):
-        axes = figure.add_subplot(1, len(names), place)
-        for split, colour in (("train", "C0"), ("val", "C1"), ("test", "C2")):
-            points = [(e["step"], e[name]) for e in events if e.get("split") == split and name in e]
-            if points:
-                marker = "." if len(points) < 30 else None
-                line = {"label": split, "color": colour, "marker": marker}
-                axes.plot(*zip(*points, strict=True), **line)
-        axes.set_xlabel("step")
-        axes.set_ylabel(name)
-        axes.grid(alpha=0.3)
-        axes.legend()
-    temporary = run_dir / ".curves.png"
-    figure.savefig(temporary, format="png")
-    temporary.replace(run_dir / "curves.png")
+        figure = run_curves(read_events(run_dir), summary.get("server"))
+        temporary = run_dir / ".curves.png"
+        figure.savefig(temporary, format="png")
+        temporary.replace(run_dir / "curves.png")

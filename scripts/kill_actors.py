@@ -70,14 +70,15 @@ class Killer(threading.Thread):
         self.join()
 
 
-def each_once(logs: Any, workers: int, steps: int) -> bool:
-    """Whether every push of every worker was accepted once by each shard."""
-    pushes = [(worker, clock) for worker in range(workers) for clock in range(steps)]
-    return all(
-        sorted((e[1], e[2]) for e in log if e[0] == "push" and e[5] in ("applied", "waiting"))
-        == pushes
+def each_once(logs: Any, pieces: int) -> bool:
+    """Whether every piece of work was pushed, and accepted once by each shard."""
+    first = {(e[1], e[2]): e[6] for e in logs[0] if e[0] == "pull"}
+    accepted = [
+        [(e[1], e[2]) for e in log if e[0] == "push" and e[5] in ("applied", "waiting")]
         for log in logs
-    )
+    ]
+    done = sorted(first[push] for push in accepted[0])
+    return done == list(range(pieces)) and all(sorted(a) == sorted(accepted[0]) for a in accepted)
 
 
 def from_its_logs(config: Config, logs: Any, data: Any = None) -> str:
@@ -113,7 +114,7 @@ def main() -> None:
     killed = {name: count - killer.left[name] for name, count in kills.items()}
     print(f"killed {killed}; accuracy {summary['test']['accuracy']:.4f} in {summary['seconds']} s")
     print(summary["server"])
-    once = each_once(engine.logs, 4, summary["steps"])
+    once = each_once(engine.logs, 4 * summary["steps"])
     same = from_its_logs(config, engine.logs) == summary["fingerprint"]
     print(f"{4 * summary['steps']} pushes, each once in every log: {once}")
     print(f"the logs, run again, end in the same parameters: {same}")

@@ -22,7 +22,8 @@ digest program
 server server.state server.shards server.parts server.cluster server.replay server.threads
 server.journal server.again server.actors server.ray_engine server.programs
 wire fingerprint environment
-rundir progress report carry checkpoint feed build interrupt ledger show summary loop inference
+rundir progress plots report carry checkpoint feed build interrupt ledger show summary loop
+inference
 bench.resume bench.step bench.compress bench.asynchronous bench.push_pull bench
 cli __main__ __init__
 """.split()

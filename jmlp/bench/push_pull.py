@@ -35,8 +35,8 @@ WARM = 6
 class Ready(Parts):
     """Parts whose gradients are there before the work begins."""
 
-    def work(self, params: Any, residual: Any, rows: Any, step: int, k: int) -> Pushed:
-        del rows, step
+    def work(self, params: Any, residual: Any, rows: Any, piece: int) -> Pushed:
+        k = piece % rows.workers
         if not hasattr(self, "_pushed"):
             self._pushed: dict[int, Pushed] = {}
         if k not in self._pushed:

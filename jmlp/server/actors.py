@@ -13,9 +13,10 @@ import jax
 import numpy as np
 
 from jmlp.server import state as machine
-from jmlp.server.cluster import Stats
+from jmlp.server.cluster import Pieces, Stats
 from jmlp.server.journal import Journal
-from jmlp.server.state import Policy
+from jmlp.server.parts import Parts, Rows
+from jmlp.server.state import Policy, Shard
 
 _LOG_BYTES = 256 << 20  # of a log, before the whole shard is written again: at least so
 _LOG_STATES = 8  # many, and as many as this times the shard's own
@@ -25,33 +26,54 @@ _PATIENCE_S = 60.0  # for a restarted shard to answer
 class ShardActor:
     """One shard: events in, answers out, journal first.
 
+    The first shard says which piece of work each pull is for.
+
     Args:
-      made_of: references to Parts, and to (params, opt_state, what is said of the shard).
+      workers, steps: how many.
+      opt_state: that of this shard; shapes are enough.
     """
 
-    def __init__(self, made_of: list[Any], policy: Policy, number: int, folder: str):
-        self.parts, (params, opt_state, said) = _fetched(made_of)
-        self.policy, self.number = policy, number
-        self._params = jax.tree.structure(params)
-        self._opt = jax.tree.structure(opt_state)
-        size = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+    def __init__(
+        self, parts: Parts, policy: Policy, workers: int, steps: int, opt_state: Any, number: int,
+        folder: str,
+    ):  # fmt: skip
+        self.parts, self.policy, self.number = parts, policy, number
+        params = parts.shapes[number]
+        self._params, self._opt = jax.tree.structure(params), jax.tree.structure(opt_state)
+        size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params))
         self._log_bytes = max(_LOG_BYTES, _LOG_STATES * size)
         self.log: list[list[Any]] = []
         self.losses: list[tuple[int, int, float, float]] = []
         """(place in the log, slices done before, loss, rows) of pushes, until they are fetched"""
-        self.stats = Stats(len(said["workers"]))
+        self.stats = Stats(workers)
+        self.pieces = Pieces(steps, workers, parts.config.server.share_work)
+        self.attempts = [-1] * workers
+        """of each worker's last pull"""
         self.changed = asyncio.Condition()
+        self._shard: Shard | None = None
         self.journal = Journal(Path(folder))
         records = self.journal.resume()
         if found := next(records, None):
             self._load(*found)
             for event, codes in records:
-                self._take(event, codes)
-        elif _is_reborn():
-            raise RuntimeError(f"shard {number} was restarted where {folder} is not")
-        else:
-            self._load(said, [*jax.tree.leaves(params), *jax.tree.leaves(opt_state)])
-            self._write()
+                if event["kind"] == "push":
+                    self._take_push(event, codes)
+                else:
+                    self._take_pull(event)
+
+    def begin(self, said: dict[str, Any], params: Any, opt_state: Any) -> None:
+        """Before all else, once: the state that the journal begins with."""
+        self._load(said, [*jax.tree.leaves(params), *jax.tree.leaves(opt_state)])
+        self._write()
+
+    @property
+    def shard(self) -> Shard:
+        if self._shard is None:
+            raise RuntimeError(
+                f"shard {self.number} was restarted where its journal is not: "
+                f"{self.journal.folder}. The run goes on from its last checkpoint"
+            )
+        return self._shard
 
     def _load(self, said: dict[str, Any], arrays: list[np.ndarray]) -> None:
         leaves = _taken(arrays)
@@ -59,15 +81,18 @@ class ShardActor:
         params = self._params.unflatten(leaves[:count])
         held = leaves[count + opt :]
         each = [held[i * count : (i + 1) * count] for i in range(len(said["workers"]))]
-        self.shard = machine.from_said(
+        self._shard = machine.from_said(
             said, params, self._opt.unflatten(leaves[count : count + opt]),
             [self._params.unflatten(part) for part in each] if held else (),
         )  # fmt: skip
         self.log, self.losses = said["log"], [tuple(one) for one in said["losses"]]
         self.stats.restore(said["stats"])
+        self.pieces.restore(said["pieces"])
+        self.attempts = said.get("attempts", self.attempts)
 
     def _said(self) -> dict[str, Any]:
-        return machine.said_of(self.shard) | {"stats": self.stats.memo()}
+        said = {"stats": self.stats.memo(), "pieces": self.pieces.memo()}
+        return machine.said_of(self.shard) | said
 
     def _write(self) -> None:
         """The whole shard, between rounds."""
@@ -75,27 +100,41 @@ class ShardActor:
         leaves = [*jax.tree.leaves(shard.params), *jax.tree.leaves(shard.opt_state)]
         if self.parts.config.server.compensation or self.parts.coded_pull:
             leaves += [leaf for w in shard.workers for leaf in jax.tree.leaves(w.held)]
-        said = self._said() | {"log": self.log, "losses": self.losses}
+        said = self._said() | {"log": self.log, "losses": self.losses, "attempts": self.attempts}
         self.journal.begin(len(self.log), said, [np.asarray(leaf) for leaf in leaves])
 
-    def _take(self, event: dict[str, Any], codes: list[np.ndarray]) -> machine.Ack | None:
-        """Applies an event that is in the journal."""
-        worker, clock, attempt = event["worker"], event["clock"], event["attempt"]
-        ack = None
+    def _take_pull(self, event: dict[str, Any]) -> tuple[int | None, bool, list[np.ndarray]]:
+        """(piece of work, whether codes follow, codes or parameters) of a pull or a look."""
+        worker, clock, coded = event["worker"], event["clock"], event["coded"]
+        piece = self.pieces.take(worker, clock) if self.number == 0 else None
+        found: Any = self.shard.params
         if event["kind"] == "pull":
-            self.shard = machine.pull(self.shard, self.policy, worker)
-        elif event["kind"] == "push":
-            grads = self._grads(codes)
-            before = machine.progress(self.shard)
-            self.shard, ack = machine.push(
-                self.shard, self.policy, self.parts.update, worker, clock, grads, event["weight"]
-            )
-            self.losses.append((len(self.log), before, event["loss"], event["weight"]))
-            self.stats.pushed_bytes += sum(array.nbytes for array in codes)
-            self.stats.count(ack)
-        answer = ack.kind if ack else ""
-        self.log.append([event["kind"], worker, clock, attempt, self.shard.version, answer])
+            held = None
+            if coded:
+                known = self.shard.workers[worker].held
+                found, held = self.parts.encode_pull(found, known, worker, clock, self.number)
+            self._shard = machine.pull(self.shard, self.policy, worker, held)
+            self.attempts[worker] = event["attempt"]
+        self._note(event, "codes" if coded else "", piece)
+        leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(found)]
+        self.stats.pulled_bytes += sum(leaf.nbytes for leaf in leaves)
+        return piece, coded, leaves
+
+    def _take_push(self, event: dict[str, Any], codes: list[np.ndarray]) -> machine.Ack:
+        before = machine.progress(self.shard)
+        self._shard, ack = machine.push(
+            self.shard, self.policy, self.parts.update,
+            event["worker"], event["clock"], self._grads(codes), event["weight"],
+        )  # fmt: skip
+        self.losses.append((len(self.log), before, event["loss"], event["weight"]))
+        self.stats.pushed_bytes += sum(array.nbytes for array in codes)
+        self.stats.count(ack)
+        self._note(event, ack.kind)
         return ack
+
+    def _note(self, event: dict[str, Any], answer: str, piece: int | None = None) -> None:
+        what = [event[key] for key in ("kind", "worker", "clock", "attempt")]
+        self.log.append([*what, self.shard.version, answer, piece])
 
     def _grads(self, codes: list[np.ndarray]) -> Any:
         if self.parts.coded:
@@ -108,25 +147,30 @@ class ShardActor:
         return self.shard.workers[worker].clock
 
     async def pull(self, worker: int, clock: int, attempt: int) -> Any:
-        """The parameters for the worker's `clock`, when its turn has come.
+        """The parameters for the worker's `clock`, when its turn has come, as `_take_pull` says.
 
         For a clock that is behind the worker here, though not at other shards: as they are.
+        None once no work is left.
         """
         behind = clock < self.clock(worker)
         async with self.changed:
+            if self.number == 0 and not self.pieces.left(worker, clock):
+                return None
             begun = time.monotonic()
             if not behind:
                 await self.changed.wait_for(
                     lambda: machine.may_pull(self.shard, self.policy, worker)
                 )
             self.stats.waits[worker] += time.monotonic() - begun
-            kind = "look" if behind else "pull"
-            event = {"kind": kind, "worker": worker, "clock": clock, "attempt": attempt}
+            # Whoever asks again has not got the answer, and does not know what it said.
+            me = self.shard.workers[worker]
+            follows = self.attempts[worker] == attempt and me.working != clock
+            event = {
+                "kind": "look" if behind else "pull", "worker": worker, "clock": clock,
+                "attempt": attempt, "coded": self.parts.coded_pull and follows and not behind,
+            }  # fmt: skip
             self.journal.append(event)
-            self._take(event, [])
-            leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(self.shard.params)]
-            self.stats.pulled_bytes += sum(leaf.nbytes for leaf in leaves)
-            return leaves
+            return self._take_pull(event)
 
     async def push(
         self,
@@ -145,9 +189,8 @@ class ShardActor:
                 return "duplicate"
             event = {"kind": "push", "worker": worker, "clock": clock, "attempt": attempt,
                      "weight": weight, "loss": loss}  # fmt: skip
-            ack = self._take(event, codes)  # JAX computes while the journal is written
+            ack = self._take_push(event, codes)  # JAX computes while the journal is written
             self.journal.append(event, codes)
-            assert ack is not None
             if self.journal.size > self._log_bytes and not self.shard.round:
                 self._write()
             self.changed.notify_all()
@@ -173,44 +216,29 @@ def _taken(arrays: list[np.ndarray]) -> list[jax.Array]:
     return jax.device_put(arrays, may_alias=True)
 
 
-def _fetched(references: list[Any]) -> Any:
-    # In a list, for Ray warns of arguments that somebody must hold: the engine does.
-    import ray
-
-    return ray.get(references)
-
-
-def _is_reborn() -> bool:
-    import ray
-
-    return bool(ray.get_runtime_context().was_current_actor_reconstructed)
-
-
 class WorkerActor:
-    """One worker; `run` comes back when there is no work left.
+    """One worker; `run` comes back when there is no work left."""
 
-    Args:
-      made_of: references to Parts and Rows.
-    """
-
-    def __init__(self, made_of: list[Any], index: int, steps: int, shards: list[Any]):
-        self.parts, self.rows = _fetched(made_of)
-        self.index, self.steps, self.shards = index, steps, shards
-        self._trees = [jax.tree.structure(part) for part in self.parts.shapes]
+    def __init__(self, parts: Parts, index: int, shards: list[Any]):
+        self.parts, self.index, self.shards = parts, index, shards
+        self._trees = [jax.tree.structure(part) for part in parts.shapes]
         self.residual: Any = ()
 
-    def run(self, attempt: int) -> int:
+    def run(self, rows: Rows, attempt: int) -> int:
         """Works until the end; returns the last clock. What an earlier attempt owed is gone."""
         self.residual = self.parts.residuals()
         clock = min(self._all("clock", [(self.index,)] * len(self.shards)))
-        while clock < self.steps:
-            pieces = self._all("pull", [(self.index, clock, attempt)] * len(self.shards))
-            parts = [
-                tree.unflatten(_taken(leaves))
-                for tree, leaves in zip(self._trees, pieces, strict=True)
+        known: list[Any] = [None] * len(self.shards)
+        while True:
+            answers = self._all("pull", [(self.index, clock, attempt)] * len(self.shards))
+            if answers[0] is None:
+                return clock
+            known = [
+                self._known(number, known[number], coded, _taken(arrays))
+                for number, (_, coded, arrays) in enumerate(answers)
             ]
-            params = self.parts.whole(parts)
-            pushed = self.parts.work(params, self.residual, self.rows, clock, self.index)
+            params, piece = self.parts.whole(known), answers[0][0]
+            pushed = self.parts.work(params, self.residual, rows, piece)
             message = [
                 [np.asarray(leaf) for leaf in jax.tree.leaves(codes)] for codes in pushed.codes
             ]
@@ -218,7 +246,12 @@ class WorkerActor:
             self._all("push", [(*said, codes) for codes in message])
             self.residual = pushed.residual
             clock += 1
-        return clock
+
+    def _known(self, number: int, known: Any, coded: bool, arrays: list[jax.Array]) -> Any:
+        """A shard's parameters after its answer to a pull."""
+        if coded:
+            return self.parts.decode_pull(arrays[0], known, number)
+        return self._trees[number].unflatten(arrays)
 
     def _all(self, method: str, arguments: list[tuple[Any, ...]]) -> list[Any]:
         """Calls every shard; one that is being restarted is asked again, as long as it takes.

@@ -12,7 +12,7 @@ from jmlp.server import state as machine
 from jmlp.server.cluster import Cluster
 from jmlp.server.parts import Pushed
 
-Event = Sequence[Any]  # kind, worker, clock, attempt, version after it, answer
+Event = Sequence[Any]  # kind, worker, clock, attempt, version after it, answer, piece of work
 _Key = tuple[int, int, int]
 
 
@@ -26,6 +26,7 @@ def run_again(cluster: Cluster, logs: Sequence[Sequence[Event]]) -> Any:
     at = [0] * len(logs)
     held: dict[_Key, list[Any]] = {}
     work: dict[_Key, Pushed] = {}
+    pieces: dict[_Key, int] = {}
     owed: dict[tuple[int, int], Any] = {}  # (worker, attempt) -> residual
 
     def ready(event: Event) -> bool:
@@ -39,14 +40,20 @@ def run_again(cluster: Cluster, logs: Sequence[Sequence[Event]]) -> Any:
         kind, worker, clock, attempt = event[:4]
         shard, key = cluster.shards[number], _key(event)
         if kind in ("pull", "look"):
+            seen = shard.params
             if kind == "pull":
-                shard = machine.pull(shard, cluster.policy, worker)
-            held.setdefault(key, [None] * len(logs))[number] = shard.params
+                if event[5] == "codes":
+                    known = shard.workers[worker].held
+                    _, seen = cluster.parts.encode_pull(seen, known, worker, clock, number)
+                shard = machine.pull(shard, cluster.policy, worker, seen)
+            held.setdefault(key, [None] * len(logs))[number] = seen
+            if number == 0:
+                pieces[key] = event[6]
         else:
             if key not in work:
                 residual = owed.get((worker, attempt), cluster.parts.residuals())
                 params = cluster.parts.whole(held.pop(key))
-                work[key] = cluster.parts.work(params, residual, cluster.rows, clock, worker)
+                work[key] = cluster.parts.work(params, residual, cluster.rows, pieces[key])
                 owed[worker, attempt] = work[key].residual
             codes = work[key].codes[number]
             grads = cluster.parts.decode_push(codes, number) if cluster.parts.coded else codes

@@ -9,7 +9,6 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 
 from jmlp.server import state as machine
 from jmlp.server.parts import Parts, Pushed, Rows
@@ -64,6 +63,56 @@ class Stats:
         self.pushed_bytes, self.pulled_bytes = memo["pushed_bytes"], memo["pulled_bytes"]
 
 
+class Pieces:
+    """Which slice of which batch each worker is at: slice k of batch s is `s * workers + k`.
+
+    A worker has slice k of every batch, or, if work is shared, whatever comes next.
+    """
+
+    def __init__(self, steps: int, workers: int, shared: bool):
+        self.steps, self.workers, self.shared = steps, workers, shared
+        self.at: list[tuple[int, int] | None] = [None] * workers
+        """(clock, piece) that each worker has taken last"""
+        self.returned: list[int] = []
+        """of workers that left"""
+        self.next = 0
+
+    def take(self, worker: int, clock: int) -> int | None:
+        """What `worker` does at `clock`, however often it asks; None: nothing is left."""
+        if not self.shared:
+            return clock * self.workers + worker if clock < self.steps else None
+        here = self.at[worker]
+        if here and here[0] == clock:
+            return here[1]
+        if not self.left(worker, clock):
+            return None
+        piece = self.returned.pop(0) if self.returned else self.next
+        self.next += piece == self.next
+        self.at[worker] = clock, piece
+        return piece
+
+    def left(self, worker: int, clock: int) -> bool:
+        """Whether there would be something to take."""
+        if not self.shared:
+            return clock < self.steps
+        here = self.at[worker]
+        mine = here is not None and here[0] == clock
+        return mine or bool(self.returned) or self.next < self.steps * self.workers
+
+    def lose(self, worker: int, clock: int) -> None:
+        """`worker` left before it had done `clock`'s: another does."""
+        here, self.at[worker] = self.at[worker], None
+        if here and here[0] == clock:
+            self.returned.append(here[1])
+
+    def memo(self) -> dict[str, Any]:
+        return {"at": self.at, "returned": self.returned, "next": self.next}
+
+    def restore(self, memo: dict[str, Any]) -> None:
+        self.at = [tuple(here) if here else None for here in memo["at"]]
+        self.returned, self.next = list(memo["returned"]), memo["next"]
+
+
 class Cluster:
     """Server shards in lockstep, and what each worker keeps.
 
@@ -79,9 +128,8 @@ class Cluster:
         self, parts: Parts, policy: Policy, rows: Rows, params: Any, opt_state: Any,
         workers: int, steps: int, devices: list[Any],
     ):  # fmt: skip
-        self.parts, self.policy, self.rows, self.steps = parts, policy, rows, steps
-        self.shared = parts.config.server.share_work
-        self.devices = devices
+        self.parts, self.policy, self.rows, self.devices = parts, policy, rows, devices
+        self.pieces = Pieces(steps, workers, parts.config.server.share_work)
         states = opt_state if len(parts.cut) > 1 else (opt_state,)
         self.shards: list[Shard] = [
             machine.start(part, opt, workers)
@@ -89,11 +137,6 @@ class Cluster:
         ]
         self.home = next(iter(jax.tree.leaves(params)[0].devices()))
         self.residuals: list[Any] = [parts.residuals() for _ in range(workers)]
-        self.items: list[int | None] = [None] * workers
-        """the slice each worker is at, if work is shared"""
-        self.returned: list[int] = []
-        """slices of workers that left"""
-        self.next_item = 0
         self.stats, self.log = Stats(workers), list[Event]()
 
     @property
@@ -102,7 +145,7 @@ class Cluster:
 
     @property
     def done(self) -> int:
-        """Slices behind the workers; a run ends with `steps * workers`."""
+        """Pieces behind the workers; a run ends with `steps * workers`."""
         return machine.progress(self.shards[0])
 
     @property
@@ -114,26 +157,22 @@ class Cluster:
 
     def finished(self, worker: int) -> bool:
         """Whether no work is left for `worker`."""
-        if self.shared:
-            return self.next_item >= self.steps * self.workers and not self.returned
-        return self.clock(worker) >= self.steps
+        return not self.pieces.left(worker, self.clock(worker))
 
     def over(self) -> bool:
-        return self.done >= self.steps * self.workers
+        return self.done >= self.pieces.steps * self.workers
 
     def may_pull(self, worker: int) -> bool:
         return machine.may_pull(self.shards[0], self.policy, worker)
 
     def pull(self, worker: int) -> None:
         """`worker` takes parameters, and the next piece of work with them."""
-        if self.shared:
-            self.items[worker] = self.returned.pop(0) if self.returned else self.next_item
-            self.next_item += self.items[worker] == self.next_item
+        clock = self.clock(worker)
+        self.pieces.take(worker, clock)
         for number, shard in enumerate(self.shards):
             known, held = shard.workers[worker].held, None
             if self.parts.coded_pull and known is not None:
-                seed = np.uint32((worker << 20) ^ shard.workers[worker].clock)
-                codes, held = self.parts.encode_pull(shard.params, known, seed, number)
+                codes, held = self.parts.encode_pull(shard.params, known, worker, clock, number)
                 self.stats.pulled_bytes += codes.nbytes
             else:
                 self.stats.pulled_bytes += sum(
@@ -146,15 +185,9 @@ class Cluster:
         """The push for what `worker` pulled last, computed on its device."""
         held = self.parts.whole([shard.workers[worker].held for shard in self.shards])
         params = self._at(held, self.devices[worker])
-        step, k = self._work_of(worker)
-        return self.parts.work(params, self.residuals[worker], self.rows, step, k)
-
-    def _work_of(self, worker: int) -> tuple[int, int]:
-        """(global batch, slice of it)."""
-        item = self.items[worker]
-        if item is None:
-            return self.shards[0].workers[worker].working, worker
-        return divmod(item, self.workers)
+        piece = self.pieces.take(worker, self.shards[0].workers[worker].working)
+        assert piece is not None
+        return self.parts.work(params, self.residuals[worker], self.rows, piece)
 
     def push(self, worker: int, clock: int, pushed: Pushed) -> Ack:
         """Takes a push; one that was taken already is acknowledged again and changes nothing."""
@@ -171,15 +204,12 @@ class Cluster:
         assert ack is not None
         if self.stats.count(ack):
             self.residuals[worker] = pushed.residual
-            self.items[worker] = None
         self._note("push", worker, clock, ack.staleness, ack.kind)
         return ack
 
     def leave(self, worker: int) -> None:
         """`worker` is gone; what it was at goes to another, if work is shared."""
-        item, self.items[worker] = self.items[worker], None
-        if item is not None:
-            self.returned.append(item)
+        self.pieces.lose(worker, self.clock(worker))
         self.shards = [
             machine.leave(shard, self.policy, self.parts.update, worker) for shard in self.shards
         ]
@@ -188,7 +218,7 @@ class Cluster:
     def join(self, worker: int) -> None:
         """`worker` is back, with nothing owed: what it kept is gone."""
         self.shards = [
-            machine.join(shard, worker, catch_up=not self.shared) for shard in self.shards
+            machine.join(shard, worker, catch_up=not self.pieces.shared) for shard in self.shards
         ]
         self.residuals[worker] = jax.device_put(self.parts.residuals(), self.devices[worker])
         self._note("join", worker, self.clock(worker))

@@ -65,7 +65,7 @@ class Parts:
         self.like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), params)
         self.cut = shards.plan(params, server.shards)
         self.key = key
-        of_shards = [_shapes(part) for part in jax.eval_shape(self.split, self.like)]
+        of_shards = [shapes_of(part) for part in jax.eval_shape(self.split, self.like)]
         sizes = [_size(part) for part in of_shards]
         self.shapes = of_shards
         self.push_messages = [make_message(config.comm.reducer, size) for size in sizes]
@@ -89,7 +89,8 @@ class Parts:
         self._apply = jax.jit(self._applied)
         self._mean = jax.jit(_mean)
         self.decode_push = jax.jit(self._decode_push, static_argnums=1)
-        self.encode_pull = jax.jit(self._encode_pull, static_argnums=3)
+        self._encode_news = jax.jit(self._encode_pull, static_argnums=3)
+        self.decode_pull = jax.jit(self._decode_pull, static_argnums=2)
         self._merge = jax.jit(lambda parts: shards.merge(parts, self.cut, self.like))
         self.update = Update(self._apply_at, lambda grads, weights: self._mean(grads, weights))
 
@@ -108,8 +109,13 @@ class Parts:
 
     # A worker's part.
 
-    def work(self, params: Any, residual: Any, rows: "Rows", step: int, k: int) -> Pushed:
-        """The push for slice `k` of global batch `step`, on the device of `params`."""
+    def work(self, params: Any, residual: Any, rows: "Rows", piece: int) -> Pushed:
+        """The push for a slice of a global batch, on the device of `params`.
+
+        Args:
+          piece: slice k of batch `step` has number `step * workers + k`.
+        """
+        step, k = divmod(piece, rows.workers)
         batch = rows.batch(step, k)
         weight = float(batch["weight"].sum())
         at = np.int32(step), np.int32(k * rows.share)
@@ -164,13 +170,20 @@ class Parts:
     def _decode_push(self, codes: jax.Array, number: int) -> Any:
         return self._unflat(self.push_messages[number].decode(codes), number)
 
-    def _encode_pull(self, params: Any, known: Any, seed: Any, number: int) -> Any:
-        """(codes, what the worker will know)."""
-        message = self.pull_messages[number]
+    def encode_pull(self, params: Any, known: Any, worker: int, clock: int, number: int) -> Any:
+        """(codes of what is new in `params`, what the worker knows once it has them)."""
+        seed = np.uint32((worker << 20) ^ clock)
+        codes = self._encode_news(params, known, seed, number)
+        # By the worker's own program: inside of another one its last bits might differ.
+        return codes, self.decode_pull(codes, known, number)
+
+    def _encode_pull(self, params: Any, known: Any, seed: Any, number: int) -> jax.Array:
         key = jax.random.fold_in(jax.random.wrap_key_data(self.key), seed)
-        codes = message.encode(_flat(params) - _flat(known), key)
-        news = self._unflat(message.decode(codes), number)
-        return codes, jax.tree.map(jnp.add, known, news)
+        return self.pull_messages[number].encode(_flat(params) - _flat(known), key)
+
+    def _decode_pull(self, codes: jax.Array, known: Any, number: int) -> Any:
+        news = self._unflat(self.pull_messages[number].decode(codes), number)
+        return jax.tree.map(jnp.add, known, news)
 
     def _unflat(self, flat: jax.Array, number: int) -> Any:
         leaves, tree = jax.tree.flatten(self.shapes[number])
@@ -181,7 +194,7 @@ class Rows:
     """The rows of each piece of work: slice `k` of global batch `step`, as host arrays."""
 
     def __init__(self, split: Split, config: Config, workers: int, width: int):
-        self._split, self._config, self._workers, self._width = split, config, workers, width
+        self._split, self._config, self.workers, self._width = split, config, workers, width
         self.per_epoch = steps_per_epoch(split.rows, config.train.batch_size)
         self.share = width // workers
         self._orders: dict[int, np.ndarray] = {}
@@ -217,7 +230,8 @@ def _mean(grads: Sequence[Any], weights: Sequence[float]) -> Any:
     return jax.tree.map(one, *grads)
 
 
-def _shapes(tree: Any) -> Any:
+def shapes_of(tree: Any) -> Any:
+    """The same tree without its numbers."""
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
 
 

@@ -199,9 +199,7 @@ class AsyncPrograms(Programs):
         engine = self._engine.memo() if self._engine else {}
         return {
             "shards": [machine.said_of(shard) for shard in cluster.shards],
-            "items": list(cluster.items),
-            "returned": list(cluster.returned),
-            "next_item": cluster.next_item,
+            "pieces": cluster.pieces.memo(),
             "stats": cluster.stats.memo(),
             "engine": engine,
         }
@@ -215,10 +213,10 @@ class AsyncPrograms(Programs):
             known = [some[number] for some in of_shards]
             found = machine.from_said(said, shard.params, shard.opt_state, known)
             cluster.shards[number] = found if replay else machine.anew(found)
-        items = [item for item in memo["items"] if item is not None]
-        cluster.returned = list(memo["returned"]) + ([] if replay else sorted(items))
-        cluster.items = list(memo["items"]) if replay else [None] * self.workers
-        cluster.next_item = memo["next_item"]
+        cluster.pieces.restore(memo["pieces"])
+        if not replay:
+            for worker in range(self.workers):
+                cluster.pieces.lose(worker, cluster.clock(worker))
         cluster.stats.restore(memo["stats"])
         for i, owed in enumerate(state.comm_state["owed"]):
             cluster.residuals[i] = jax.device_put(owed, self.devices[i])

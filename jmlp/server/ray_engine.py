@@ -25,6 +25,7 @@ from jmlp.errors import ConfigError, TrainingError
 from jmlp.server import state as machine
 from jmlp.server.actors import ShardActor, WorkerActor
 from jmlp.server.cluster import Cluster
+from jmlp.server.parts import shapes_of
 
 _LOOPBACK = {
     # Makes all of Ray's listeners keep to loopback, which the address alone does not.
@@ -32,6 +33,7 @@ _LOOPBACK = {
     "RAY_AUTH_MODE": "token",
     "RAY_USAGE_STATS_ENABLED": "0",
 }
+_INLINE_BYTES = 50_000  # Ray puts away arguments of 100 KiB
 
 
 def start_ray() -> Any:
@@ -72,10 +74,12 @@ def _is_running() -> bool:
 
 
 def _first(cluster: Cluster, number: int) -> Any:
-    """What a shard begins with, as host arrays."""
+    """What a shard begins with: what is said of it, and host arrays."""
     shard = cluster.shards[number]
-    said = machine.said_of(shard) | {"log": [], "losses": [], "stats": cluster.stats.memo()}
-    return jax.device_get(shard.params), jax.device_get(shard.opt_state), said
+    said = machine.said_of(shard) | {
+        "log": [], "losses": [], "stats": cluster.stats.memo(), "pieces": cluster.pieces.memo(),
+    }  # fmt: skip
+    return said, jax.device_get(shard.params), jax.device_get(shard.opt_state)
 
 
 class RayEngine:
@@ -89,20 +93,22 @@ class RayEngine:
         self._folder = tempfile.mkdtemp(prefix="jmlp-shards-")
         ray, again = self._ray, {"max_restarts": -1, "max_task_retries": 0, "num_cpus": 0}
         shard, worker = ray.remote(**again)(ShardActor), ray.remote(**again)(WorkerActor)
-        # Actors that are restarted are made of these again, so somebody must hold them.
-        parts, rows = ray.put(cluster.parts), ray.put(cluster.rows)
-        firsts = [ray.put(_first(cluster, number)) for number in range(len(cluster.shards))]
-        self._made_of = [parts, rows, *firsts]
+        # What actors are made of: they are restarted from it, so somebody must hold it. Only
+        # small things travel without being put away, and so without a warning of Ray's.
+        parts: Any = cluster.parts
+        if len(ray.cloudpickle.dumps(parts)) > _INLINE_BYTES:
+            parts = ray.put(parts)
+        self._made_of, self._rows = parts, ray.put(cluster.rows)
         many = 2 * cluster.workers + 8  # calls that may wait for their turn at a shard
+        run = cluster.policy, cluster.workers, cluster.pieces.steps
         self.shards = [
             shard.options(max_concurrency=many).remote(
-                [parts, first], cluster.policy, number, f"{self._folder}/{number}"
+                parts, *run, shapes_of(held.opt_state), number, f"{self._folder}/{number}"
             )
-            for number, first in enumerate(firsts)
+            for number, held in enumerate(cluster.shards)
         ]
         self.workers = [
-            worker.remote([parts, rows], index, cluster.steps, self.shards)
-            for index in range(cluster.workers)
+            worker.remote(parts, index, self.shards) for index in range(cluster.workers)
         ]
         self._attempt, self._running = 0, dict[Any, int]()
         self.losses: list[tuple[int, float, float]] = []
@@ -111,12 +117,16 @@ class RayEngine:
         self.logs: list[Any] = []
 
     def begin(self) -> None:
+        firsts = [_first(self._cluster, number) for number in range(len(self.shards))]
+        self._ray.get([
+            shard.begin.remote(*first) for shard, first in zip(self.shards, firsts, strict=True)
+        ])  # fmt: skip
         for index in range(len(self.workers)):
             self._launch(index)
 
     def _launch(self, index: int) -> None:
         self._attempt += 1
-        self._running[self.workers[index].run.remote(self._attempt)] = index
+        self._running[self.workers[index].run.remote(self._rows, self._attempt)] = index
 
     def run_until(self, done: int) -> None:
         """Waits until every shard has so many slices behind it, and makes the cluster that.
@@ -171,6 +181,7 @@ class RayEngine:
             tree = jax.tree.structure((old.params, old.opt_state))
             leaves = [jax.device_put(array, cluster.home) for array in arrays]
             cluster.shards[number] = machine.from_said(said, *tree.unflatten(leaves))
+        cluster.pieces.restore(found[0][1]["pieces"])
         stats = found[0][1]["stats"]
         for _, said, _ in found[1:]:
             for key in ("pushed_bytes", "pulled_bytes"):

@@ -20,7 +20,6 @@ from kill_actors import Killer, actors, each_once, from_its_logs
 
 import jmlp
 from jmlp.config import parse_config
-from jmlp.errors import ConfigError
 
 # Not by importing it: Ray reads its environment then, and jmlp must set that first.
 if importlib.util.find_spec("ray") is None:
@@ -43,24 +42,35 @@ def server(**keys):
     return {"server": {"engine": "ray"} | keys}
 
 
-def test_rounds_are_the_replay_s(blobs):
-    want = run(blobs, server(policy="bsp", engine="replay"))
-    got = run(blobs, server(policy="bsp"))
+@pytest.mark.parametrize("keys", [{}, {"pull": "int8", "shards": 2}], ids=["plain", "coded pulls"])
+def test_rounds_are_the_replay_s(blobs, keys):
+    want = run(blobs, server(policy="bsp", engine="replay", **keys))
+    got = run(blobs, server(policy="bsp", **keys))
+    for name in ("push_bytes", "pull_bytes", "updates"):
+        assert got.summary["server"][name] == want.summary["server"][name], name
     assert got.summary["fingerprint"] == want.summary["fingerprint"]
     assert not actors("")
 
 
-@pytest.mark.parametrize("feedback", [False, True], ids=["plain", "coded"])
-def test_killed_actors_come_back_and_nothing_acknowledged_is_lost(blobs, feedback):
+CODED = {"comm": {"reducer": {"name": "int8", "error_feedback": True}}}
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        [server(policy="ssp", shards=2, pull="int8"), CODED],
+        [server(policy="asp", share_work=True, shards=2)],
+    ],
+    ids=["coded", "shared"],
+)
+def test_killed_actors_come_back_and_nothing_acknowledged_is_lost(blobs, keys):
     """Of two shards and three workers; the logs prove it, for they make the same parameters."""
-    keys = [server(policy="ssp", shards=2), {"train": {"epochs": 60}}]
-    if feedback:
-        keys.append({"comm": {"reducer": {"name": "int8", "error_feedback": True}}})
+    keys = [*keys, {"train": {"epochs": 60}}]
     with Killer({"WorkerActor": 3, "ShardActor": 2}, 4.0) as killer:
         done = run(blobs, *keys)
     assert killer.left["ShardActor"] < 2, "the run was over before a shard was killed"
     logs = done.setup.programs.engine.logs
-    assert each_once(logs, 3, 300)
+    assert each_once(logs, 3 * 300)
     config = parse_config(merged(BASE, *keys))
     assert from_its_logs(config, logs, blobs) == done.summary["fingerprint"]
     assert done.summary["train"]["accuracy"] > 0.8
@@ -104,8 +114,3 @@ def test_a_run_that_fails_leaves_no_actor(blobs):
             {"optim": {"learning_rate": 1e3}, "data": {"scale": "none"}},
         )
     assert not actors("")
-
-
-def test_what_ray_has_not_is_refused(blobs):
-    with pytest.raises(ConfigError, match="neither"):
-        run(blobs, server(policy="asp", share_work=True))
