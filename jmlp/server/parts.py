@@ -23,6 +23,7 @@ from jmlp.compress.message import make_message
 from jmlp.config import Config
 from jmlp.data.base import Split
 from jmlp.data.batches import epoch_index, gather, steps_per_epoch
+from jmlp.errors import ConfigError
 from jmlp.server import shards
 from jmlp.server.state import Update
 from jmlp.step.base import EXCHANGE, TrainState, gradients
@@ -64,6 +65,10 @@ class Parts:
         self.tx, self.config = tx, config
         self.like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), params)
         self.cut = shards.plan(params, server.shards)
+        if empty := sum(not held for held in self.cut):
+            raise ConfigError(
+                f"server.shards={server.shards}: the parameters fill {server.shards - empty} only"
+            )
         self.key = key
         of_shards = [shapes_of(part) for part in jax.eval_shape(self.split, self.like)]
         sizes = [_size(part) for part in of_shards]
