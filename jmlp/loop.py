@@ -226,7 +226,10 @@ class Loop:
         took_s = time.perf_counter() - begun_s
         self.progress.compile_seconds += took_s
         self._read_wire(started.hlo, started.lowered)
-        self.report.note(f"compiled in {took_s:.1f} s; training")
+        if started.hlo:
+            self.report.note(f"compiled in {took_s:.1f} s; training")
+        else:
+            self.report.note("training; each worker compiles its part when it begins")
         return took_s
 
     def _read_wire(self, compiled: str, lowered: str) -> None:

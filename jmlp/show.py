@@ -73,11 +73,12 @@ def print_summary(summary: dict[str, Any], run_dir: Path, report: Reporter) -> N
         said = "  ".join(f"{name} {value:.4f}" for name, value in summary[split].items())
         report.note(f"{split:6} {said}")
     mesh = _mesh_text({k: v for k, v in summary["mesh"].items() if v > 1}) or "one device"
-    report.note(
-        f"{summary['steps']} steps of step={summary['step']} over {mesh}, "
-        f"{summary['seconds']:.1f} s of training, {summary['compile_seconds']:.1f} s of compiling"
-    )
-    if server := summary.get("server"):
+    took = f"{summary['seconds']:.1f} s of training"
+    server = summary.get("server")
+    if not server:  # whose parts are compiled meanwhile
+        took += f", {summary['compile_seconds']:.1f} s of compiling"
+    report.note(f"{summary['steps']} steps of step={summary['step']} over {mesh}, {took}")
+    if server:
         print_server(server, report)
     report.note(f"run directory {run_dir}: summary.json, curves.png, checkpoints/")
 

@@ -275,6 +275,20 @@ def test_a_worker_that_fails_ends_the_run(blobs, monkeypatch):
     assert not workers_alive()
 
 
+def test_losses_of_pushes_that_run_ahead_are_told_in_their_turn(blobs):
+    programs = prepared(blobs, merged(ASYNC, server("asp", "threads"))).programs
+
+    class Engine:
+        told = [[(place, float(place // 8), 1.0) for place in range(40)], []]
+
+        def take_losses(self):
+            return self.told.pop(0)
+
+    programs._engine = Engine()
+    for begin, programs._at in ((0, 2), (2, 5)):
+        np.testing.assert_array_equal(programs._losses(begin), np.arange(begin, programs._at))
+
+
 def test_no_thread_outlives_its_run(blobs):
     run(blobs, server("ssp", "threads"), report=Interrupt(6))
     assert not workers_alive()

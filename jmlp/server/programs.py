@@ -92,6 +92,8 @@ class AsyncPrograms(Programs):
         self.cluster: Cluster | None = None
         self._engine: Any = None
         self._memo: dict[str, Any] | None = None
+        self._told: list[tuple[int, float, float]] = []
+        """losses of pushes after the last that the loop has heard of"""
 
     def _with_workers(self, seed: Any) -> TrainState:
         state = self._plain_init(seed)
@@ -167,10 +169,14 @@ class AsyncPrograms(Programs):
         """Mean loss of the pushes of each global batch since `begin`, in order of arrival."""
         count = self._at - begin
         sums, rows = np.zeros(count), np.zeros(count)
-        for before, loss, weight in self._engine.take_losses():
-            place = min(max(before // self.workers - begin, 0), count - 1)
-            sums[place] += loss * weight
-            rows[place] += weight
+        told, self._told = self._told + self._engine.take_losses(), []
+        for before, loss, weight in told:
+            place = before // self.workers - begin
+            if place >= count:  # workers went on while the loop evaluated
+                self._told.append((before, loss, weight))
+                continue
+            sums[max(place, 0)] += loss * weight
+            rows[max(place, 0)] += weight
         # A batch that nobody took, for a worker was away: as the one before.
         for place in range(count):
             if not rows[place]:
