@@ -170,6 +170,25 @@ def test_what_is_done_about_staleness(blobs, strength, rate):
         np.testing.assert_allclose(new["head"]["kernel"], now - step, atol=1e-6)
 
 
+def test_what_a_push_loses_is_part_of_the_next(blobs):
+    """codes + what is owed afterwards = gradient + what was owed before; of two shards."""
+    coded = {"comm": {"reducer": {"name": "top_k", "keep": 0.1, "error_feedback": True}}}
+    plain = cluster_of(blobs, server("asp", shards=2))
+    parts = cluster_of(blobs, server("asp", shards=2), coded).parts
+    owed = parts.residuals()
+    for piece in range(3):
+        got = parts.work(plain.params(), owed, plain.rows, piece)
+        want = plain.parts.work(plain.params(), (), plain.rows, piece)
+        for number in range(2):
+            said = jax.tree.leaves(parts.decode_push(got.codes[number], number))
+            flat = np.concatenate([np.asarray(leaf).ravel() for leaf in said])
+            grads = jax.tree.leaves(want.codes[number])
+            due = np.concatenate([np.asarray(leaf).ravel() for leaf in grads]) + owed[number]
+            np.testing.assert_allclose(flat + got.residual[number], due, atol=1e-6)
+            assert 0 < np.count_nonzero(flat) < len(flat) / 2
+        owed = got.residual
+
+
 def test_a_worker_with_coded_pulls_follows_the_server(blobs):
     """What int8 loses in one pull is part of the next: errors do not add up."""
     cluster = cluster_of(blobs, server("asp", pull="int8"))
