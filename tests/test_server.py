@@ -85,7 +85,10 @@ SCHEDULES = {
         "asp", share_work=True, simulate={"jitter": 0.3, "dies_at": 3.5, "returns_at": 9.0}
     ),
     "coded": server(pull="int8", shards=2, **JITTER)
-    | {"comm": {"reducer": {"name": "int4", "error_feedback": True}}},
+    | {
+        "comm": {"reducer": {"name": "int4", "error_feedback": True}},
+        "optim": {"name": "momentum"},
+    },
     "top_k": server("bsp") | {"comm": {"reducer": {"name": "top_k", "error_feedback": True}}},
 }
 

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jmlp.errors import TrainingError
 from jmlp.server import state as machine
 from jmlp.server.cluster import Pieces, Stats
 from jmlp.server.journal import Journal
@@ -69,7 +70,7 @@ class ShardActor:
     @property
     def shard(self) -> Shard:
         if self._shard is None:
-            raise RuntimeError(
+            raise TrainingError(
                 f"shard {self.number} was restarted where its journal is not: "
                 f"{self.journal.folder}. The run goes on from its last checkpoint"
             )
@@ -152,15 +153,17 @@ class ShardActor:
         For a clock that is behind the worker here, though not at other shards: as they are.
         None once no work is left.
         """
-        behind = clock < self.clock(worker)
         async with self.changed:
             if self.number == 0 and not self.pieces.left(worker, clock):
                 return None
             begun = time.monotonic()
-            if not behind:
-                await self.changed.wait_for(
-                    lambda: machine.may_pull(self.shard, self.policy, worker)
+            await self.changed.wait_for(
+                lambda: (
+                    clock < self.clock(worker) or machine.may_pull(self.shard, self.policy, worker)
                 )
+            )
+            # What a killed attempt of the worker had sent may have come in meanwhile.
+            behind = clock < self.clock(worker)
             self.stats.waits[worker] += time.monotonic() - begun
             # Whoever asks again has not got the answer, and does not know what it said.
             me = self.shard.workers[worker]
@@ -262,7 +265,7 @@ class WorkerActor:
 
         answers: list[Any] = [None] * len(self.shards)
         left = dict(enumerate(arguments))
-        until = time.monotonic() + _PATIENCE_S
+        until = 0.0
         while left:
             calls = {n: getattr(self.shards[n], method).remote(*args) for n, args in left.items()}
             for number, call in calls.items():
@@ -270,6 +273,7 @@ class WorkerActor:
                     answers[number] = ray.get(call)
                     del left[number]
                 except ray.exceptions.RayActorError:
+                    until = until or time.monotonic() + _PATIENCE_S
                     if time.monotonic() > until:
                         raise
             if left:

@@ -12,8 +12,10 @@ the token runs code as you. Needs `pip install 'jmlp[ray]'`.
 import logging
 import os
 import shutil
+import signal
 import sys
 import tempfile
+import threading
 import time
 import warnings
 from contextlib import suppress
@@ -33,6 +35,7 @@ _LOOPBACK = {
     "RAY_AUTH_MODE": "token",
     "RAY_USAGE_STATS_ENABLED": "0",
 }
+_BEGINNINGS = 5  # of a shard that dies before it has a journal
 _INLINE_BYTES = 50_000  # Ray puts away arguments of 100 KiB
 
 
@@ -55,6 +58,7 @@ def start_ray() -> Any:
         ) from None
     if not ray.is_initialized():
         before = os.umask(0o077)  # the token's file is nobody else's business
+        handler = signal.getsignal(signal.SIGTERM)  # Ray's own would end the run unsaved
         quiet: Any = {"log_to_driver": False, "logging_level": logging.WARNING}
         try:
             with warnings.catch_warnings():
@@ -66,6 +70,8 @@ def start_ray() -> Any:
                     ray.init(include_dashboard=False, _node_ip_address="127.0.0.1", **quiet)
         finally:
             os.umask(before)
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, handler)
     return ray
 
 
@@ -76,8 +82,11 @@ def _is_running() -> bool:
 def _first(cluster: Cluster, number: int) -> Any:
     """What a shard begins with: what is said of it, and host arrays."""
     shard = cluster.shards[number]
+    stats = cluster.stats.memo()
+    if number:  # bytes are added up over shards
+        stats |= {"pushed_bytes": 0, "pulled_bytes": 0}
     said = machine.said_of(shard) | {
-        "log": [], "losses": [], "stats": cluster.stats.memo(), "pieces": cluster.pieces.memo(),
+        "log": [], "losses": [], "stats": stats, "pieces": cluster.pieces.memo(),
     }  # fmt: skip
     return said, jax.device_get(shard.params), jax.device_get(shard.opt_state)
 
@@ -117,10 +126,15 @@ class RayEngine:
         self.logs: list[Any] = []
 
     def begin(self) -> None:
-        firsts = [_first(self._cluster, number) for number in range(len(self.shards))]
-        self._ray.get([
-            shard.begin.remote(*first) for shard, first in zip(self.shards, firsts, strict=True)
-        ])  # fmt: skip
+        for number, shard in enumerate(self.shards):
+            first = _first(self._cluster, number)
+            for left in reversed(range(_BEGINNINGS)):
+                try:
+                    self._ray.get(shard.begin.remote(*first))
+                    break
+                except self._ray.exceptions.RayActorError:  # it is restarted, with nothing yet
+                    if not left:
+                        raise
         for index in range(len(self.workers)):
             self._launch(index)
 

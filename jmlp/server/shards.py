@@ -36,7 +36,7 @@ def plan(params: Any, shards: int) -> Cut:
         parts = min(rows, -(-leaf.size // most)) if leaf.ndim else 1
         ends = [rows * i // parts for i in range(parts + 1)]
         for start, stop in zip(ends, ends[1:], strict=False):
-            label = name if parts == 1 else f"{name}:{start}"
+            label = name if parts == 1 else f"{name}-{start}"  # checkpoints take no colon
             piece = Piece(number, start, stop, parts == 1, label)
             pieces.append((leaf.size * (stop - start) // rows, piece))
     loads = [0] * shards

@@ -15,7 +15,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
-from helpers import merged
+from helpers import Interrupt, merged
 from kill_actors import Killer, actors, each_once, from_its_logs
 
 import jmlp
@@ -42,14 +42,26 @@ def server(**keys):
     return {"server": {"engine": "ray"} | keys}
 
 
-@pytest.mark.parametrize("keys", [{}, {"pull": "int8", "shards": 2}], ids=["plain", "coded pulls"])
-def test_rounds_are_the_replay_s(blobs, keys):
-    want = run(blobs, server(policy="bsp", engine="replay", **keys))
-    got = run(blobs, server(policy="bsp", **keys))
-    for name in ("push_bytes", "pull_bytes", "updates"):
+def assert_same(got, want, *names):
+    for name in ("push_bytes", "updates", *names):
         assert got.summary["server"][name] == want.summary["server"][name], name
     assert got.summary["fingerprint"] == want.summary["fingerprint"]
+
+
+def test_rounds_with_coded_pulls_are_the_replay_s(blobs):
+    keys = {"policy": "bsp", "pull": "int8", "shards": 2}
+    assert_same(
+        run(blobs, server(**keys)), run(blobs, server(**keys | {"engine": "replay"})), "pull_bytes"
+    )
     assert not actors("")
+
+
+def test_rounds_go_on_from_a_checkpoint(blobs, tmp_path):
+    keys = {"policy": "bsp", "shards": 2}
+    cut = run(blobs, server(**keys), run_dir=tmp_path, report=Interrupt(7))
+    assert cut.summary["interrupted"]
+    got = run(blobs, server(**keys), run_dir=tmp_path)
+    assert_same(got, run(blobs, server(**keys | {"engine": "replay"})))
 
 
 CODED = {"comm": {"reducer": {"name": "int8", "error_feedback": True}}}
