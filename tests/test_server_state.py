@@ -100,6 +100,18 @@ def test_a_round_is_meaned_in_the_order_of_workers():
     assert ack.kind == "applied"
 
 
+def test_workers_begin_anew_at_nothing():
+    policy, shard = Policy(0, backup=1), machine.start((), None, 3)
+    for worker in range(3):
+        shard = machine.pull(shard, policy, worker)
+    for worker in range(2):
+        shard, _ = machine.push(shard, policy, NOTES, worker, 0, worker, 1.0)
+    assert shard.late == {(2, 0)}
+    again = machine.anew(machine.leave(shard, policy, NOTES, 0))
+    assert [(w.clock, w.alive, w.working) for w in again.workers] == [(1, True, -1)] * 3
+    assert not again.late
+
+
 def test_what_no_worker_may_do_is_refused():
     policy = Policy(1)
     shard = machine.pull(machine.start((), None, 2), policy, 0)
