@@ -157,7 +157,7 @@ def _threads(megabytes: int, exchanges: int) -> float:
 def _actors(megabytes: int, exchanges: int) -> float:
     from jmlp.server.ray_engine import RayEngine
 
-    return _timed(RayEngine(_cluster(megabytes, exchanges, "ray")), exchanges)
+    return _timed(RayEngine(_cluster(megabytes, exchanges, "ray"), []), exchanges)
 
 
 class HandServer:

@@ -19,6 +19,7 @@ from jmlp.server.journal import Journal
 from jmlp.server.parts import Parts, Rows
 from jmlp.server.state import Policy, Shard
 
+_AHEAD = 2  # snapshots that may wait for the loop
 _LOG_BYTES = 256 << 20  # of a log, before the whole shard is written again: at least so
 _LOG_STATES = 8  # many, and as many as this times the shard's own
 _PATIENCE_S = 60.0  # for a restarted shard to answer
@@ -50,6 +51,9 @@ class ShardActor:
         self.pieces = Pieces(steps, workers, parts.config.server.share_work)
         self.attempts = [-1] * workers
         """of each worker's last pull"""
+        self.boundaries: list[int] = []
+        """slices done at which the loop wants a snapshot, still to come"""
+        self.ready: dict[int, tuple[Shard, dict[str, Any]]] = {}
         self.changed = asyncio.Condition()
         self._shard: Shard | None = None
         self.journal = Journal(Path(folder))
@@ -63,7 +67,7 @@ class ShardActor:
                     self._take_pull(event)
 
     def begin(self, said: dict[str, Any], params: Any, opt_state: Any) -> None:
-        """Before all else, once: the state that the journal begins with."""
+        """Before all else: the state that the journal begins with."""
         self._load(said, [*jax.tree.leaves(params), *jax.tree.leaves(opt_state)])
         self._write()
 
@@ -90,6 +94,7 @@ class ShardActor:
         self.stats.restore(said["stats"])
         self.pieces.restore(said["pieces"])
         self.attempts = said.get("attempts", self.attempts)
+        self.boundaries = said["boundaries"]
 
     def _said(self) -> dict[str, Any]:
         said = {"stats": self.stats.memo(), "pieces": self.pieces.memo()}
@@ -101,7 +106,10 @@ class ShardActor:
         leaves = [*jax.tree.leaves(shard.params), *jax.tree.leaves(shard.opt_state)]
         if self.parts.config.server.compensation or self.parts.coded_pull:
             leaves += [leaf for w in shard.workers for leaf in jax.tree.leaves(w.held)]
-        said = self._said() | {"log": self.log, "losses": self.losses, "attempts": self.attempts}
+        said = self._said() | {
+            "log": self.log, "losses": self.losses, "attempts": self.attempts,
+            "boundaries": self.boundaries,
+        }  # fmt: skip
         self.journal.begin(len(self.log), said, [np.asarray(leaf) for leaf in leaves])
 
     def _take_pull(self, event: dict[str, Any]) -> tuple[int | None, bool, list[np.ndarray]]:
@@ -131,6 +139,8 @@ class ShardActor:
         self.stats.pushed_bytes += sum(array.nbytes for array in codes)
         self.stats.count(ack)
         self._note(event, ack.kind)
+        while self.boundaries and machine.progress(self.shard) >= self.boundaries[0]:
+            self.ready[self.boundaries.pop(0)] = self.shard, self._said()
         return ack
 
     def _note(self, event: dict[str, Any], answer: str, piece: int | None = None) -> None:
@@ -157,11 +167,7 @@ class ShardActor:
             if self.number == 0 and not self.pieces.left(worker, clock):
                 return None
             begun = time.monotonic()
-            await self.changed.wait_for(
-                lambda: (
-                    clock < self.clock(worker) or machine.may_pull(self.shard, self.policy, worker)
-                )
-            )
+            await self.changed.wait_for(lambda: clock < self.clock(worker) or self._turn(worker))
             # What a killed attempt of the worker had sent may have come in meanwhile.
             behind = clock < self.clock(worker)
             self.stats.waits[worker] += time.monotonic() - begun
@@ -174,6 +180,9 @@ class ShardActor:
             }  # fmt: skip
             self.journal.append(event)
             return self._take_pull(event)
+
+    def _turn(self, worker: int) -> bool:
+        return len(self.ready) < _AHEAD and machine.may_pull(self.shard, self.policy, worker)
 
     async def push(
         self,
@@ -202,13 +211,15 @@ class ShardActor:
     # What the driver calls.
 
     async def when_done(self, slices: int) -> Any:
-        """What this shard holds once so many slices are done."""
+        """What this shard held once so many slices were done, at a boundary; else holds."""
         async with self.changed:
+            self.ready = {at: found for at, found in self.ready.items() if at >= slices}
+            self.changed.notify_all()
             await self.changed.wait_for(lambda: machine.progress(self.shard) >= slices)
-            shard = self.shard
+            shard, said = self.ready.get(slices) or (self.shard, self._said())
             arrays = [*jax.tree.leaves(shard.params), *jax.tree.leaves(shard.opt_state)]
             losses, self.losses = self.losses, []
-            return [np.asarray(leaf) for leaf in arrays], self._said(), losses
+            return [np.asarray(leaf) for leaf in arrays], said, losses
 
     def events(self) -> list[list[Any]]:
         return self.log

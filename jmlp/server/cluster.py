@@ -51,7 +51,7 @@ class Stats:
         return {
             "staleness": {str(k): v for k, v in sorted(self.staleness.items())},
             "answers": dict(self.answers),
-            "waits": self.waits,
+            "waits": list(self.waits),
             "pushed_bytes": self.pushed_bytes,
             "pulled_bytes": self.pulled_bytes,
         }
@@ -106,7 +106,7 @@ class Pieces:
             self.returned.append(here[1])
 
     def memo(self) -> dict[str, Any]:
-        return {"at": self.at, "returned": self.returned, "next": self.next}
+        return {"at": list(self.at), "returned": list(self.returned), "next": self.next}
 
     def restore(self, memo: dict[str, Any]) -> None:
         self.at = [tuple(here) if here else None for here in memo["at"]]

@@ -136,7 +136,7 @@ class AsyncPrograms(Programs):
         elif server.engine == "ray":
             from jmlp.server.ray_engine import RayEngine
 
-            self._engine = RayEngine(cluster)
+            self._engine = RayEngine(cluster, _boundaries(plan, self._at, self.workers))
         else:
             ends = _boundaries(plan, self._at, self.workers)
             self._engine = Threads(cluster, ends, self._snapshot)

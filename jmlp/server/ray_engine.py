@@ -18,6 +18,7 @@ import tempfile
 import threading
 import time
 import warnings
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -36,7 +37,7 @@ _LOOPBACK = {
     "RAY_USAGE_STATS_ENABLED": "0",
 }
 _BEGINNINGS = 5  # of a shard that dies before it has a journal
-_INLINE_BYTES = 50_000  # Ray puts away arguments of 100 KiB
+_INLINE_BYTES = 100_000  # Ray puts away arguments of 100 KiB
 
 
 def start_ray() -> Any:
@@ -79,7 +80,7 @@ def _is_running() -> bool:
     return "ray" in sys.modules and sys.modules["ray"].is_initialized()
 
 
-def _first(cluster: Cluster, number: int) -> Any:
+def _first(cluster: Cluster, number: int, boundaries: Sequence[int]) -> Any:
     """What a shard begins with: what is said of it, and host arrays."""
     shard = cluster.shards[number]
     stats = cluster.stats.memo()
@@ -87,18 +88,23 @@ def _first(cluster: Cluster, number: int) -> Any:
         stats |= {"pushed_bytes": 0, "pulled_bytes": 0}
     said = machine.said_of(shard) | {
         "log": [], "losses": [], "stats": stats, "pieces": cluster.pieces.memo(),
+        "boundaries": list(boundaries),
     }  # fmt: skip
     return said, jax.device_get(shard.params), jax.device_get(shard.opt_state)
 
 
 class RayEngine:
-    """Runs a cluster's shards and workers as actors until `stop`."""
+    """Runs a cluster's shards and workers as actors until `stop`.
 
-    def __init__(self, cluster: Cluster):
+    Args:
+      boundaries: slices done at which the loop evaluates or saves, rising.
+    """
+
+    def __init__(self, cluster: Cluster, boundaries: Sequence[int]):
         # Whoever has started Ray ends it.
         self._ours = not _is_running()
         self._ray = start_ray()
-        self._cluster = cluster
+        self._cluster, self._boundaries = cluster, boundaries
         self._folder = tempfile.mkdtemp(prefix="jmlp-shards-")
         ray, again = self._ray, {"max_restarts": -1, "max_task_retries": 0, "num_cpus": 0}
         shard, worker = ray.remote(**again)(ShardActor), ray.remote(**again)(WorkerActor)
@@ -127,7 +133,7 @@ class RayEngine:
 
     def begin(self) -> None:
         for number, shard in enumerate(self.shards):
-            first = _first(self._cluster, number)
+            first = _first(self._cluster, number, self._boundaries)
             for left in reversed(range(_BEGINNINGS)):
                 try:
                     self._ray.get(shard.begin.remote(*first))

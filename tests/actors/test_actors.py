@@ -20,6 +20,8 @@ from kill_actors import Killer, actors, each_once, from_its_logs
 
 import jmlp
 from jmlp.config import parse_config
+from jmlp.report import Reporter
+from jmlp.rundir import read_events
 
 # Not by importing it: Ray reads its environment then, and jmlp must set that first.
 if importlib.util.find_spec("ray") is None:
@@ -86,6 +88,24 @@ def test_killed_actors_come_back_and_nothing_acknowledged_is_lost(blobs, keys):
     config = parse_config(merged(BASE, *keys))
     assert from_its_logs(config, logs, blobs) == done.summary["fingerprint"]
     assert done.summary["train"]["accuracy"] > 0.8
+
+
+def test_workers_do_not_run_ahead_of_what_the_loop_looks_at(blobs, tmp_path):
+    """An evaluation is of the step that it names, however long the one before it took."""
+
+    class Slow(Reporter):
+        def event(self, *told):
+            time.sleep(2)  # enough for all workers to be done
+
+    keys, held_out = {"policy": "bsp", "shards": 2}, {"data": {"val_fraction": 0.2}}
+    run(blobs, held_out, server(**keys), run_dir=tmp_path / "ray", report=Slow())
+    replay = server(**keys | {"engine": "replay"})
+    run(blobs, held_out, replay, run_dir=tmp_path / "replay")
+    got, want = (
+        [(e["step"], e["loss"]) for e in read_events(tmp_path / engine) if e["split"] == "val"]
+        for engine in ("ray", "replay")
+    )
+    assert got == want
 
 
 def test_it_listens_on_loopback_only(blobs):
