@@ -15,6 +15,8 @@ import signal
 import sys
 import threading
 import time
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import psutil
@@ -41,25 +43,23 @@ def actors(name: str) -> list[int]:
 
 
 class Killer(threading.Thread):
-    """Kills random actors until it is `done`, or has done `kills` of each kind."""
+    """Kills an actor of each of the kinds that are `left`, in their order, until `done`."""
 
-    def __init__(self, kills: dict[str, int], pause_s: float):
+    def __init__(self, kinds: Sequence[str], pause_s: float):
         super().__init__(daemon=True)
-        self.left, self.pause_s, self.done = dict(kills), pause_s, False
+        self.left, self.pause_s, self.done = list(kinds), pause_s, False
         self.random = random.Random(0)
 
     def run(self) -> None:
-        while not self.done and any(self.left.values()):
+        while not self.done and self.left:
             time.sleep(self.pause_s * self.random.uniform(0.5, 1.5))
-            names = [name for name, left in self.left.items() for _ in range(left)]
-            name = self.random.choice(names)
-            found = actors(name)
+            found = actors(self.left[0])
             if found and not self.done:
                 try:
                     os.kill(self.random.choice(found), signal.SIGKILL)
                 except ProcessLookupError:
                     continue
-                self.left[name] -= 1
+                self.left.pop(0)
 
     def __enter__(self) -> "Killer":
         self.start()
@@ -107,18 +107,20 @@ def main() -> None:
         scores.append(summary["test"]["accuracy"])
         seconds = summary["seconds"]
         print(f"undisturbed {number + 1}: {scores[-1]:.4f} in {seconds} s", flush=True)
-    kills = {"WorkerActor": flags.workers, "ShardActor": flags.shards}
-    with Killer(kills, flags.pause) as killer:
+    kinds = ["WorkerActor"] * flags.workers + ["ShardActor"] * flags.shards
+    random.Random(0).shuffle(kinds)
+    with Killer(kinds, flags.pause) as killer:
         done = jmlp.train(config)
     summary, engine = done.summary, done.setup.programs.engine  # type: ignore[attr-defined]
-    killed = {name: count - killer.left[name] for name, count in kills.items()}
-    print(f"killed {killed}; accuracy {summary['test']['accuracy']:.4f} in {summary['seconds']} s")
+    killed = Counter(kinds) - Counter(killer.left)
+    score, seconds = summary["test"]["accuracy"], summary["seconds"]
+    print(f"killed {dict(killed)}; accuracy {score:.4f} in {seconds} s")
     print(summary["server"])
     once = each_once(engine.logs, 4 * summary["steps"])
     same = from_its_logs(config, engine.logs) == summary["fingerprint"]
     print(f"{4 * summary['steps']} pushes, each once in every log: {once}")
     print(f"the logs, run again, end in the same parameters: {same}")
-    sys.exit(not (once and same and killed == kills))
+    sys.exit(not (once and same and not killer.left))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Eight simulated devices, set up before anything else uses jax; never fewer."""
 
+import os
 import tempfile
 
 import jax
@@ -11,11 +12,16 @@ from jmlp import simulate_devices
 simulate_devices(8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-# Most of a small run is compiling, and tests compile the same programs again and again.
+# Most of a small run is compiling, and tests compile the same programs again and again:
+# here, and in the processes that they start.
 _cache = tempfile.TemporaryDirectory(prefix="jmlp-tests-")
-jax.config.update("jax_compilation_cache_dir", _cache.name)
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+for name, value in {
+    "jax_compilation_cache_dir": _cache.name,
+    "jax_persistent_cache_min_compile_time_secs": 0,
+    "jax_persistent_cache_min_entry_size_bytes": -1,
+}.items():
+    jax.config.update(name, value)
+    os.environ[name.upper()] = str(value)
 
 
 def pytest_sessionstart(session):

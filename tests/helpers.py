@@ -1,6 +1,8 @@
 """Shared by tests: a small run of any step kind over any mesh, and comparisons."""
 
+import os
 import signal
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -49,6 +51,13 @@ def run_steps(setup: Setup, epochs: int = 2) -> tuple[Any, np.ndarray]:
 
 def prepared(data: Any, *trees: dict[str, Any]) -> Setup:
     return prepare(config_of(*trees), data)
+
+
+def own_environment() -> dict[str, str]:
+    """For a process without this one's devices, though with its compilation cache."""
+    told = ("JAX_", "PJRT_", "XLA_")
+    kept = {k: v for k, v in os.environ.items() if "_CACHE_" in k or not k.startswith(told)}
+    return kept | {"PYTHONPATH": str(Path(__file__).parent.parent)}
 
 
 def assert_trees_close(got: Any, want: Any, **tolerance: float) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import own_environment
 
 from jmlp.cli import split_overrides
 from jmlp.errors import ConfigError
@@ -27,11 +28,10 @@ train: {epochs: 10, batch_size: 16}
 
 def jmlp(*args, cwd, env=(), **kwargs):
     """Runs the command as a process of its own, without this one's devices."""
-    clean = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "PJRT_", "XLA_"))}
     return subprocess.run(
         [sys.executable, "-m", "jmlp", *map(str, args)],
         cwd=cwd,
-        env=clean | {"PYTHONPATH": str(ROOT)} | dict(env),
+        env=own_environment() | dict(env),
         capture_output=True,
         text=True,
         timeout=300,
@@ -194,7 +194,7 @@ def test_a_signal_saves_and_says_how_to_go_on(folder, tmp_path, number):
     process = subprocess.Popen(
         [sys.executable, "-m", "jmlp", "train", "small.yaml", *settings],
         cwd=path,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        env=own_environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -1,20 +1,19 @@
 """The scripts that break runs on purpose, in short; CI runs these as well."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from helpers import own_environment
 
 ROOT = Path(__file__).parent.parent
 
 
 def script(name, *args):
-    clean = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "PJRT_", "XLA_"))}
     return subprocess.run(
         [sys.executable, ROOT / "scripts" / name, *args],
-        env=clean | {"PYTHONPATH": str(ROOT)},
+        env=own_environment(),
         capture_output=True,
         text=True,
         timeout=1200,

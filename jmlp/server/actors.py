@@ -161,10 +161,10 @@ class ShardActor:
         """The parameters for the worker's `clock`, when its turn has come, as `_take_pull` says.
 
         For a clock that is behind the worker here, though not at other shards: as they are.
-        None once no work is left.
+        None once no work is left, which of shared work the first shard alone knows.
         """
         async with self.changed:
-            if self.number == 0 and not self.pieces.left(worker, clock):
+            if not self.pieces.left(worker, clock):
                 return None
             begun = time.monotonic()
             await self.changed.wait_for(lambda: clock < self.clock(worker) or self._turn(worker))
