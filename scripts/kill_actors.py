@@ -93,9 +93,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--workers", type=int, default=50, help="kills of workers")
     parser.add_argument("--shards", type=int, default=10, help="kills of shards")
-    parser.add_argument("--pause", type=float, default=4.0, help="seconds between kills")
-    parser.add_argument("--epochs", type=int, default=400)
-    parser.add_argument("--undisturbed", type=int, default=3, help="runs without kills")
+    parser.add_argument("--pause", type=float, default=2.5, help="seconds between kills")
+    parser.add_argument("--epochs", type=int, default=100)
+    parser.add_argument("--undisturbed", type=int, default=2, help="runs without kills")
     flags = parser.parse_args()
     settings = ["--server.engine=ray", "--server.shards=2", "--mesh.data=4",
                 f"--train.epochs={flags.epochs}", "--train.eval_every=1000"]  # fmt: skip
