@@ -101,12 +101,10 @@ def main() -> None:
                 f"--train.epochs={flags.epochs}", "--train.eval_every=1000"]  # fmt: skip
     config = load_config(CONFIG, settings)
     jmlp.simulate_devices(4)
-    scores = []
     for number in range(flags.undisturbed):
         summary = jmlp.train(config).summary
-        scores.append(summary["test"]["accuracy"])
-        seconds = summary["seconds"]
-        print(f"undisturbed {number + 1}: {scores[-1]:.4f} in {seconds} s", flush=True)
+        score, seconds = summary["test"]["accuracy"], summary["seconds"]
+        print(f"undisturbed {number + 1}: {score:.4f} in {seconds} s", flush=True)
     kinds = ["WorkerActor"] * flags.workers + ["ShardActor"] * flags.shards
     random.Random(0).shuffle(kinds)
     with Killer(kinds, flags.pause) as killer:

@@ -14,6 +14,16 @@ from jmlp.data.batches import epoch_index
 from jmlp.program import Resident
 from jmlp.report import Reporter
 
+# A small run by a parameter server.
+ASYNC = {
+    "step": "async",
+    "mesh": {"data": 8},
+    "model": {"hidden": [33, 16]},
+    "data": {"val_fraction": 0.0, "test_fraction": 0.0},
+    "train": {"batch_size": 50, "epochs": 4},
+    "optim": {"name": "sgd", "learning_rate": 0.05, "schedule": "constant"},
+}
+
 
 def merged(*trees: dict[str, Any]) -> dict[str, Any]:
     """Nested dicts, later ones winning."""

@@ -6,20 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import Interrupt, assert_trees_close, merged, prepared
+from helpers import ASYNC, Interrupt, assert_trees_close, merged, prepared
 
 import jmlp
 from jmlp.errors import ConfigError, RunDirError
 from jmlp.fingerprint import fingerprint
-
-ASYNC = {
-    "step": "async",
-    "mesh": {"data": 8},
-    "model": {"hidden": [33, 16]},
-    "data": {"val_fraction": 0.0, "test_fraction": 0.0},
-    "train": {"batch_size": 50, "epochs": 4},
-    "optim": {"name": "sgd", "learning_rate": 0.05, "schedule": "constant"},
-}
 
 
 def server(policy="ssp", engine="replay", **more):

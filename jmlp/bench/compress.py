@@ -82,9 +82,9 @@ def run(flags: Any, report: Reporter) -> dict[str, Any]:
     request_cpu_devices(DEVICES)
     recipe = BASE | {"train": BASE["train"] | {"epochs": flags.epochs}}
     rows = rows_of(flags.out, "compress", recipe)
-    known = variants()
+    wanted = chosen(variants(), flags.only, always=["none"])
     for seed in range(flags.repeats):
-        for name, keys in chosen(known, flags.only, always=["none"]).items():
+        for name, keys in wanted.items():
             row = rows.setdefault(name, {"name": name, "keys": keys, "accuracy": {}})
             if str(seed) in row["accuracy"]:
                 continue

@@ -14,12 +14,11 @@ import numpy as np
 
 from jmlp.errors import TrainingError
 from jmlp.server import state as machine
-from jmlp.server.cluster import Pieces, Stats
+from jmlp.server.cluster import AHEAD, Pieces, Stats
 from jmlp.server.journal import Journal
 from jmlp.server.parts import Parts, Rows
 from jmlp.server.state import Policy, Shard
 
-_AHEAD = 2  # snapshots that may wait for the loop
 _LOG_BYTES = 256 << 20  # of a log, before the whole shard is written again: at least so
 _LOG_STATES = 8  # many, and as many as this times the shard's own
 _PATIENCE_S = 60.0  # for a restarted shard to answer
@@ -182,7 +181,7 @@ class ShardActor:
             return self._take_pull(event)
 
     def _turn(self, worker: int) -> bool:
-        return len(self.ready) < _AHEAD and machine.may_pull(self.shard, self.policy, worker)
+        return len(self.ready) < AHEAD and machine.may_pull(self.shard, self.policy, worker)
 
     async def push(
         self,

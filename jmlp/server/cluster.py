@@ -14,6 +14,8 @@ from jmlp.server import state as machine
 from jmlp.server.parts import Parts, Pushed, Rows
 from jmlp.server.state import Ack, Policy, Shard
 
+AHEAD = 2  # snapshots that may wait to be fetched, before workers wait as well
+
 
 class Event(NamedTuple):
     """A line of the log: enough to run all of it again."""
@@ -79,13 +81,13 @@ class Pieces:
 
     def take(self, worker: int, clock: int) -> int | None:
         """What `worker` does at `clock`, however often it asks; None: nothing is left."""
+        if not self.left(worker, clock):
+            return None
         if not self.shared:
-            return clock * self.workers + worker if clock < self.steps else None
+            return clock * self.workers + worker
         here = self.at[worker]
         if here and here[0] == clock:
             return here[1]
-        if not self.left(worker, clock):
-            return None
         piece = self.returned.pop(0) if self.returned else self.next
         self.next += piece == self.next
         self.at[worker] = clock, piece

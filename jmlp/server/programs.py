@@ -131,14 +131,14 @@ class AsyncPrograms(Programs):
         self.cluster, self._state, self._at = cluster, state, int(state.step)
         if memo:
             self._restore(cluster, state, memo)
+        ends = _boundaries(plan, self._at, self.workers)
         if server.engine == "replay":
             self._engine = Replay(cluster, server.simulate, config.seed)
         elif server.engine == "ray":
             from jmlp.server.ray_engine import RayEngine
 
-            self._engine = RayEngine(cluster, _boundaries(plan, self._at, self.workers))
+            self._engine = RayEngine(cluster, ends)
         else:
-            ends = _boundaries(plan, self._at, self.workers)
             self._engine = Threads(cluster, ends, self._snapshot)
         if memo and server.engine == "replay":
             self._engine.restore(memo["engine"])

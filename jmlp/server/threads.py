@@ -13,9 +13,7 @@ from contextlib import suppress
 from time import perf_counter
 from typing import Any
 
-from jmlp.server.cluster import Cluster
-
-_AHEAD = 2  # snapshots that may wait to be fetched
+from jmlp.server.cluster import AHEAD, Cluster
 
 
 class Stopped(Exception):
@@ -117,7 +115,7 @@ class Threads:
     def _turn(self, worker: int) -> bool:
         if self.cluster.finished(worker):
             return True
-        return len(self._ready) < _AHEAD and self.cluster.may_pull(worker)
+        return len(self._ready) < AHEAD and self.cluster.may_pull(worker)
 
     def _check(self) -> None:
         if self._stopping:

@@ -15,7 +15,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
-from helpers import Interrupt, merged
+from helpers import ASYNC, Interrupt, merged
 from kill_actors import Killer, actors, each_once, from_its_logs
 
 import jmlp
@@ -26,14 +26,7 @@ from jmlp.rundir import read_events
 # Not by importing it: Ray reads its environment then, and jmlp must set that first.
 if importlib.util.find_spec("ray") is None:
     pytest.skip("needs: pip install -e '.[ray]'", allow_module_level=True)
-BASE = {
-    "step": "async",
-    "mesh": {"data": 3},
-    "model": {"hidden": [33, 16]},
-    "data": {"val_fraction": 0.0, "test_fraction": 0.0},
-    "train": {"batch_size": 50, "epochs": 4},
-    "optim": {"name": "momentum", "learning_rate": 0.02, "schedule": "constant"},
-}
+BASE = merged(ASYNC, {"mesh": {"data": 3}, "optim": {"name": "momentum", "learning_rate": 0.02}})
 
 
 def run(blobs, *keys, **more):
