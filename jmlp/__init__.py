@@ -14,16 +14,16 @@ if TYPE_CHECKING:
     from jmlp.data import SOURCES
     from jmlp.errors import JmlpError
     from jmlp.inference import evaluate, open_run, predict
-    from jmlp.loop import train
     from jmlp.mesh import make_mesh, simulate_devices
     from jmlp.model import MLP
+    from jmlp.run import train
     from jmlp.step import STEPS
 
 _HOME = {
     "Config": "config", "load_config": "config", "SOURCES": "data", "JmlpError": "errors",
     "make_mesh": "mesh", "simulate_devices": "mesh", "MLP": "model", "STEPS": "step",
     "evaluate": "inference", "open_run": "inference", "predict": "inference",
-    "prepare": "build", "train": "loop",
+    "prepare": "build", "train": "run",
 }  # fmt: skip
 
 __all__ = [

@@ -10,30 +10,26 @@ one that verifies is used.
 """
 
 import functools
-import gc
 import hashlib
-import io
 import json
 import logging
-import re
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jmlp import carry
 from jmlp.digest import digests
 from jmlp.errors import CheckpointError, TrainingError
-from jmlp.layout import path_of
+from jmlp.leaves import array_handler, first_line, from_leaves, read_leaves, to_leaves
+from jmlp.processes import first, is_first, together
 from jmlp.step.base import TrainState
 
 _TRASH = "deleted"  # a rename is atomic, a half-deleted step is not restorable
-_SAFE = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-")
 
 
 class Restored(NamedTuple):
@@ -73,8 +69,8 @@ class Checkpoints:
                 cleanup_tmp_directories=True,
             ),
             item_handlers={
-                "params": _array_handler(),
-                "training": _array_handler(),
+                "params": array_handler(),
+                "training": array_handler(),
                 "meta": ocp.JsonCheckpointHandler(),
             },
         )
@@ -94,7 +90,8 @@ class Checkpoints:
     def close(self) -> None:
         if "_manager" in self.__dict__:
             self._manager.close()
-            shutil.rmtree(self.directory / _TRASH, ignore_errors=True)
+            if is_first():
+                shutil.rmtree(self.directory / _TRASH, ignore_errors=True)
 
     def steps(self) -> list[int]:
         """Committed steps, oldest first."""
@@ -127,7 +124,7 @@ class Checkpoints:
         import orbax.checkpoint as ocp
 
         step = int(state.step)
-        params, training = _items(state)
+        params, training = to_leaves(state)
         found, finite = jax.device_get(self._digest({**params, **training}))
         self._check_values(step, finite)
         body = dict(
@@ -212,10 +209,11 @@ class Checkpoints:
           CheckpointError: there are checkpoints and not one verifies.
         """
         problems: list[str] = []
-        candidates = sorted(self.steps(), key=lambda s: (s == step, s), reverse=True)
-        for candidate in candidates:
+        # What one process finds, all must find: they verify a state whose parts each has read.
+        steps = first(self.steps)
+        for candidate in sorted(steps, key=lambda s: (s == step, s), reverse=True):
             try:
-                meta = self._meta(candidate)
+                meta = together(lambda candidate=candidate: self._meta(candidate))
                 accept(meta)
                 state = self._read(candidate, meta, abstract, shardings, params_only)
                 return Restored(candidate, state, meta, tuple(problems))
@@ -246,7 +244,7 @@ class Checkpoints:
         try:
             return _unseal(json.loads(path.read_bytes()))
         except (OSError, ValueError, RecursionError, KeyError, TypeError) as error:
-            raise CheckpointError(f"meta: {_first_line(error)}") from None
+            raise CheckpointError(f"meta: {first_line(error)}") from None
 
     def _read(
         self,
@@ -256,41 +254,23 @@ class Checkpoints:
         shardings: TrainState,
         params_only: bool,
     ) -> TrainState:
-        import orbax.checkpoint as ocp
-
-        wanted, places = _items(abstract), _items(shardings)
+        wanted, places = to_leaves(abstract), to_leaves(shardings)
         asked = wanted[1], places[1]
         saved = carry.as_saved(meta.get("comm", {}), *asked)
         wanted, places = (wanted[0], saved[0]), (places[0], saved[1])
-        links = [str(p) for p in (self.directory / str(step)).rglob("*") if p.is_symlink()]
-        if links:
-            raise CheckpointError(f"{links[0]} is a symbolic link; a checkpoint has none")
         expected = {name: np.array(value, np.uint32) for name, value in meta["digests"].items()}
         leaves: dict[str, Any] = {}
         for item, want, put in zip(("params", "training"), wanted, places, strict=True):
             if params_only and item == "training":
                 continue
             self._check_names(item, want, expected)
-            reader = ocp.Checkpointer(_array_handler())
-            for name, leaf in want.items():
-                target = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=put[name])}
-                args = ocp.args.PyTreeRestore(
-                    target,
-                    restore_args=ocp.checkpoint_utils.construct_restore_args(target),
-                    partial_restore=True,
-                )
-                # One leaf at a time costs milliseconds and lets an error name its leaf.
-                with _reading(name):
-                    found = reader.restore(self.directory / str(step) / item, args=args)
-                    # A leaf that Orbax does not find it hands back as it was asked for.
-                    if not isinstance(found[name], jax.Array):
-                        raise LookupError("it is missing")
-                leaves[name] = found[name]
+            folder = self.directory / str(step) / item
+            leaves |= together(lambda args=(folder, want, put): read_leaves(*args))
         found, _ = jax.device_get(self._digest(leaves))
         wrong = [name for name in leaves if not np.array_equal(found[name], expected[name])]
         if wrong:
             raise CheckpointError(f"changed since it was saved: {', '.join(sorted(wrong))}")
-        return _state(abstract, carry.carried(leaves, *asked))
+        return from_leaves(abstract, carry.carried(leaves, *asked))
 
     @staticmethod
     def _check_names(item: str, leaves: dict[str, Any], expected: dict[str, Any]) -> None:
@@ -304,77 +284,6 @@ class Checkpoints:
             raise CheckpointError(f"holds another model or optimizer: {odd} is on one side only")
 
 
-def _array_handler() -> Any:
-    import orbax.checkpoint as ocp
-
-    handlers = ocp.type_handlers
-    # Cutting copied arrays so that each device writes a part means compiling a
-    # slice for every shape: seconds, to save milliseconds on arrays this small.
-    arrays = handlers.ArrayHandler(use_replica_parallel=False)
-    return ocp.PyTreeCheckpointHandler(
-        # With a folder an array, an unreadable file names its parameter.
-        use_ocdbt=False,
-        type_handler_registry=handlers.create_type_handler_registry((jax.Array, arrays)),
-    )
-
-
-@contextmanager
-def _reading(name: str) -> Iterator[None]:
-    """Turns any failure to read leaf `name` into a CheckpointError, without its echoes.
-
-    Orbax reads the shards of a leaf at once; when one fails, the others' tracebacks
-    reach stderr as their tasks are thrown away.
-    """
-    with redirect_stderr(io.StringIO()):
-        try:
-            yield
-            return
-        except Exception as error:  # tensorstore's errors have no common base
-            problem = CheckpointError(f"{name} cannot be read: {_first_line(error)}")
-        gc.collect()
-    raise problem
-
-
-def _items(state: TrainState) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The state as two flat dicts, `params.blocks.0.linear.kernel` to leaf."""
-
-    def flat(*fields: str) -> dict[str, Any]:
-        leaves = {}
-        for field in fields:
-            for path, leaf in jax.tree_util.tree_leaves_with_path(getattr(state, field)):
-                parts = [part for part in path_of(path).split("/") if part]
-                for part in parts:
-                    if not _SAFE.issuperset(part):
-                        raise CheckpointError(
-                            f"{field}: a name may hold letters, digits, _ and - only; got {part!r}"
-                        )
-                leaves[".".join([field, *parts])] = _plain(leaf)
-        return leaves
-
-    return flat("params", "model_state"), flat("opt_state", "comm_state", "step", "key")
-
-
-def _plain(leaf: Any) -> Any:
-    """PRNG keys as the uint32 they are made of; all else as it is."""
-    dtype = getattr(leaf, "dtype", None)
-    if dtype is None or not jnp.issubdtype(dtype, jax.dtypes.prng_key):
-        return leaf
-    if isinstance(leaf, jax.ShapeDtypeStruct):
-        return jax.eval_shape(jax.random.key_data, leaf)
-    return jax.random.key_data(leaf)
-
-
-def _state(abstract: TrainState, leaves: dict[str, Any]) -> TrainState:
-    """Puts leaves back where `_items` took them from; what is absent stays abstract."""
-
-    def pick(path: Any, leaf: Any) -> Any:
-        found = leaves.get(path_of(path).replace("/", "."), leaf)
-        is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-        return jax.random.wrap_key_data(found) if is_key and found is not leaf else found
-
-    return jax.tree_util.tree_map_with_path(pick, abstract)
-
-
 def _seal(body: dict[str, Any]) -> dict[str, str]:
     text = json.dumps(body, sort_keys=True)
     return {"body": text, "sha256": hashlib.sha256(text.encode()).hexdigest()}
@@ -384,10 +293,3 @@ def _unseal(sealed: dict[str, str]) -> dict[str, Any]:
     if hashlib.sha256(sealed["body"].encode()).hexdigest() != sealed["sha256"]:
         raise ValueError("changed since it was saved")
     return json.loads(sealed["body"])
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    # tensorstore appends its whole spec after the message proper
-    said = re.split(r" \[tensorstore_spec|\. See full TensorStore", lines[0])[0] if lines else ""
-    return f"{type(error).__name__}: {said[:300]}"

@@ -1,17 +1,28 @@
 """The command line: parse, call, print. Nothing here imports jax before it must."""
 
-import dataclasses
 import json
 import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import tyro
 
 from jmlp.config import Config, load_config, override_config
 from jmlp.errors import ConfigError, JmlpError
+from jmlp.flags import (
+    Bench,
+    Comm,
+    DevicesCommand,
+    Eval,
+    Launch,
+    Predict,
+    Train,
+    TrainHelp,
+    split_overrides,
+)
+from jmlp.interrupt import stop_on_signal
 from jmlp.sections import MeshConfig
 
 _ABOUT = """usage: jmlp COMMAND [OPTIONS]
@@ -23,135 +34,6 @@ commands:
 
 `jmlp COMMAND --help` explains one. Start with: jmlp train configs/digits.yaml
 """
-
-Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
-Devices = Annotated[int | None, tyro.conf.arg(metavar="N")]
-Json = Annotated[bool, tyro.conf.FlagCreatePairsOff, tyro.conf.arg(name="json")]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Train:
-    """Train what a config describes, or continue the run in --run-dir.
-
-    The same command on the same directory continues a run bit for bit. Ctrl-C
-    saves and stops. Any key of the config can be set here: --optim.learning_rate=3e-3
-    """
-
-    config: tyro.conf.Positional[Path]
-    """a YAML file, e.g. configs/digits.yaml"""
-    run_dir: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
-    """logs and checkpoints (default: runs/ and the config's name)"""
-    cpu_devices: Devices = None
-    """simulate N CPU devices (default without an accelerator: the mesh's size)"""
-    print_layout: Flag = False
-    """show where every parameter lives, and do not train"""
-    wire: Flag = False
-    """show every collective of the compiled step and its bytes, then train"""
-    json_: Json = False
-    """print one JSON line, the summary, on stdout; the rest goes to stderr"""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TrainHelp(Train):
-    __doc__ = Train.__doc__
-    set: Annotated[Config, tyro.conf.arg(name="", prefix_name=False)] = Config()
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Eval:
-    """Evaluate a run's weights on every split of its data, or on another file."""
-
-    run_dir: tyro.conf.Positional[Path]
-    """the directory of a run"""
-    data: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
-    """evaluate these labelled rows instead of the run's own data"""
-    checkpoint: str = "auto"
-    """best, last or a step; auto is the best if the run selects it, else the last"""
-    cpu_devices: Devices = None
-    """simulate N CPU devices (default without an accelerator: the mesh's size)"""
-    json_: Json = False
-    """print one JSON line on stdout; the rest goes to stderr"""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Predict:
-    """Predict every row of a file with a run's weights."""
-
-    run_dir: tyro.conf.Positional[Path]
-    """the directory of a run"""
-    input: tyro.conf.Positional[str]
-    """rows in the format the run was trained on: .csv, .parquet, .npz or IDX"""
-    out: Annotated[Path, tyro.conf.arg(metavar="FILE")]
-    """.csv, .npz or .parquet"""
-    checkpoint: str = "auto"
-    """best, last or a step; auto is the best if the run selects it, else the last"""
-    cpu_devices: Devices = None
-    """simulate N CPU devices (default without an accelerator: the mesh's size)"""
-    json_: Json = False
-    """print one JSON line on stdout; the rest goes to stderr"""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class DevicesCommand:
-    """Show devices, versions and threads, and what is wrong with the set-up."""
-
-    cpu_devices: Devices = None
-    """simulate N CPU devices"""
-    json_: Json = False
-    """print one JSON line on stdout; the rest goes to stderr"""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Comm:
-    """Price topologies and compressors: bytes predicted, bytes in the compiled program, steps.
-
-    Nothing is run: each exchange is compiled, and what it sends is read from its HLO.
-    """
-
-    topology: tuple[str, ...] = ("all",)
-    """psum full gather ring ring2 tree double_tree halving_doubling hierarchical torus"""
-    reducer: tuple[str, ...] = ("all",)
-    """none bf16 fp8 int8 int4 sign top_k random_k low_rank"""
-    n: tuple[int, ...] = (8,)
-    """numbers of devices"""
-    size: tuple[int, ...] = (247_766,)
-    """float32 elements; the default is the parameters of 784-256-128-100-10"""
-    plot: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
-    """draw the table, e.g. comm.png"""
-    cpu_devices: Devices = None
-    """simulate N CPU devices (default without an accelerator: the largest n)"""
-    json_: Json = False
-    """print one JSON line on stdout; the rest goes to stderr"""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Bench:
-    """Measure: `step`, `compress`, `async` or `push-pull`.
-
-    step: loop overhead, samples/s of `jmlp train` against hand-written JAX loops. compress:
-    accuracy against bytes, Fashion-MNIST on 8 devices with each compressor. async: accuracy
-    there by staleness bound, with stragglers, and by steps between exchanges. push-pull:
-    exchanges of 4 and 100 MB a second with a parameter server of threads, of Ray actors,
-    and with one written by hand. Speeds are of interleaved runs, and every sample is kept.
-    With --out, compress and async go on where they were stopped.
-    """
-
-    what: tyro.conf.Positional[str]
-    """step, compress, async or push-pull"""
-    widths: tuple[int, ...] = (64, 512, 2048)
-    """step: hidden widths, two layers each"""
-    repeats: int = 5
-    """step, push-pull: runs of each. compress, async: seeds"""
-    epochs: int = 6
-    """compress: passes over the training rows"""
-    only: tuple[str, ...] = ()
-    """all but step: only these, e.g. "low_rank 1 + feedback" """
-    out: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
-    """write the result here as JSON"""
-    plot: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
-    """all but step: draw the result, e.g. compress.png"""
-    json_: Json = False
-    """print the result as one JSON line on stdout; the rest goes to stderr"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -174,12 +56,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if name in ("train", "eval", "predict"):
             rest, overrides = split_overrides(rest)
+        elif name == "launch" and "--" in rest:
+            rest, overrides = rest[: rest.index("--")], rest[rest.index("--") + 1 :]
         if name == "train" and {"-h", "--help"} & set(rest):
             flags_type = TrainHelp
         flags = tyro.cli(flags_type, prog=f"jmlp {name}", args=rest)
         return run(flags, overrides)
     except JmlpError as error:
-        return _fail(str(error), error.exit_code)
+        return _fail(str(error), error.exit_code, error.everywhere)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
@@ -187,32 +71,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail("interrupted", 130)
 
 
-def split_overrides(args: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Flags of the command, and `--key.sub=value` settings of the config."""
-    rest, overrides, args = [], [], list(args)
-    while args:
-        arg = args.pop(0)
-        key, _, value = arg.partition("=")
-        name = key.removeprefix("--").replace("-", "_")
-        if not key.startswith("--") or ("." not in name and name not in ("seed", "step")):
-            rest.append(arg)
-        elif "=" in arg:
-            overrides.append(f"--{name}={value}")
-        elif args and not args[0].startswith("--"):
-            overrides.append(f"--{name}={args.pop(0)}")
-        else:
-            raise ConfigError(f"{arg}: expected {arg}=VALUE")
-    return rest, overrides
-
-
 def run_train(flags: Train, overrides: list[str]) -> int:
+    with stop_on_signal():  # from here on, while jax starts and the data is read as well
+        return _train(flags, overrides)
+
+
+def _train(flags: Train, overrides: list[str]) -> int:
     config = load_config(flags.config, overrides)
     if not (config.data.name or config.data.path):
         raise ConfigError(f"{flags.config}: data: give data.name (e.g. digits) or data.path")
     run_dir = flags.run_dir or Path("runs") / flags.config.stem
-    start_devices(flags.cpu_devices, config.mesh)
+    shards = config.virtual_shards if config.reproducible else 1
+    start_devices(flags.cpu_devices, config.mesh, shards)
     report = _reporter(flags.json_)
-    from jmlp.loop import train
+    from jmlp.run import train
 
     if flags.print_layout:
         from jmlp.build import prepare
@@ -283,6 +155,14 @@ def _run_config(flags: Eval | Predict, overrides: list[str]) -> Config:
     return config
 
 
+def run_launch(flags: Launch, command: list[str]) -> int:
+    from jmlp.launch import launch
+
+    if not command or command[0] not in ("train", "eval", "predict", "devices"):
+        raise ConfigError("launch: expected -- and a command, e.g. -- train configs/digits.yaml")
+    return launch(flags, command, lambda text: print(f"jmlp: {text}", file=sys.stderr, flush=True))
+
+
 def run_devices(flags: DevicesCommand, overrides: list[str]) -> int:
     if flags.cpu_devices is not None:
         start_devices(flags.cpu_devices, MeshConfig())
@@ -323,15 +203,25 @@ def run_bench(flags: Bench, overrides: list[str]) -> int:
     return _finish(flags.json_, result)
 
 
-def start_devices(cpu_devices: int | None, mesh: MeshConfig) -> None:
-    """Sets up devices before jax starts: simulated ones if asked for or nothing else is here."""
-    from jmlp.mesh import request_cpu_devices, simulate_devices
+def start_devices(cpu_devices: int | None, mesh: MeshConfig, shards: int = 1) -> None:
+    """Joins other processes, and sets up devices before jax starts.
 
+    Simulated ones if asked for or nothing else is here; each process has its share of them.
+    """
+    from jmlp.mesh import request_cpu_devices, simulate_devices
+    from jmlp.processes import join, quiet_gloo
+
+    processes = join()
+    told = os.environ.get("JAX_NUM_CPU_DEVICES", "")
+    each = max(1, mesh.size() // processes)
+    each = cpu_devices or (int(told) if told.isdigit() else each)
+    request_cpu_devices(
+        each, max(each * processes, shards)
+    )  # without effect where jax finds an accelerator
     if cpu_devices is not None:
         simulate_devices(cpu_devices)
-    else:  # without effect where jax finds an accelerator
-        told = os.environ.get("JAX_NUM_CPU_DEVICES", "")
-        request_cpu_devices(int(told) if told.isdigit() else mesh.size())
+    if processes > 1:
+        quiet_gloo()
 
 
 def _reporter(as_json: bool) -> Any:
@@ -339,6 +229,8 @@ def _reporter(as_json: bool) -> Any:
 
     from jmlp.report import Reporter
 
+    if not _is_first():
+        return Reporter.silent()
     console = Console(stderr=as_json)
     if not console.is_terminal:  # a file or a pipe has no width to keep to
         console = Console(stderr=as_json, width=200)
@@ -346,14 +238,25 @@ def _reporter(as_json: bool) -> Any:
 
 
 def _finish(as_json: bool, result: dict[str, Any]) -> int:
-    if as_json:
+    if as_json and _is_first():
         from jmlp.rundir import to_json
 
         print(to_json(result), flush=True)
     return 0
 
 
-def _fail(message: str, code: int) -> int:
+def _is_first() -> bool:
+    """Whether this process speaks; with several, only process 0 does."""
+    if "jax" not in sys.modules:
+        return True
+    from jmlp.processes import is_first
+
+    return is_first()
+
+
+def _fail(message: str, code: int, everywhere: bool = False) -> int:
+    if everywhere and not _is_first():  # process 0 says it
+        return code
     print("\n".join(f"jmlp: {line}" for line in message.splitlines()), file=sys.stderr, flush=True)
     return code
 
@@ -366,6 +269,7 @@ COMMANDS: dict[str, tuple[Any, Callable[[Any, list[str]], int]]] = {
     "train": (Train, run_train),
     "eval": (Eval, run_eval),
     "predict": (Predict, run_predict),
+    "launch": (Launch, run_launch),
     "devices": (DevicesCommand, run_devices),
     "comm": (Comm, run_comm),
     "bench": (Bench, run_bench),
@@ -376,4 +280,8 @@ def entry() -> None:
     """The `jmlp` command."""
     code = main()
     sys.stdout.flush()
+    if code and "jax" in sys.modules:
+        from jmlp.processes import leave
+
+        leave(code)
     sys.exit(code)

@@ -16,7 +16,9 @@ from pydantic import Field
 from jmlp.errors import ConfigError
 from jmlp.sections import (
     LINEAR,
+    Bool,
     CommConfig,
+    Count,
     DataConfig,
     Int,
     LocalConfig,
@@ -38,6 +40,10 @@ class Config(Section):
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     mesh: MeshConfig = MeshConfig()
+    reproducible: Bool = False
+    """The same bits on any number of devices that divides `virtual_shards`."""
+    virtual_shards: Count = 8
+    """reproducible: parts of a batch, summed in a fixed tree; a power of two."""
     step: Literal["single", "sharded", "pmap", "explicit", "local", "async"] = "sharded"
     """single: one device. sharded: jit over the mesh. pmap: data parallel only.
     explicit: data (and tensor) parallel with the communication of `comm`.
@@ -72,6 +78,7 @@ class Config(Section):
             )
         self._local_fits()
         self._server_fits()
+        self._reproducible_fits()
         if self.step == "single" and (split or mesh.data not in (1, "auto")):
             raise ValueError("step=single uses one device; set every mesh axis to 1")
         if self.train.batch_size < self.optim.accumulate:
@@ -96,6 +103,29 @@ class Config(Section):
                 "comm is not for local.method=gossip, where no mean of all is formed: "
                 "neighbours send their parameters as they are"
             )
+
+    def _reproducible_fits(self) -> None:
+        shards, data = self.virtual_shards, self.mesh.data
+        if not self.reproducible:
+            if shards != type(self).model_fields["virtual_shards"].default:
+                raise ValueError("virtual_shards is for reproducible: true")
+            return
+        split = {axis: size for axis, size in self.mesh if axis != "data" and size > 1}
+        mistakes = [
+            (self.step not in ("single", "sharded"),
+             f"reproducible: true is for step=sharded and single, not for step={self.step}"),
+            (split, f"reproducible: true splits over data alone; mesh has {split}. Set them to 1"),
+            (shards & (shards - 1), f"virtual_shards={shards}: expected a power of two"),
+            (data != "auto" and shards % data,
+             f"mesh.data={data} does not divide virtual_shards={shards}: "
+             "set either so that it does"),
+            (self.model.norm == "batch",
+             "model.norm=batch with reproducible: true: its statistics need all rows of a batch "
+             "at once. Use layer or rms"),
+        ]  # fmt: skip
+        for wrong, said in mistakes:
+            if wrong:
+                raise ValueError(said)
 
     def _server_fits(self) -> None:
         server, optim, reducer = self.server, self.optim, self.comm.reducer

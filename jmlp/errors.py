@@ -10,6 +10,8 @@ class JmlpError(Exception):
     """Base of all errors raised on purpose."""
 
     exit_code = 1
+    everywhere = False
+    """whether every process of the job raises it, so that one need say it"""
 
 
 class ConfigError(JmlpError, ValueError):
@@ -36,3 +38,13 @@ class TrainingError(JmlpError):
 
 class CheckpointError(JmlpError):
     """No checkpoint in the directory can be restored; the message lists why."""
+
+
+class ClusterError(JmlpError):
+    """The other processes of a job could not be joined."""
+
+
+class PeerLost(JmlpError):
+    """Another process of the job has ended or stopped answering; this one ends too."""
+
+    exit_code = 3

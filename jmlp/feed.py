@@ -6,7 +6,6 @@ Both yield the same batches in the same order, so a run is the same under both.
 """
 
 import os
-import time
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -15,6 +14,7 @@ import numpy as np
 from jmlp.config import Config
 from jmlp.data.base import Dataset, Split
 from jmlp.data.batches import BlockSource, Span, epoch_index, prefetch, steps_per_epoch
+from jmlp.processes import agree
 from jmlp.program import CAPACITY, Programs, Resident, Source
 
 _CALL_S = 0.25  # a call this long hides its dispatch and still answers Ctrl-C at once
@@ -68,21 +68,27 @@ class ResidentFeed:
         self._programs, self._plan, self._rows = programs, plan, split.rows
         self._orders: dict[int, Source] = {}  # of this epoch and perhaps the next
         self._span = Span(0, 0, 0)
+        fixed = programs.config.train.steps_per_call
+        self._paced = fixed == "auto"
+        self._most = 1 if fixed == "auto" else min(fixed, CAPACITY)
         self.placed = programs.place(split)
 
     def calls(self, step: int) -> Iterator[Call]:
         """Calls from `step` to the end of the run."""
-        fixed = self._programs.config.train.steps_per_call
-        most = 1 if fixed == "auto" else min(fixed, CAPACITY)
         while step < self._plan.total:
-            self._span = span = self._plan.span(step, most)
-            begun_s = time.perf_counter()
+            self._span = span = self._plan.span(step, self._most)
             source = self._epoch_source(span.epoch)
             yield Call(span, source, np.int32(span.start), np.int32(span.start + span.steps))
-            # The caller has trained and is back. The size of a call changes no result.
-            if fixed == "auto" and span.steps == most:
-                most = _paced(most, time.perf_counter() - begun_s)
             step += span.steps
+
+    def pace(self, took_s: float) -> None:
+        """Says how long the last call took, by which the next ones are sized.
+
+        The size of a call changes no result, but all processes must make the same ones.
+        """
+        if self._paced and self._span.steps == self._most:
+            grown = int(self._most * min(4.0, _CALL_S / max(took_s, 1e-6)))
+            self._most = max(1, min(CAPACITY, grown))
 
     def look_ahead(self) -> None:
         """Call while the devices work: sends the next epoch's order if this one ends."""
@@ -97,10 +103,6 @@ class ResidentFeed:
             self._orders = {k: v for k, v in self._orders.items() if k == epoch - 1}
             self._orders[epoch] = source
         return self._orders[epoch]
-
-
-def _paced(most: int, took_s: float) -> int:
-    return max(1, min(CAPACITY, int(most * min(4.0, _CALL_S / max(took_s, 1e-6)))))
 
 
 class StreamedFeed:
@@ -140,6 +142,9 @@ class StreamedFeed:
             assert block is not None
             yield Call(span, block, np.int32(0), np.int32(span.steps))
 
+    def pace(self, took_s: float) -> None:
+        """Blocks have one size."""
+
     def look_ahead(self) -> None:
         """Call while the devices work: sends the next block."""
         if self._ahead is None:
@@ -158,7 +163,8 @@ def choose_feed(
         splits = [s for s in (dataset.train, dataset.val, dataset.test) if s is not None]
         need = sum(split.x.nbytes + split.y.nbytes for split in splits)
         room = _room_bytes(programs)
-        placement = "device" if need <= room else "host"
+        # Where one process has no room, none keeps its rows there: their programs must be one.
+        placement = "device" if not any(agree(need > room)) else "host"
         explain(
             f"data.placement=auto: {placement} ({need / 1e6:.1f} MB of rows, "
             f"room for {room / 1e6:.0f} MB a device)"

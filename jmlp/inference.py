@@ -15,6 +15,7 @@ from jmlp.config import Config
 from jmlp.data.base import Schema
 from jmlp.data.sources import load, read_features, read_labelled
 from jmlp.errors import ConfigError, RunDirError
+from jmlp.processes import is_first
 from jmlp.program import Programs
 from jmlp.rundir import read_config
 from jmlp.step import TrainState
@@ -139,6 +140,8 @@ def predict_file(run: OpenRun, source: str, out: Path) -> Predictions:
     check_out(out)
     x, valid = read_features(source, run.schema)
     predictions = predict(run, x, valid)
+    if not is_first():
+        return predictions
     temporary = out.with_name(f".{out.name}.{os.getpid()}")
     try:
         WRITERS[out.suffix](temporary, predictions.columns)

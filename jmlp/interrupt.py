@@ -17,9 +17,19 @@ class Stop:
         return self.asked
 
 
+_active: list[Stop] = []
+
+
 @contextmanager
 def stop_on_signal() -> Iterator[Stop]:
-    """Ctrl-C and SIGTERM ask once; a second Ctrl-C interrupts at once."""
+    """Ctrl-C and SIGTERM ask once; a second Ctrl-C interrupts at once.
+
+    Inside another one it is that one: the command line asks early, so that a signal
+    while jax starts is not lost.
+    """
+    if _active:
+        yield _active[0]
+        return
     stop = Stop()
     if threading.current_thread() is not threading.main_thread():
         yield stop
@@ -31,8 +41,10 @@ def stop_on_signal() -> Iterator[Stop]:
         stop.asked = True
 
     old = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    _active.append(stop)
     try:
         yield stop
     finally:
+        _active.clear()
         for number, handler in old.items():
             signal.signal(number, handler)

@@ -1,36 +1,28 @@
 """The training loop: batches, steps, logs, evaluations, checkpoints."""
 
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import optax
 
-from jmlp import layout, wire
+from jmlp import wire
 from jmlp.build import (
-    ModelFactory,
     Setup,
     best_by,
-    open_checkpoints,
-    prepare,
-    resolve_mesh,
     selects_best,
-    with_full_paths,
 )
 from jmlp.checkpoint import Checkpoints
 from jmlp.compress.make import explain
-from jmlp.config import Config, parse_config
 from jmlp.data.base import Split
 from jmlp.environment import describe, differences
 from jmlp.errors import RunDirError, TrainingError
 from jmlp.feed import Call, Feed, choose_feed
 from jmlp.interrupt import Stop, stop_on_signal
 from jmlp.ledger import grouped
+from jmlp.processes import agree, first
 from jmlp.progress import Progress
 from jmlp.report import Reporter
 from jmlp.rundir import RunDir
@@ -46,56 +38,6 @@ class Result(NamedTuple):
     summary: dict[str, Any]
     """the contents of summary.json; `interrupted` is true if the run stopped early on a signal"""
     setup: Setup
-
-
-def train(
-    config: Config | Mapping[str, Any],
-    data: Any = None,
-    *,
-    run_dir: Path | str | None = None,
-    model: ModelFactory | None = None,
-    tx: optax.GradientTransformation | None = None,
-    rules: Sequence[layout.Rule] | None = None,
-    report: Reporter | None = None,
-    show_wire: bool = False,
-) -> Result:
-    """Trains as `config` says, or continues the run in `run_dir`.
-
-    Args:
-      config: a `Config` or a nested mapping with its keys.
-      data: `(x, y)` or `{"x": ..., "y": ..., "x_val": ...}` in place of `config.data`'s source.
-      run_dir: where logs and checkpoints go; None keeps nothing on disk.
-      model: `nnx.Rngs -> nnx.Module` in place of `jmlp.MLP`: (B, F) to (B, K).
-      tx: an optax transformation in place of `config.optim`'s.
-      rules: `(pattern, axes)` on parameter paths, for tensor parallelism of `model`.
-      show_wire: report every collective of the compiled step; `summary["wire"]` has them.
-
-    Raises:
-      ConfigError, DataError, RunDirError: what was asked for cannot be done.
-      TrainingError: the loss is not finite, or a checkpoint cannot be written.
-    """
-    report = report or Reporter.quiet()
-    with ExitStack() as stack:
-        directory, resolved = None, parse_config(config)
-        if run_dir is not None:
-            directory = stack.enter_context(RunDir(run_dir))
-            resolved = with_full_paths(resolve_mesh(resolved)[0])
-            for change in directory.check(resolved):
-                report.note(change)
-        report.note("loading data and models ...")
-        setup = prepare(config, data, model=model, tx=tx, rules=rules)
-        if directory:
-            leaves = jax.tree.leaves(setup.programs.abstract)
-            directory.require_space(sum(leaf.size * leaf.dtype.itemsize for leaf in leaves))
-            directory.adopt(resolved)
-            if resolved.train.tensorboard:
-                directory.open_tensorboard()
-        checkpoints = None
-        if directory:
-            checkpoints = stack.enter_context(open_checkpoints(setup.config, directory.checkpoints))
-        custom = [name for name, given in (("model", model), ("tx", tx)) if given is not None]
-        loop = Loop(setup, report, directory, checkpoints, custom, show_wire)
-        return loop.fit()
 
 
 class Loop:
@@ -137,9 +79,8 @@ class Loop:
                 state = self._run(state, feed, stop)
             finally:
                 self.programs.stop()
-            if self._done(state) or not stop:
-                return self._finish(state)
-            return self._interrupted(state)
+            done = self._finish if self._done(state) else self._interrupted
+            return done(state)
 
     def _start(self) -> TrainState:
         """The state of the newest checkpoint that verifies, or a fresh one."""
@@ -157,7 +98,7 @@ class Loop:
         for problem in restored.problems:
             self.report.warn(problem)
         if restored.problems:
-            self.checkpoints.set_aside(restored.step, self.directory.damaged)
+            first(lambda: self._set_aside(restored.step))
             self.report.warn(f"going on from step {restored.step}, which verifies")
         for change in differences(restored.meta["environment"], describe()):
             self.report.warn(f"{change}: the run continues, but no longer bit for bit")
@@ -166,6 +107,10 @@ class Loop:
         self.saved_step = restored.step
         self.report.note(f"continuing at step {restored.step} of {self.plan.total}")
         return self._with_comm_state(restored.state)
+
+    def _set_aside(self, after: int) -> None:
+        assert self.checkpoints and self.directory
+        self.checkpoints.set_aside(after, self.directory.damaged)
 
     def _with_comm_state(self, state: TrainState) -> TrainState:
         """Starts the compressor afresh where the checkpoint has no state that fits it."""
@@ -195,8 +140,9 @@ class Loop:
         if self._done(state):
             return state
         with self.report.progress(step, self.plan.total):
+            stopping = agree(bool(stop))[0]
             begun_s = time.perf_counter()
-            for call in feed.calls(step):
+            for call in feed.calls(step) if not stopping else ():
                 begun_s += self._compile(state, call)
                 state, losses = self._call(state, call.source, call.first, call.stop)
                 feed.look_ahead()
@@ -204,10 +150,13 @@ class Loop:
                 # time keeps simulated devices from starving each other of threads.
                 values = np.asarray(losses)[: call.span.steps]
                 self.progress.server = self.programs.memo()
-                self._account(step, call, values, time.perf_counter() - begun_s)
+                # Clocks and signals are one process's own: what follows from them is agreed.
+                took_s, stopping = agree(time.perf_counter() - begun_s, bool(stop))
+                feed.pace(took_s)
+                self._account(step, call, values, took_s)
                 step += call.span.steps
                 self._events(state, step)
-                if stop or self.progress.stopped_early:
+                if stopping or self.progress.stopped_early:
                     break
                 begun_s = time.perf_counter()
             if self.saved_step != step:
@@ -372,6 +321,7 @@ class Loop:
         if self.directory:
             self.directory.finish(summary)
             self.report.curves(self.directory.path, summary)
+        first(lambda: None)  # nobody leaves before all is written
         return Result(state, summary, self.setup)
 
     def _selected(self, state: TrainState) -> TrainState:

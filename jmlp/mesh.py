@@ -68,10 +68,16 @@ def simulate_devices(n: int) -> None:
         )
 
 
-def request_cpu_devices(n: int) -> None:
-    """Sets up `n` CPU devices for whenever jax starts its backend; harmless later."""
-    if n > 1:
-        os.environ["PJRT_NPROC"] = str(max(thread_pool_size(), 4 * n))
+def request_cpu_devices(n: int, share: int = 1) -> None:
+    """Sets up `n` CPU devices for whenever jax starts its backend; harmless later.
+
+    Args:
+      share: devices of which these are a share, over all processes, or virtual shards.
+        Kernels are cut by the size of the thread pool: bits can be the same over one
+        process or several, one device or many, only if it is the same.
+    """
+    if max(n, share) > 1:
+        os.environ["PJRT_NPROC"] = str(max(thread_pool_size(), 4 * n, 4 * share))
     try:
         jax.config.update("jax_num_cpu_devices", n)
     except RuntimeError:  # the backend runs already; the caller compares the count

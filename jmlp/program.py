@@ -24,7 +24,7 @@ from jmlp.data.batches import PAD, batch_index, gather, padded_size
 from jmlp.digest import leaf_digest
 from jmlp.model import apply
 from jmlp.optim import evaluation_params
-from jmlp.step import COMM_STATES, SETTLE, STEPS
+from jmlp.step import COMM_STATES, SETTLE, STEPS, reproducible
 from jmlp.step.base import Batch, TrainState, init_state, row_losses
 
 EVAL_ROWS = 1024  # rows per evaluation batch: fixed, so results never depend on the caller
@@ -98,13 +98,17 @@ class Programs:
         self._init = init
         self.abstract = jax.eval_shape(self._init, np.uint32(0))
         self.shardings = layout.state_shardings(self.abstract, mesh, rules)
-        self.width = padded_size(
-            config.train.batch_size, layout.batch_parts(mesh) * config.optim.accumulate
+        parts = config.virtual_shards if config.reproducible else layout.batch_parts(mesh)
+        self.width = padded_size(config.train.batch_size, parts * config.optim.accumulate)
+        build = reproducible.build if config.reproducible else STEPS[config.step]
+        self.step = build(self.graphdef, tx, mesh, config, rules)
+        # Numbers for the host are whole on every device: each process reads its own copy.
+        self.everywhere = NamedSharding(mesh, PartitionSpec())
+        self.run = jax.jit(
+            self._run, donate_argnums=0, out_shardings=(self.shardings, self.everywhere)
         )
-        self.step = STEPS[config.step](self.graphdef, tx, mesh, config, rules)
-        self.run = jax.jit(self._run, donate_argnums=0, out_shardings=(self.shardings, None))
-        self._sums = jax.jit(self._eval_sums)
-        self._outputs = jax.jit(self._forward)
+        self._sums = jax.jit(self._eval_sums, out_shardings=self.everywhere)
+        self._outputs = jax.jit(self._forward, out_shardings=self.everywhere)
 
     def init(self, seed: int) -> TrainState:
         """A fresh state, each device computing only its own share."""
@@ -197,22 +201,19 @@ class Programs:
 
     def place(self, split: Split) -> tuple[jax.Array, jax.Array]:
         """The rows of `split` on every device of the mesh, whole."""
-        everywhere = NamedSharding(self.mesh, PartitionSpec())
-        return self._put(split.x, everywhere), self._put(split.y, everywhere)
+        return self._put(split.x, self.everywhere), self._put(split.y, self.everywhere)
 
     def place_index(self, index: np.ndarray) -> Order:
         total = (index != PAD).sum(1).astype(np.float32)
-        everywhere = NamedSharding(self.mesh, PartitionSpec())
         rows = self._put(index, layout.batch_sharding(self.mesh, leading=1))
-        return Order(rows, self._put(total, everywhere))
+        return Order(rows, self._put(total, self.everywhere))
 
     def place_block(self, block: dict[str, np.ndarray]) -> Streamed:
         """A block of this process's rows as global arrays."""
         rows = layout.batch_sharding(self.mesh, leading=1)
-        everywhere = NamedSharding(self.mesh, PartitionSpec())
         make = jax.make_array_from_process_local_data
         return Streamed({
-            name: make(everywhere if name == "total" else rows, leaf)
+            name: make(self.everywhere if name == "total" else rows, leaf)
             for name, leaf in block.items()
         })  # fmt: skip
 
@@ -245,6 +246,8 @@ class Programs:
 
         def body(k: jax.Array, sums: dict[str, jax.Array]) -> dict[str, jax.Array]:
             batch = self._batch(source, k)
+            if self.config.reproducible:  # sums over devices would depend on how many there are
+                batch = lax.with_sharding_constraint(batch, self.everywhere)
             outputs = self._outputs_of(params, model_state, batch["x"])
             y, weight = batch["y"], batch["weight"]
             new = {"loss": (weight * row_losses(outputs, y))[:, None]}

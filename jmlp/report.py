@@ -25,6 +25,11 @@ class Reporter:
     def quiet(cls) -> "Reporter":
         return cls(None)
 
+    @classmethod
+    def silent(cls) -> "Reporter":
+        """For all but one of several processes: not even warnings."""
+        return _Silent(None)
+
     def note(self, text: str) -> None:
         if self._console:
             self._console.print(text, highlight=False, markup=False, soft_wrap=True)
@@ -84,3 +89,11 @@ class Reporter:
         temporary = run_dir / ".curves.png"
         figure.savefig(temporary, format="png")
         temporary.replace(run_dir / "curves.png")
+
+
+class _Silent(Reporter):
+    def warn(self, text: str) -> None:
+        pass
+
+    def curves(self, run_dir: Path, summary: dict[str, Any]) -> None:
+        pass

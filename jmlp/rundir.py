@@ -16,6 +16,7 @@ import math
 import os
 import shutil
 import socket
+import time
 from pathlib import Path
 from typing import Any
 
@@ -151,6 +152,42 @@ class RunDir:
 
     def finish(self, summary: dict[str, Any]) -> None:
         write_atomically(self.path / "summary.json", to_json(summary, indent=2) + "\n")
+
+
+class Follower(RunDir):
+    """The run directory of a process that leaves writing to process 0: paths, no effects."""
+
+    def __enter__(self) -> "RunDir":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        pass
+
+    def adopt(self, config: Config) -> None:
+        """Returns when config.yaml is seen here; network file systems take a moment."""
+        path, deadline = self.path / "config.yaml", time.monotonic() + 30
+        while not path.is_file():
+            if time.monotonic() > deadline:
+                raise RunDirError(
+                    f"{socket.gethostname()} does not see {path.absolute()}, which process 0 has "
+                    "written: --run-dir must lie on a file system that all processes share"
+                )
+            time.sleep(0.1)
+
+    def require_space(self, nbytes: int) -> None:
+        pass
+
+    def open_tensorboard(self) -> None:
+        pass
+
+    def log(self, event: dict[str, Any]) -> None:
+        pass
+
+    def forget_after(self, step: int) -> None:
+        pass
+
+    def finish(self, summary: dict[str, Any]) -> None:
+        pass
 
 
 def read_config(run_dir: Path | str) -> Config:

@@ -8,7 +8,7 @@ import jmlp
 ROOT = Path(jmlp.__file__).parent
 # A module imports only from lines above its own.
 ORDER = """
-errors yaml12 sections config
+errors yaml12 sections config flags processes
 data.base data.batches data.builtin data.idx data.npz data.table data
 data.labels data.prepare data.sources
 model mesh layout optim
@@ -17,15 +17,15 @@ comm.buckets comm.cost
 compress.base compress.packing compress.two_phase compress.none compress.cast
 compress.quantize compress.sign compress.sparse compress.low_rank compress.feedback
 compress compress.make compress.message
-step.base step.single step.sharded step.pmap step.explicit step.local step
+step.base step.single step.sharded step.pmap step.explicit step.local step.reproducible step
 digest program
 server server.state server.shards server.parts server.cluster server.replay server.threads
 server.journal server.again server.actors server.ray_engine server.programs
 wire fingerprint environment
-rundir progress plots report carry checkpoint feed build interrupt ledger show summary loop
-inference
+rundir progress plots report carry leaves checkpoint feed build interrupt ledger show summary loop
+run inference
 bench.resume bench.step bench.compress bench.asynchronous bench.push_pull bench
-cli __main__ __init__
+launch cli __main__ __init__
 """.split()
 
 

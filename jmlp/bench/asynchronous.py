@@ -107,7 +107,7 @@ def run(flags: Any, report: Reporter) -> Row:
 
 def once(keys: dict[str, Any], seed: int) -> Row:
     """Accuracy at the end; mean staleness and time to `GOAL` of a server, bytes of DiLoCo."""
-    from jmlp.loop import train
+    from jmlp.run import train
     from jmlp.rundir import read_events
 
     config = BASE | keys | {"seed": seed, "train": BASE["train"] | keys["train"]}

@@ -105,7 +105,7 @@ def run(flags: Any, report: Reporter) -> dict[str, Any]:
 
 def once(recipe: dict[str, Any], keys: dict[str, Any], seed: int) -> tuple[float, int]:
     """Test accuracy, and bytes a step sent by a device, of one run."""
-    from jmlp.loop import train
+    from jmlp.run import train
 
     summary = train(recipe | keys | {"seed": seed}).summary
     return summary["test"]["accuracy"], summary["wire_bytes_per_step"]

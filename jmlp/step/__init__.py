@@ -1,6 +1,6 @@
 """Every way to take a training step, one a file: `(state, batch) -> (state, metrics)`."""
 
-from jmlp.step import explicit, local, pmap, sharded, single
+from jmlp.step import explicit, local, pmap, reproducible, sharded, single
 from jmlp.step.base import Step, TrainState
 
 STEPS = {
@@ -16,4 +16,4 @@ COMM_STATES = {"explicit": explicit.init_comm, "local": local.init_comm}
 # Steps whose devices hold different parameters: (state, config) -> the state to keep.
 SETTLE = {"local": local.settle}
 
-__all__ = ["COMM_STATES", "SETTLE", "STEPS", "Step", "TrainState"]
+__all__ = ["COMM_STATES", "SETTLE", "STEPS", "Step", "TrainState", "reproducible"]

@@ -92,8 +92,9 @@ def gradients(
         total = lax.psum(weight.sum(), axis) if axis else weight.sum()
     key = jax.random.fold_in(jax.random.fold_in(state.key, DROPOUT), state.step)
     keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(place)
-    # A user's module draws from one key a device: there is no row in sight of it.
-    module_key = jax.random.fold_in(key, lax.axis_index(axis)) if axis else key
+    # A user's module draws from one key a device (or shard): there is no row in sight of it.
+    part = lax.axis_index(axis) if axis else first_row
+    module_key = jax.random.fold_in(key, part) if axis or not _is_zero(part) else key
 
     def loss_sum(params: Any, model_state: Any, part: Any) -> tuple[jax.Array, Any]:
         part, keys = part
@@ -121,6 +122,10 @@ def gradients(
     zero = (jax.tree.map(jnp.zeros_like, params), state.model_state, jnp.zeros(()))
     (grads, model_state, loss), _ = lax.scan(accumulate, zero, jax.tree.map(cut, (batch, keys)))
     return grads, model_state, loss
+
+
+def _is_zero(row: jax.Array | int) -> bool:
+    return isinstance(row, int) and row == 0
 
 
 def update(

@@ -1,0 +1,196 @@
+"""`jmlp launch`: local processes that train together, ended together, started again.
+
+Nothing can go on in a process that has lost another: a collective has no way back. So
+the gang is the unit: if one member ends badly, or is stopped until jax's heartbeats give
+it up, all are ended and all start again from the newest checkpoint, which every start
+verifies. Under --elastic one process less starts, and the mesh is made to fit.
+
+Source: the scheme is torchrun's (torchelastic), whose agent also restarts all workers.
+"""
+
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from jmlp.config import Config, load_config
+from jmlp.errors import ConfigError, PeerLost
+from jmlp.flags import Launch, split_overrides
+
+GRACE_S = 1.0  # for the others to say what they saw before they are killed
+_POLL_S = 0.02
+# A process that ends so has only noticed that another is gone: jax aborts, gloo raises.
+_NOTICED = (-signal.SIGABRT, PeerLost.exit_code)
+_MISTAKE = ConfigError.exit_code  # the same on every start
+
+
+class Ended(NamedTuple):
+    """How a gang ended."""
+
+    code: int
+    """0, or the exit code to end with"""
+    lost: int | None
+    """the process that was lost first"""
+    how: str
+    """what became of it"""
+    noticed_s: float
+    """from its end to that of the last other process"""
+
+
+def launch(flags: Launch, command: Sequence[str], say: Callable[[str], None]) -> int:
+    """Runs `command` (arguments of jmlp) in processes that find each other; the exit code.
+
+    Raises:
+      ConfigError: the command or the config cannot run so.
+    """
+    fits = _fits(flags, command)
+    count, restarts = flags.processes, 0
+    if not fits(count):
+        raise ConfigError(
+            f"-n {count} with {flags.devices_per_process} devices each does not fit the config's "
+            "mesh: their product must be its size"
+        )
+    while True:
+        ended = run_gang(count, flags.devices_per_process, command, say)
+        if ended.code in (0, _MISTAKE) or ended.lost is None:
+            return ended.code
+        said = f"process {ended.lost} {ended.how}; the others ended {ended.noticed_s:.1f} s later"
+        if restarts == flags.restarts:
+            way = f"gave up after {restarts} restarts" if restarts else "not restarted: --restarts"
+            say(f"{said}; {way}. The same command goes on from the newest checkpoint")
+            return ended.code
+        restarts += 1
+        if flags.elastic:
+            smaller = [n for n in range(count - 1, flags.min_processes - 1, -1) if fits(n)]
+            count = smaller[0] if smaller else count
+            if "--mesh.data=auto" not in command:
+                command = [*command, "--mesh.data=auto"]
+        say(f"{said}; starting {count} again (restart {restarts} of {flags.restarts})")
+
+
+def run_gang(count: int, devices: int, command: Sequence[str], say: Callable[[str], None]) -> Ended:
+    """One life of the gang: starts it, and returns when all of it has ended."""
+    port = _free_port()
+    gang: list[subprocess.Popen[bytes]] = []
+
+    def forward(number: int, frame: object) -> None:
+        for process in gang:  # each saves and ends by itself
+            if process.poll() is None:
+                process.send_signal(number)
+
+    old = {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        for index in range(count):
+            gang.append(_start(count, index, devices, port, command))
+        return _watch(gang)
+    finally:
+        for process in gang:
+            if process.poll() is None:
+                process.kill()
+            process.wait()
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+def _watch(gang: Sequence[subprocess.Popen[bytes]]) -> Ended:
+    ended_at: dict[int, float] = {}
+    deadline = None
+    while len(ended_at) < len(gang):
+        for index, process in enumerate(gang):
+            if index not in ended_at and process.poll() is not None:
+                ended_at[index] = time.monotonic()
+                if process.returncode and deadline is None:
+                    deadline = ended_at[index] + GRACE_S
+        if deadline is not None and time.monotonic() > deadline:
+            break
+        time.sleep(_POLL_S)
+    hung = [index for index in range(len(gang)) if index not in ended_at]
+    for index in hung:
+        gang[index].kill()
+        gang[index].wait()
+    last_s = time.monotonic()
+    codes = {i: p.returncode for i, p in enumerate(gang) if i in ended_at and p.returncode}
+    if not codes:
+        return Ended(0, None, "", 0.0)
+    # Those that merely noticed are not to blame; if all did, one that answers no more is.
+    blamed = [i for i in sorted(codes, key=lambda i: ended_at[i]) if codes[i] not in _NOTICED]
+    if blamed:
+        lost, since = blamed[0], ended_at[blamed[0]]
+        code = codes[lost] if codes[lost] > 0 else 1
+        return Ended(code, lost, _how(codes[lost]), last_s - since)
+    lost = hung[0] if hung else min(codes, key=lambda i: ended_at[i])
+    how = "stopped answering" if hung else _how(codes[lost])
+    return Ended(1, lost, how, last_s - min(ended_at[i] for i in codes))
+
+
+def _how(code: int) -> str:
+    return f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
+
+
+def _start(
+    count: int, index: int, devices: int, port: int, command: Sequence[str]
+) -> subprocess.Popen[bytes]:
+    env = dict(os.environ)
+    mine = range(index * devices, (index + 1) * devices)
+    env |= {
+        "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
+        "JAX_NUM_PROCESSES": str(count),
+        "JAX_PROCESS_ID": str(index),
+        "JAX_LOCAL_DEVICE_IDS": ",".join(map(str, mine)),  # of the GPUs, if there are any
+        "JAX_NUM_CPU_DEVICES": str(devices),
+    }
+    return subprocess.Popen(  # noqa: S603  this very program again
+        [sys.executable, "-m", "jmlp", *command],
+        env=env,
+        start_new_session=True,  # Ctrl-C comes from here, once
+        preexec_fn=_end_with_parent,
+    )
+
+
+def _end_with_parent() -> None:
+    """In the child: if the launcher is killed, so is this process (Linux)."""
+    set_parent_death_signal = 1  # PR_SET_PDEATHSIG
+    ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _fits(flags: Launch, command: Sequence[str]) -> Callable[[int], bool]:
+    """Whether so many processes suit the mesh of the config that `command` names."""
+    if flags.processes < 1 or flags.devices_per_process < 1 or flags.restarts < 0:
+        raise ConfigError("-n and --devices-per-process are at least 1, --restarts at least 0")
+    config = _config_of(command)
+    if config is None:
+        return lambda count: True
+    mesh, each = config.mesh, flags.devices_per_process
+    rest = mesh.fsdp * mesh.model * mesh.pipe
+
+    def fits(count: int) -> bool:
+        if count * each % rest:
+            return False
+        if config.reproducible and config.virtual_shards % (count * each):
+            return False
+        if count == flags.processes:
+            return mesh.data in ("auto", count * each // rest)
+        return True
+
+    return fits
+
+
+def _config_of(command: Sequence[str]) -> Config | None:
+    """The config that `train CONFIG --key=value ...` runs, read before anything starts."""
+    rest, overrides = split_overrides(command[1:])
+    names = [arg for arg in rest if arg.endswith((".yaml", ".yml")) and not arg.startswith("-")]
+    if command[0] != "train" or not names:
+        return None
+    return load_config(Path(names[0]), overrides)
