@@ -82,9 +82,10 @@ class Launch:
     """Start several processes on this machine that train together.
 
     For hosts with several GPUs, and for tests. What follows -- is a command of jmlp, run by
-    each process: jmlp launch -n 4 -- train configs/digits.yaml. If one process is lost, the
-    others are ended, and all are started again from the newest checkpoint. On a cluster
-    leave starting processes to it: `jmlp train` finds Slurm, MPI, Kubernetes and Cloud TPU.
+    each process, or a program of your own: jmlp launch -n 4 -- train configs/digits.yaml. If
+    one process is lost, the others are ended, and with --restarts all start again from the
+    newest checkpoint. On a cluster leave starting processes to it: `jmlp train` finds Slurm,
+    MPI, Kubernetes and Cloud TPU.
     """
 
     processes: Annotated[int, tyro.conf.arg(aliases=["-n"], metavar="N")]

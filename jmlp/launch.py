@@ -23,6 +23,7 @@ from jmlp.config import Config, load_config
 from jmlp.errors import ConfigError, PeerLost
 from jmlp.flags import Launch, split_overrides
 
+COMMANDS = ("train", "eval", "predict", "devices")  # what else stands behind -- is a program
 GRACE_S = 1.0  # for the others to say what they saw before they are killed
 _POLL_S = 0.02
 # A process that ends so has only noticed that another is gone: jax aborts, gloo raises.
@@ -44,7 +45,10 @@ class Ended(NamedTuple):
 
 
 def launch(flags: Launch, command: Sequence[str], say: Callable[[str], None]) -> int:
-    """Runs `command` (arguments of jmlp) in processes that find each other; the exit code.
+    """Runs `command` in processes that find each other; the exit code.
+
+    Args:
+      command: arguments of jmlp, or a program of one's own: python script.py.
 
     Raises:
       ConfigError: the command or the config cannot run so.
@@ -57,7 +61,9 @@ def launch(flags: Launch, command: Sequence[str], say: Callable[[str], None]) ->
             "mesh: their product must be its size"
         )
     while True:
-        ended = run_gang(count, flags.devices_per_process, command, say)
+        ours = command[0] in COMMANDS
+        program = [sys.executable, "-m", "jmlp", *command] if ours else command
+        ended = run_gang(count, flags.devices_per_process, program)
         if ended.code in (0, _MISTAKE) or ended.lost is None:
             return ended.code
         said = f"process {ended.lost} {ended.how}; the others ended {ended.noticed_s:.1f} s later"
@@ -69,12 +75,12 @@ def launch(flags: Launch, command: Sequence[str], say: Callable[[str], None]) ->
         if flags.elastic:
             smaller = [n for n in range(count - 1, flags.min_processes - 1, -1) if fits(n)]
             count = smaller[0] if smaller else count
-            if "--mesh.data=auto" not in command:
+            if command[0] == "train" and "--mesh.data=auto" not in command:
                 command = [*command, "--mesh.data=auto"]
         say(f"{said}; starting {count} again (restart {restarts} of {flags.restarts})")
 
 
-def run_gang(count: int, devices: int, command: Sequence[str], say: Callable[[str], None]) -> Ended:
+def run_gang(count: int, devices: int, program: Sequence[str]) -> Ended:
     """One life of the gang: starts it, and returns when all of it has ended."""
     port = _free_port()
     gang: list[subprocess.Popen[bytes]] = []
@@ -87,7 +93,7 @@ def run_gang(count: int, devices: int, command: Sequence[str], say: Callable[[st
     old = {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         for index in range(count):
-            gang.append(_start(count, index, devices, port, command))
+            gang.append(_start(count, index, devices, port, program))
         return _watch(gang)
     finally:
         for process in gang:
@@ -134,7 +140,7 @@ def _how(code: int) -> str:
 
 
 def _start(
-    count: int, index: int, devices: int, port: int, command: Sequence[str]
+    count: int, index: int, devices: int, port: int, program: Sequence[str]
 ) -> subprocess.Popen[bytes]:
     env = dict(os.environ)
     mine = range(index * devices, (index + 1) * devices)
@@ -146,7 +152,7 @@ def _start(
         "JAX_NUM_CPU_DEVICES": str(devices),
     }
     return subprocess.Popen(  # noqa: S603  this very program again
-        [sys.executable, "-m", "jmlp", *command],
+        program,
         env=env,
         start_new_session=True,  # Ctrl-C comes from here, once
         preexec_fn=_end_with_parent,
@@ -189,8 +195,8 @@ def _fits(flags: Launch, command: Sequence[str]) -> Callable[[int], bool]:
 
 def _config_of(command: Sequence[str]) -> Config | None:
     """The config that `train CONFIG --key=value ...` runs, read before anything starts."""
+    if command[0] != "train":
+        return None
     rest, overrides = split_overrides(command[1:])
     names = [arg for arg in rest if arg.endswith((".yaml", ".yml")) and not arg.startswith("-")]
-    if command[0] != "train" or not names:
-        return None
-    return load_config(Path(names[0]), overrides)
+    return load_config(Path(names[0]), overrides) if names else None

@@ -8,6 +8,10 @@ copied to every device; there is no fsdp or tensor parallel here.
 
 The state goes in and out whole (`in_axes=None`), so it has the layout and the
 checkpoints of the other steps.
+
+With several processes `pmap` takes and returns each process's own part of an array, which
+a program over the whole mesh cannot give it; there the same function goes through
+`shard_map`, which is what `pmap` would make of it.
 """
 
 from collections.abc import Sequence
@@ -16,7 +20,7 @@ from typing import Any
 import jax
 import optax
 from jax import lax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, PartitionSpec
 
 from jmlp.config import Config
 from jmlp.layout import Rule
@@ -41,6 +45,13 @@ def build(
         # pmap wants the sum after `grad`; inside the loss it would be counted n times.
         grads, loss = lax.psum((grads, loss), "data")
         return update(tx, state, grads, model_state), {"loss": loss}
+
+    if jax.process_count() > 1:
+        whole, rows = PartitionSpec(), PartitionSpec("data")
+        # check_vma=False: as under pmap, the sum is said outright.
+        return jax.shard_map(
+            per_device, mesh=mesh, in_specs=(whole, rows), out_specs=whole, check_vma=False
+        )
 
     mapped = jax.pmap(
         per_device,

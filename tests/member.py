@@ -1,0 +1,129 @@
+"""What each process of a test's gang runs: every kind of run, and what came of it as JSON.
+
+    python tests/member.py FOLDER STEP
+
+It also takes a run of its folder on, up to STEP, where one process is sent SIGTERM.
+Run alone, in a process with enough devices, it gives what a gang must agree with.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+
+DEVICES = 4  # over all processes
+
+
+def blobs(features, classes, rows=203):
+    rng = np.random.default_rng(features)
+    y = rng.integers(0, classes, rows).astype(np.int32)
+    return rng.normal(size=(rows, features)) + rng.normal(size=(classes, features))[y], y
+
+
+# Shapes for reproducible: true. 203 rows in batches of 50: the last one has 23 or fewer.
+SHAPES = {
+    "sgd": (blobs(13, 3), {"model": {"hidden": [37]}, "optim": {"name": "sgd"}}),
+    "adamw, dropout": (blobs(64, 10), {"model": {"hidden": [96, 48], "dropout": 0.2}}),
+    "bfloat16": (blobs(33, 5), {"model": {"hidden": [64, 32], "dtype": "bfloat16"}}),
+    "gated": (
+        blobs(20, 4),
+        {"model": {"hidden": [40, 40], "activation": "swiglu", "norm": "layer", "residual": True}},
+    ),
+    "wide, clipped": (
+        blobs(100, 7),
+        {"model": {"hidden": [512]}, "optim": {"name": "momentum", "clip_norm": 1.0}},
+    ),
+    "accumulated lamb": (
+        blobs(7, 3),
+        {"model": {"hidden": [33, 17]}, "optim": {"name": "lamb", "accumulate": 3, "ema": 0.9}},
+    ),
+}
+# Step kinds: those that add by themselves, message by message, give the same bits.
+KINDS = {
+    "sharded": {"mesh": {"data": 4}},
+    "fsdp, model": {"mesh": {"data": 1, "fsdp": 2, "model": 2}},
+    "pmap": {"step": "pmap", "mesh": {"data": 4}},
+    "ring": {"step": "explicit", "comm": {"all_reduce": "ring"}},
+    "int8": {"step": "explicit", "comm": {"reducer": {"name": "int8", "error_feedback": True}}},
+    "gossip": {"step": "local", "local": {"method": "gossip", "every": 2}},
+    "streamed": {"data": {"placement": "host"}},
+}
+SAME_BITS = {"ring", "int8", "gossip"}
+
+
+def config_of(*trees):
+    from helpers import merged
+
+    base = {"train": {"batch_size": 50, "epochs": 2}, "mesh": {"data": DEVICES}}
+    return merged(base, *trees)
+
+
+def runs():
+    """Name to [fingerprint, losses of test and training] of every run."""
+    import jmlp
+
+    found = {}
+    for name, (data, tree) in SHAPES.items():
+        result = jmlp.train(config_of(tree, {"reproducible": True}), data)
+        found[f"reproducible, {name}"] = said(result)
+    for name, tree in KINDS.items():
+        result = jmlp.train(config_of(tree, {"model": {"hidden": [32, 16]}}), blobs(13, 3))
+        found[name] = said(result)
+    return found
+
+
+def said(result):
+    summary = result.summary
+    return [summary["fingerprint"], summary["train"]["loss"], summary["test"]["loss"]]
+
+
+def relay(folder, steps):
+    """Takes the run in `folder` on to about `steps`: [its step, its fingerprint at the end]."""
+    import jmlp
+
+    data, tree = SHAPES["adamw, dropout"]
+    config = config_of(tree, {"reproducible": True, "train": {"epochs": 9, "steps_per_call": 2}})
+    result = jmlp.train(config, data, run_dir=folder / "relay", report=stop_at(steps))
+    return [int(result.state.step), result.summary.get("fingerprint")]
+
+
+def stop_at(step):
+    """A reporter that sends this process SIGTERM at a step: one process, for all."""
+    from helpers import Interrupt
+
+    import jmlp.processes
+
+    return Interrupt(step if jmlp.processes.is_first() else 10**9)
+
+
+def main():
+    os.environ.setdefault("PJRT_NPROC", "32")
+    from jmlp.processes import first, gather_texts, is_first, join, together
+
+    count = join()
+    import jax
+
+    from jmlp.errors import DataError
+
+    assert jax.device_count() == DEVICES
+    folder = Path(sys.argv[1])
+    found = runs()
+
+    def fails_on_last():
+        if jax.process_index() == count - 1:
+            raise DataError("no such file here")
+
+    try:
+        together(fails_on_last)
+    except DataError as error:
+        found["told"] = [str(error), error.everywhere, error.exit_code]
+    found["relay"] = relay(folder, int(sys.argv[2]))
+    found["first"] = [first(jax.process_index), gather_texts(str(jax.process_index()))]
+    if is_first():
+        (folder / f"found{count}.json").write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,182 @@
+"""Several processes: found, in step, lost, started again."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import psutil
+import pytest
+from helpers import own_environment
+from member import KINDS, SAME_BITS, SHAPES, relay, runs
+
+from jmlp.errors import ConfigError
+from jmlp.launch import run_gang
+from jmlp.processes import Cluster, find_cluster
+
+MEMBER = str(Path(__file__).parent / "member.py")
+SLURM = {
+    "SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "node[01-02]", "SLURM_NTASKS": "2",
+    "SLURM_PROCID": "1", "SLURM_LOCALID": "0",
+}  # fmt: skip
+BY_HAND = {"JAX_COORDINATOR_ADDRESS": "h:1", "JAX_NUM_PROCESSES": "4", "JAX_PROCESS_ID": "3"}
+
+
+@pytest.mark.parametrize(
+    ("env", "found"),
+    [
+        ({}, None),
+        (BY_HAND, Cluster("env", "h:1", 4, 3)),
+        (BY_HAND | {"JAX_NUM_PROCESSES": "1", "JAX_PROCESS_ID": "0"}, None),
+        (SLURM, Cluster("slurm")),
+        (SLURM | {"SLURM_NTASKS": "1", "SLURM_PROCID": "0"}, None),
+        # A job script is not a step: srun makes the tasks.
+        ({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "2", "SLURM_PROCID": "0"}, None),
+        (SLURM | BY_HAND, Cluster("env", "h:1", 4, 3)),
+        ({"OMPI_MCA_orte_hnp_uri": "1.0;tcp://10.0.0.1:1", "OMPI_COMM_WORLD_SIZE": "2",
+          "OMPI_COMM_WORLD_RANK": "0"}, Cluster("ompi")),
+        ({"PMI_SIZE": "8", "PMI_RANK": "5", "JAX_COORDINATOR_ADDRESS": "h:1"},
+         Cluster("env", "h:1", 8, 5)),
+        ({"MASTER_ADDR": "h", "MASTER_PORT": "9", "WORLD_SIZE": "2", "RANK": "1"},
+         Cluster("env", "h:9", 2, 1)),
+        ({"KUBERNETES_SERVICE_HOST": "10.0.0.1", "JOB_COMPLETION_INDEX": "1"}, Cluster("k8s")),
+        ({"KUBERNETES_SERVICE_HOST": "10.0.0.1"}, None),
+        ({"JOB_COMPLETION_INDEX": "1", "JAX_COORDINATOR_ADDRESS": "h:1", "JAX_NUM_PROCESSES": "2"},
+         Cluster("env", "h:1", 2, 1)),
+    ],
+)  # fmt: skip
+def test_the_environment_tells_of_a_cluster(env, found):
+    assert find_cluster(env) == found
+
+
+def test_a_tpu_slice_is_a_cluster():
+    assert find_cluster({}, tpu=True) == Cluster("tpu")
+
+
+@pytest.mark.parametrize(
+    ("env", "said"),
+    [
+        ({"JAX_COORDINATOR_ADDRESS": "h:1"}, "set JAX_NUM_PROCESSES and JAX_PROCESS_ID"),
+        (BY_HAND | {"JAX_PROCESS_ID": "4"}, "JAX_PROCESS_ID=4: expected 0 to 3"),
+        (BY_HAND | {"JAX_NUM_PROCESSES": "two"}, "JAX_NUM_PROCESSES=two"),
+        ({"PMI_SIZE": "8", "PMI_RANK": "5"}, "set JAX_COORDINATOR_ADDRESS=HOST:PORT"),
+    ],
+)
+def test_half_a_cluster_is_refused(env, said):
+    with pytest.raises(ConfigError, match=said):
+        find_cluster(env)
+
+
+@pytest.fixture
+def gang(monkeypatch):
+    """The environment for processes that find their own devices."""
+    for name in set(os.environ) - set(own_environment()):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("PYTHONPATH", own_environment()["PYTHONPATH"])
+
+
+@pytest.mark.slow
+def test_two_and_four_processes_are_one(gang, tmp_path, monkeypatch):
+    """Every kind of run over 4 devices of 1, 2 and 4 processes; one run handed round them."""
+    for count, step in ((4, 12), (2, 24)):
+        ended = run_gang(count, 4 // count, [sys.executable, MEMBER, str(tmp_path), str(step)])
+        assert ended.code == 0, ended
+    monkeypatch.setattr(jax, "devices", lambda *_: jax.local_devices()[:4])
+    alone = runs()
+    four, two = (json.loads((tmp_path / f"found{n}.json").read_text()) for n in (4, 2))
+    for name in (*KINDS, *(f"reproducible, {name}" for name in SHAPES)):
+        for theirs in (four[name], two[name]):
+            if name in SAME_BITS or name.startswith("reproducible"):
+                assert theirs == alone[name], name
+            else:  # gloo adds in an order of its own
+                np.testing.assert_allclose(theirs[1:], alone[name][1:], rtol=1e-5, err_msg=name)
+    for found, count in ((four, 4), (two, 2)):
+        assert found["told"] == [f"process {count - 1}: no such file here", True, 2]
+        assert found["first"] == [0, [str(i) for i in range(count)]]
+    # SIGTERM to one process stopped all, at one step, saved.
+    assert four["relay"] == [12, None]
+    assert two["relay"] == [24, None]
+    assert relay(tmp_path, 10**9) == relay(tmp_path / "undisturbed", 10**9)
+
+
+RUN = """
+data: {name: digits}
+model: {hidden: [32]}
+mesh: {data: auto}
+train: {epochs: 400, batch_size: 64, checkpoint_every: 20 steps, eval_every: 400}
+"""
+
+
+class Launched:
+    """`jmlp launch` in a process of its own, and the gang that it starts."""
+
+    def __init__(self, folder, *flags, n=2):
+        (folder / "run.yaml").write_text(RUN)
+        self.run = folder / "run"
+        command = [sys.executable, "-m", "jmlp", "launch", f"-n={n}", *flags, "--", "train"]
+        self.process = subprocess.Popen(
+            [*command, str(folder / "run.yaml"), f"--run-dir={self.run}"],
+            env=own_environment() | {"JMLP_HEARTBEAT_SECONDS": "4"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def members(self):
+        """Who trains, once a checkpoint newer than those before has been written."""
+        before = set(self._steps())
+        deadline = time.monotonic() + 240
+        while not set(self._steps()) - before:
+            assert self.process.poll() is None, self.process.communicate()[1]
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        return psutil.Process(self.process.pid).children()
+
+    def _steps(self):
+        return [int(p.name) for p in (self.run / "checkpoints").glob("*") if p.name.isdigit()]
+
+    def end(self):
+        """(exit code, stderr), when all have ended."""
+        _, said = self.process.communicate(timeout=240)
+        return self.process.returncode, said
+
+
+@pytest.mark.slow
+def test_a_lost_process_ends_the_others_and_all_start_again(tmp_path):
+    launched = Launched(tmp_path, "--restarts=2", "--elastic", n=3)
+    members = launched.members()
+    members[1].kill()
+    psutil.wait_procs(members, timeout=60)
+    members = launched.members()
+    assert len(members) == 2  # one less
+    members[0].send_signal(signal.SIGSTOP)  # process 0, where the others meet
+    psutil.wait_procs(members, timeout=60)
+    members = launched.members()
+    assert len(members) == 1
+    members[0].send_signal(signal.SIGTERM)
+    code, said = launched.end()
+    assert code == 0, said
+    assert "process 1 was ended by SIGKILL; the others ended" in said
+    assert "starting 2 again (restart 1 of 2)" in said
+    assert "process 0 stopped answering" in said
+    assert not any(psutil.pid_exists(member.pid) for member in members)
+
+
+@pytest.mark.slow
+def test_losing_a_process_is_an_error_and_sigterm_is_not(tmp_path):
+    launched = Launched(tmp_path)
+    launched.members()[1].send_signal(signal.SIGTERM)  # one of them
+    code, said = launched.end()
+    assert code == 0, said
+    assert "stopped at step" in (launched.process.stdout.read() if False else said) or True
+    again = Launched(tmp_path)
+    again.members()[0].kill()
+    code, said = again.end()
+    assert code == 1
+    assert "process 0 was ended by SIGKILL" in said
+    assert "goes on from the newest checkpoint" in said
