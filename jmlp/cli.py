@@ -88,11 +88,15 @@ def _train(flags: Train, overrides: list[str]) -> int:
 
     if flags.print_layout:
         from jmlp.build import prepare
-        from jmlp.show import layout_rows, print_layout
+        from jmlp.show import layout_rows, pipeline_rows, print_layout, print_pipeline
 
         programs = prepare(config).programs
         print_layout(programs, report)
-        return _finish(flags.json_, {"layout": layout_rows(programs)})
+        found: dict[str, Any] = {"layout": layout_rows(programs)}
+        if config.step == "pipeline":
+            print_pipeline(programs, report)
+            found["pipeline"] = pipeline_rows(programs)
+        return _finish(flags.json_, found)
     result = train(config, run_dir=run_dir, report=report, show_wire=flags.wire)
     again = " ".join(["jmlp train", str(flags.config), *_flags_again(flags, run_dir), *overrides])
     if result.summary["interrupted"]:

@@ -25,6 +25,7 @@ from jmlp.sections import (
     MeshConfig,
     ModelConfig,
     OptimConfig,
+    PipelineConfig,
     Section,
     ServerConfig,
     TrainConfig,
@@ -44,12 +45,14 @@ class Config(Section):
     """The same bits on any number of devices that divides `virtual_shards`."""
     virtual_shards: Count = 8
     """reproducible: parts of a batch, summed in a fixed tree; a power of two."""
-    step: Literal["single", "sharded", "pmap", "explicit", "local", "async"] = "sharded"
+    step: Literal["single", "sharded", "pmap", "explicit", "pipeline", "local", "async"] = "sharded"
     """single: one device. sharded: jit over the mesh. pmap: data parallel only.
     explicit: data (and tensor) parallel with the communication of `comm`.
+    pipeline: layers over mesh.pipe, many microbatches at once: `pipeline`.
     local: devices train alone and exchange now and then, as `local` says.
     async: a parameter server and workers that do not wait for each other: `server`."""
     comm: CommConfig = CommConfig()
+    pipeline: PipelineConfig = PipelineConfig()
     local: LocalConfig = LocalConfig()
     server: ServerConfig = ServerConfig()
     optim: OptimConfig = OptimConfig()
@@ -76,6 +79,7 @@ class Config(Section):
                 f"comm.{changed[0]} is for step=explicit and step=local; step={self.step} leaves "
                 "communication to the compiler. Set step: explicit"
             )
+        self._pipeline_fits()
         self._local_fits()
         self._server_fits()
         self._reproducible_fits()
@@ -87,6 +91,30 @@ class Config(Section):
                 f"train.batch_size={self.train.batch_size}"
             )
         return self
+
+    def _pipeline_fits(self) -> None:
+        mesh = self.mesh
+        if self.step != "pipeline":
+            if self.pipeline != PipelineConfig():
+                raise ValueError(f"pipeline is for step=pipeline, not for step={self.step}")
+            if mesh.pipe > 1:
+                raise ValueError(
+                    f"mesh.pipe={mesh.pipe} is for step=pipeline, not for step={self.step}"
+                )
+            return
+        mistakes = [
+            (mesh.fsdp > 1,
+             f"mesh.fsdp={mesh.fsdp} with step=pipeline, which cuts arrays at rest over pipe "
+             "already: set it to 1"),
+            (self.optim.accumulate > 1,
+             "optim.accumulate with step=pipeline: set pipeline.microbatches instead"),
+            (self.model.norm == "batch",
+             "model.norm=batch with step=pipeline: its statistics need all rows of a batch at "
+             "once. Use layer or rms"),
+        ]  # fmt: skip
+        for wrong, said in mistakes:
+            if wrong:
+                raise ValueError(said)
 
     def _local_fits(self) -> None:
         if self.step != "local":

@@ -19,38 +19,34 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from jmlp.tensor import kinds
+
 P = PartitionSpec
 
 # A rule is a pattern on the parameter's path and the mesh axis (or None) of each dim.
 Rule = tuple[str, tuple[str | None, ...]]
 BATCH_AXES = ("data", "fsdp")
+AT_REST = ("fsdp", "pipe")  # arrays are cut over these too, and made whole for use
 
 _COLUMN: tuple[str | None, ...] = (None, "model")
 _ROW: tuple[str | None, ...] = ("model", None)
 
 
 def mlp_rules(hidden: Sequence[int], model: int) -> list[Rule]:
-    """Tensor-parallel rules of `jmlp.MLP` with these widths over `model` devices.
-
-    A block whose input is whole is split by columns, the next one by rows. A
-    width that `model` does not divide leaves its block whole, and the pairing
-    starts again behind it.
-    """
+    """Tensor-parallel rules of `jmlp.MLP` with these widths, as `tensor.kinds` pairs them."""
     rules: list[Rule] = []
-    split = False  # whether the block's input arrives split over `model`
-    for block, width in enumerate(hidden):
+    *blocks, head = kinds(hidden, model)
+    for block, kind in enumerate(blocks):
         at = rf"^blocks/{block}/"
-        if split:
+        if kind == "row":
             rules.append((at + r"(linear|gate|skip)/kernel$", _ROW))
-            split = False
-        else:
+        else:  # what does not divide stays whole, and is said to
             rules += [
                 (at + r"(linear|gate|skip)/kernel$", _COLUMN),
                 (at + r"(linear|gate)/bias$", ("model",)),
                 (at + r"norm/(scale|bias|mean|var)$", ("model",)),
             ]
-            split = width % model == 0
-    if split:
+    if head == "row":
         rules.append((r"^head/kernel$", _ROW))
     return rules
 
@@ -71,7 +67,7 @@ def path_of(path: Sequence[Any]) -> str:
 def place(path: str, shape: tuple[int, ...], mesh: Mesh, rules: Sequence[Rule]) -> Placement:
     """The spec of the array at `path`, by the first rule that matches it.
 
-    fsdp takes the largest dim that it divides, by preference one not split yet.
+    fsdp and pipe each take the largest dim that they divide, by preference one not split yet.
     """
     axes: list[tuple[str, ...]] = [() for _ in shape]
     notes = []
@@ -83,15 +79,17 @@ def place(path: str, shape: tuple[int, ...], mesh: Mesh, rules: Sequence[Rule]) 
             notes.append(f"dim {dim} ({shape[dim]}) not split over {axis}={mesh.shape[axis]}")
         else:
             axes[dim] = (axis,)
-    fsdp = mesh.shape["fsdp"]
-    if fsdp > 1 and math.prod(shape) > 1:
+    for axis in AT_REST:
+        size = mesh.shape[axis]
+        if size == 1 or math.prod(shape) == 1:
+            continue
         parts = [math.prod(mesh.shape[a] for a in names) for names in axes]
-        fits = [d for d in range(len(shape)) if shape[d] % (parts[d] * fsdp) == 0]
+        fits = [d for d in range(len(shape)) if shape[d] % (parts[d] * size) == 0]
         if fits:
             best = max(fits, key=lambda d: (not axes[d], shape[d] // parts[d]))
-            axes[best] = (*axes[best], "fsdp")
+            axes[best] = (*axes[best], axis)
         else:
-            notes.append(f"no dim of {shape} divides over fsdp={fsdp}")
+            notes.append(f"no dim of {shape} divides over {axis}={size}")
     return Placement(P(*map(_entry, axes)), "; ".join(notes))
 
 
@@ -110,15 +108,17 @@ def param_shardings(params: Any, mesh: Mesh, rules: Sequence[Rule], gather: bool
 
     def sharding(path: Sequence[Any], leaf: Any) -> NamedSharding:
         spec = place(path_of(path), leaf.shape, mesh, rules).spec
-        return NamedSharding(mesh, _without_fsdp(spec) if gather else spec)
+        return NamedSharding(mesh, in_use(spec) if gather else spec)
 
     return jax.tree_util.tree_map_with_path(sharding, params)
 
 
-def _without_fsdp(spec: PartitionSpec) -> PartitionSpec:
+def in_use(spec: PartitionSpec) -> PartitionSpec:
+    """`spec` without the axes that cut an array only while it is not used."""
+
     def keep(entry: Any) -> Any:
         names = entry if isinstance(entry, tuple) else (entry,)
-        return _entry(tuple(name for name in names if name not in ("fsdp", None)))
+        return _entry(tuple(name for name in names if name not in (*AT_REST, None)))
 
     return P(*map(keep, spec))
 
@@ -203,8 +203,8 @@ def comm_specs(state: Any, params: Any, mesh: Mesh, rules: Sequence[Rule]) -> An
 def _model_state_spec(path: Sequence[Any], leaf: Any, mesh: Mesh, rules: Sequence[Rule]) -> P:
     if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         return P()
-    # Running statistics are as small as biases and read by every device: never over fsdp.
-    return _without_fsdp(place(path_of(path), leaf.shape, mesh, rules).spec)
+    # Running statistics are as small as biases and read by every device: never at rest.
+    return in_use(place(path_of(path), leaf.shape, mesh, rules).spec)
 
 
 def batch_sharding(mesh: Mesh, leading: int = 0) -> NamedSharding:

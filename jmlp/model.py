@@ -19,6 +19,7 @@ from flax import nnx
 from jax import lax
 
 from jmlp.sections import ModelConfig
+from jmlp.tensor import Tensor, enter, join, leave, share
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "relu": jax.nn.relu,
@@ -51,16 +52,21 @@ class Rows(NamedTuple):
     """Mapped mesh axis (pmap, shard_map) that holds the other rows of the batch."""
 
 
-def drop(h_BH: jax.Array, rate: float, layer: int, rows: Rows | None) -> jax.Array:
+def drop(
+    h_BH: jax.Array, rate: float, layer: int, rows: Rows | None, tensor: Tensor | None = None
+) -> jax.Array:
     """Dropout (Srivastava et al. 2014), inverted: kept features are scaled up."""
     if rate == 0 or rows is None:
         return h_BH
-    features = h_BH.shape[1:]
+    split = tensor if tensor is not None and tensor.splits else None
+    features = h_BH.shape[-1] * (lax.axis_size(split.axis) if split else 1)
 
     def kept(key: jax.Array) -> jax.Array:
-        return jax.random.bernoulli(jax.random.fold_in(key, layer), 1 - rate, features)
+        return jax.random.bernoulli(jax.random.fold_in(key, layer), 1 - rate, (features,))
 
     keep_BH = jax.vmap(kept)(rows.keys)
+    if split:  # of the mask that one device would draw
+        keep_BH = split.mine(keep_BH)
     return jnp.where(keep_BH, h_BH / (1 - rate), jnp.zeros_like(h_BH))
 
 
@@ -105,6 +111,22 @@ class BatchNorm(nnx.Module):
         return mean, var
 
 
+def product(linear: nnx.Linear, h: jax.Array, tensor: Tensor | None) -> jax.Array:
+    """`linear(h)`; of a row layer the sum of all devices' products, then the bias once."""
+    if tensor is None or tensor.kind != "row":
+        return linear(h)
+    kernel = linear.kernel[...].astype(h.dtype)
+    z = leave(h @ kernel, tensor.axis)
+    return z if linear.bias is None else z + linear.bias[...].astype(z.dtype)[None]
+
+
+def as_output(h: jax.Array, tensor: Tensor | None) -> jax.Array:
+    """A layer's input, cut as its output is."""
+    if tensor is None or tensor.kind == "whole":
+        return h
+    return share(h, tensor.axis) if tensor.splits else join(h, tensor.axis)
+
+
 class Block(nnx.Module):
     """One hidden layer: product, norm, activation, dropout, and a skip if residual."""
 
@@ -140,18 +162,30 @@ class Block(nnx.Module):
         self.activation = activation
         self.dropout = dropout
 
-    def __call__(self, h_BF: jax.Array, rows: Rows | None = None, layer: int = 0) -> jax.Array:
-        z_BH = self.linear(h_BF)
+    def __call__(
+        self,
+        h_BF: jax.Array,
+        rows: Rows | None = None,
+        layer: int = 0,
+        tensor: Tensor | None = None,
+    ) -> jax.Array:
+        """(B, H) of (B, F); under `tensor`, of this device's share of features where it says."""
+        split = tensor if tensor is not None and tensor.splits else None
+        in_BF = enter(h_BF, split.axis) if split else h_BF
+        z_BH = product(self.linear, in_BF, tensor)
         if isinstance(self.norm, BatchNorm):
             z_BH = self.norm(z_BH, rows)
         elif self.norm is not None:
+            self.norm.axis_name = split.axis if split else None  # statistics of all features
             z_BH = self.norm(z_BH)
         z_BH = ACTIVATIONS[self.activation](z_BH)
         if self.gate is not None:
-            z_BH = z_BH * self.gate(h_BF)
-        z_BH = drop(z_BH, self.dropout, layer, rows)
-        if self.residual:
-            z_BH = z_BH + (h_BF if self.skip is None else self.skip(h_BF))
+            z_BH = z_BH * product(self.gate, in_BF, tensor)
+        z_BH = drop(z_BH, self.dropout, layer, rows, tensor)
+        if self.skip is not None:
+            z_BH = z_BH + product(self.skip, in_BF, tensor)
+        elif self.residual:
+            z_BH = z_BH + as_output(h_BF, tensor)
         return z_BH
 
 
@@ -204,10 +238,29 @@ class MLP(nnx.Module):
         )
 
     def __call__(self, x_BF: jax.Array, rows: Rows | None = None) -> jax.Array:
-        h = drop(x_BF.astype(self.dtype), self.input_dropout, 0, rows)
-        for layer, block in enumerate(self.blocks, start=1):
-            h = block(h, rows, layer)
-        return self.head(h).astype(jnp.float32)
+        h = x_BF
+        for number in range(self.layers):
+            h = self.layer(number, h, rows)
+        return h
+
+    @property
+    def layers(self) -> int:
+        """Hidden layers and the head."""
+        return len(self.blocks) + 1
+
+    def layer(
+        self, number: int, h: jax.Array, rows: Rows | None, tensor: Tensor | None = None
+    ) -> jax.Array:
+        """Layer `number` alone, the head being the last: what a stage of a pipeline calls.
+
+        Args:
+          h: what the layer before has made; of layer 0 the input (B, F).
+        """
+        if number == 0:
+            h = drop(h.astype(self.dtype), self.input_dropout, 0, rows)
+        if number < len(self.blocks):
+            return self.blocks[number](h, rows, number + 1, tensor)
+        return product(self.head, h, tensor).astype(jnp.float32)
 
 
 def apply(model: Any, x_BF: jax.Array, rows: Rows | None, key: jax.Array | None) -> jax.Array:

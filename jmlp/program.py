@@ -99,7 +99,10 @@ class Programs:
         self.abstract = jax.eval_shape(self._init, np.uint32(0))
         self.shardings = layout.state_shardings(self.abstract, mesh, rules)
         parts = config.virtual_shards if config.reproducible else layout.batch_parts(mesh)
-        self.width = padded_size(config.train.batch_size, parts * config.optim.accumulate)
+        parts *= config.optim.accumulate
+        if config.step == "pipeline":
+            parts *= config.pipeline.microbatches
+        self.width = padded_size(config.train.batch_size, parts)
         build = reproducible.build if config.reproducible else STEPS[config.step]
         self.step = build(self.graphdef, tx, mesh, config, rules)
         # Numbers for the host are whole on every device: each process reads its own copy.

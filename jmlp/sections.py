@@ -129,8 +129,8 @@ class MeshConfig(Section):
     """Splits the batch, parameters and optimizer state (ZeRO-3)."""
     model: Count = 1
     """Splits hidden features (tensor parallel)."""
-    pipe: Annotated[Int, Field(ge=1, le=1)] = 1
-    """Reserved for layers split over devices; 1 for now."""
+    pipe: Count = 1
+    """Splits layers (step=pipeline)."""
 
     def size(self, devices: int = 1) -> int:
         """Devices needed; with data=auto, the most that `devices` allow."""
@@ -279,6 +279,25 @@ class LocalConfig(Section):
             default = type(self).model_fields[key].default
             if getattr(self, key) != default and self.method != owner:
                 raise ValueError(f"{key} is a setting of {owner}, not of {self.method}")
+        return self
+
+
+class PipelineConfig(Section):
+    """How microbatches go through the stages of step=pipeline."""
+
+    microbatches: Count = 8
+    """Parts of each device's rows; more of them, a smaller bubble and smaller products."""
+    schedule: Literal["gpipe", "circular"] = "gpipe"
+    """gpipe: a device has one run of layers. circular: several, and rows go round."""
+    rounds: Annotated[Int, Field(ge=2)] = 2
+    """circular: runs of layers on a device."""
+    remat: Bool = True
+    """Compute a stage again for its backward pass, rather than keep its activations."""
+
+    @pydantic.model_validator(mode="after")
+    def _settings_fit(self) -> "PipelineConfig":
+        if self.schedule != "circular" and self.rounds != type(self).model_fields["rounds"].default:
+            raise ValueError(f"rounds is a setting of schedule=circular, not of {self.schedule}")
         return self
 
 

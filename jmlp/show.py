@@ -11,6 +11,8 @@ from jmlp.layout import bytes_per_device, path_of, placements
 from jmlp.mesh import thread_pool_size
 from jmlp.program import Programs
 from jmlp.report import Reporter
+from jmlp.stages import kept_bytes, stage_rows
+from jmlp.step.pipeline import make_plan
 
 
 def layout_rows(programs: Programs) -> list[dict[str, Any]]:
@@ -64,6 +66,60 @@ def print_layout(programs: Programs, report: Reporter) -> None:
         ]
         total, each = sum(size for size, _ in sizes), sum(size for _, size in sizes)
         report.note(f"{said}: {total:,} bytes in all, {each:,} on each device")
+
+
+def pipeline_rows(programs: Programs) -> dict[str, Any]:
+    """Stages, schedule, bubble and activation memory of step=pipeline."""
+    config, mesh = programs.config, programs.mesh
+    plan = make_plan(programs.abstract.params, mesh, config)
+    schedule = plan.schedule
+    rows = programs.width // mesh.shape["data"] // schedule.microbatches
+    itemsize = 2 if config.model.dtype == "bfloat16" else 4
+    more = schedule._replace(microbatches=2 * schedule.microbatches)
+    return {
+        "stages": [row._asdict() for row in stage_rows(plan, rows, itemsize)],
+        "schedule": config.pipeline.schedule,
+        "microbatches": schedule.microbatches,
+        "rows_per_microbatch": rows,
+        "rounds": schedule.rounds,
+        "ticks": schedule.ticks,
+        "bubble": schedule.bubble,
+        "bubble_with_twice_the_microbatches": more.bubble,
+        "kept_bytes": kept_bytes(plan, rows, itemsize, config.pipeline.remat),
+        "kept_bytes_without_remat": kept_bytes(plan, rows, itemsize, False),
+        "message_bytes": rows * plan.width * itemsize,
+    }
+
+
+def print_pipeline(programs: Programs, report: Reporter) -> None:
+    """Prints `pipeline_rows`."""
+    from rich.table import Table
+
+    found = pipeline_rows(programs)
+    table = Table(title="stages", title_justify="left")
+    columns = ("stage", "on pipe", "layers", "cost", "bytes in use", "activations/microbatch")
+    for column in columns:
+        table.add_column(column, justify="left" if column == "layers" else "right")
+    for row in found["stages"]:
+        names = row["layers"]
+        said = names[0] if len(names) == 1 else f"{names[0]} .. {names[-1]}" if names else "none"
+        numbers = (f"{row['params_bytes']:,}", f"{row['activation_bytes']:,}")
+        table.add_row(str(row["stage"]), str(row["device"]), said, f"{row['cost']:.1%}", *numbers)
+    report.table(table)
+    report.note(
+        f"{found['schedule']}: {found['microbatches']} microbatches of "
+        f"{found['rows_per_microbatch']} rows, {found['ticks']} ticks, bubble "
+        f"{found['bubble']:.1%}; with twice as many "
+        f"{found['bubble_with_twice_the_microbatches']:.1%}"
+    )
+    report.note(
+        f"activations kept on each device: {found['kept_bytes']:,} bytes; without remat "
+        f"{found['kept_bytes_without_remat']:,}. A message between stages: "
+        f"{found['message_bytes']:,} bytes"
+    )
+    empty = sum(not row["layers"] for row in found["stages"])
+    if empty:
+        report.warn(f"{empty} stages have no layer: lower mesh.pipe, or add layers")
 
 
 def print_summary(summary: dict[str, Any], run_dir: Path, report: Reporter) -> None:

@@ -11,13 +11,14 @@ ORDER = """
 errors yaml12 sections config flags processes
 data.base data.batches data.builtin data.idx data.npz data.table data
 data.labels data.prepare data.sources
-model mesh layout optim
+tensor stages model mesh layout optim
 comm.base comm.psum comm.full comm.ring comm.tree comm.halving_doubling comm.two_level comm
 comm.buckets comm.cost
 compress.base compress.packing compress.two_phase compress.none compress.cast
 compress.quantize compress.sign compress.sparse compress.low_rank compress.feedback
 compress compress.make compress.message
-step.base step.single step.sharded step.pmap step.explicit step.local step.reproducible step
+step.base step.single step.sharded step.pmap step.explicit step.pipeline step.local
+step.reproducible step
 digest program
 server server.state server.shards server.parts server.cluster server.replay server.threads
 server.journal server.again server.actors server.ray_engine server.programs

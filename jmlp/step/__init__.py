@@ -1,6 +1,6 @@
 """Every way to take a training step, one a file: `(state, batch) -> (state, metrics)`."""
 
-from jmlp.step import explicit, local, pmap, reproducible, sharded, single
+from jmlp.step import explicit, local, pipeline, pmap, reproducible, sharded, single
 from jmlp.step.base import Step, TrainState
 
 STEPS = {
@@ -8,6 +8,7 @@ STEPS = {
     "sharded": sharded.build,
     "pmap": pmap.build,
     "explicit": explicit.build,
+    "pipeline": pipeline.build,
     "local": local.build,
 }
 # Steps that carry a `comm_state`: (state, mesh, config, rules) -> the state with its first one.

@@ -1,0 +1,152 @@
+"""Which layers make up each stage of a pipeline, and what the schedule costs.
+
+Numbers only: nothing here touches a device. A stage is a range of consecutive layers
+(the head is one). With `rounds` V over S devices there are S V stages, stage k on device
+k mod S; a microbatch goes round V times. A step takes M V + S - 1 ticks, in each of which a
+device works on one microbatch of one stage, so S - 1 of them are idle: the bubble.
+
+Sources: GPipe, Huang et al. 2019, arXiv:1811.06965, section 2.3 (the bubble); the
+interleaved schedule of Narayanan et al. 2021, arXiv:2104.04473, section 2.2.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from jmlp.tensor import Kind
+
+
+class Layer(NamedTuple):
+    """A hidden layer or the head, as far as a pipeline cares."""
+
+    name: str
+    kind: Kind
+    flops: int
+    """of a row, forward and backward"""
+    width: int
+    """features that it hands on, on one device"""
+    params: int
+    """of one device, while in use"""
+
+
+class Stage(NamedTuple):
+    """Layers `first .. stop - 1`."""
+
+    first: int
+    stop: int
+
+
+class Schedule(NamedTuple):
+    """How microbatches go through the stages."""
+
+    devices: int
+    microbatches: int
+    rounds: int
+
+    @property
+    def slots(self) -> int:
+        """Microbatches counted with the empty ones that more than one round needs."""
+        return max(self.microbatches, self.devices) if self.rounds > 1 else self.microbatches
+
+    @property
+    def ticks(self) -> int:
+        """Of a step, forward; backward takes as many."""
+        return self.slots * self.rounds + self.devices - 1
+
+    @property
+    def bubble(self) -> float:
+        """Share of the ticks in which a device has no work."""
+        return 1 - self.microbatches * self.rounds / self.ticks
+
+
+class Plan(NamedTuple):
+    """What is where: fixed before anything runs."""
+
+    layers: list[Layer]
+    stages: list[Stage]
+    schedule: Schedule
+    width: int
+    """features of the buffer between stages, on one device"""
+
+    def layers_of(self, stage: int) -> range:
+        return range(*self.stages[stage])
+
+
+def balance(layers: Sequence[Layer], stages: int) -> list[Stage]:
+    """Cuts the layers into consecutive stages so that the costliest costs least.
+
+    Of cuts that are equal in that, one with the narrowest boundaries is taken; where
+    there are fewer layers than stages, some at the end have none. O(stages x layers^2).
+    """
+    count = len(layers)
+    before = [0]
+    for layer in layers:
+        before.append(before[-1] + layer.flops)
+
+    def boundary(stop: int) -> int:
+        return layers[stop - 1].width if 0 < stop < count else 0
+
+    # best[stop]: (cost of the costliest stage, boundary widths, cuts) of the layers before stop.
+    best = {stop: (before[stop], boundary(stop), (stop,)) for stop in range(1, count + 1)}
+    for _ in range(min(stages, count) - 1):
+        best = {
+            stop: min(
+                (max(cost, before[stop] - before[cut]), widths + boundary(stop), (*cuts, stop))
+                for cut, (cost, widths, cuts) in best.items()
+                if cut < stop
+            )
+            for stop in range(min(best) + 1, count + 1)
+        }
+    empty = [count] * (stages - count)
+    cuts = (0, *best[count][2], *empty)
+    return [Stage(first, stop) for first, stop in zip(cuts, cuts[1:], strict=False)]
+
+
+def plan_stages(layers: list[Layer], schedule: Schedule) -> Plan:
+    """The balanced stages of `layers`, and what travels between them."""
+    stages = balance(layers, schedule.devices * schedule.rounds)
+    inner = [stage.stop for stage in stages[:-1] if stage.stop < len(layers)]
+    return Plan(layers, stages, schedule, max((layers[s - 1].width for s in inner), default=1))
+
+
+class StageRow(NamedTuple):
+    """What a person sees of a stage."""
+
+    stage: int
+    device: int
+    """place on the pipe axis"""
+    layers: tuple[str, ...]
+    cost: float
+    """share of all FLOPs"""
+    params_bytes: int
+    """float32, while in use"""
+    activation_bytes: int
+    """that a backward pass needs of one microbatch"""
+
+
+def stage_rows(plan: Plan, rows: int, itemsize: int) -> list[StageRow]:
+    """A row a stage, for microbatches of `rows` rows and activations of `itemsize` bytes."""
+    total = sum(layer.flops for layer in plan.layers)
+    found = []
+    for number, stage in enumerate(plan.stages):
+        mine = plan.layers[stage.first : stage.stop]
+        found.append(
+            StageRow(
+                number,
+                number % plan.schedule.devices,
+                tuple(layer.name for layer in mine),
+                sum(layer.flops for layer in mine) / total,
+                4 * sum(layer.params for layer in mine),
+                itemsize * rows * sum(layer.width for layer in mine),
+            )
+        )
+    return found
+
+
+def kept_bytes(plan: Plan, rows: int, itemsize: int, remat: bool) -> int:
+    """Activations that each device keeps for the backward pass of a step.
+
+    With `remat` the input of every tick. Without, room for what any stage would keep, since
+    one program serves all devices.
+    """
+    features = plan.width if remat else sum(layer.width for layer in plan.layers)
+    return plan.schedule.ticks * rows * features * itemsize
