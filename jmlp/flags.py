@@ -135,22 +135,22 @@ class Comm:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Bench:
-    """Measure: `step`, `compress`, `async` or `push-pull`.
+    """Measure: `step`, `compress`, `async`, `push-pull` or `reproducible`.
 
     step: loop overhead, samples/s of `jmlp train` against hand-written JAX loops. compress:
     accuracy against bytes, Fashion-MNIST on 8 devices with each compressor. async: accuracy
     there by staleness bound, with stragglers, and by steps between exchanges. push-pull:
     exchanges of 4 and 100 MB a second with a parameter server of threads, of Ray actors,
-    and with one written by hand. Speeds are of interleaved runs, and every sample is kept.
+    and with one written by hand. reproducible: what it costs, by rows a shard. Speeds are of interleaved runs, and every sample is kept.
     With --out, compress and async go on where they were stopped.
     """
 
     what: tyro.conf.Positional[str]
-    """step, compress, async or push-pull"""
+    """step, compress, async, push-pull or reproducible"""
     widths: tuple[int, ...] = (64, 512, 2048)
-    """step: hidden widths, two layers each"""
+    """step, reproducible: hidden widths, two layers each"""
     repeats: int = 5
-    """step, push-pull: runs of each. compress, async: seeds"""
+    """step, push-pull, reproducible: runs of each. compress, async: seeds"""
     epochs: int = 6
     """compress: passes over the training rows"""
     only: tuple[str, ...] = ()

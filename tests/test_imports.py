@@ -25,7 +25,8 @@ server.journal server.again server.actors server.ray_engine server.programs
 wire fingerprint environment
 rundir progress plots report carry leaves checkpoint feed build interrupt ledger show summary loop
 run inference
-bench.resume bench.step bench.compress bench.asynchronous bench.push_pull bench
+bench.resume bench.step bench.compress bench.asynchronous bench.push_pull
+bench.reproducible bench
 launch cli __main__ __init__
 """.split()
 
