@@ -141,7 +141,8 @@ class Bench:
     accuracy against bytes, Fashion-MNIST on 8 devices with each compressor. async: accuracy
     there by staleness bound, with stragglers, and by steps between exchanges. push-pull:
     exchanges of 4 and 100 MB a second with a parameter server of threads, of Ray actors,
-    and with one written by hand. reproducible: what it costs, by rows a shard. Speeds are of interleaved runs, and every sample is kept.
+    and with one written by hand. reproducible: what it costs, by rows a virtual shard.
+    Speeds are of interleaved runs, and every sample is kept.
     With --out, compress and async go on where they were stopped.
     """
 
@@ -154,11 +155,11 @@ class Bench:
     epochs: int = 6
     """compress: passes over the training rows"""
     only: tuple[str, ...] = ()
-    """all but step: only these, e.g. "low_rank 1 + feedback" """
+    """compress, async, push-pull: only these, e.g. "low_rank 1 + feedback" """
     out: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """write the result here as JSON"""
     plot: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
-    """all but step: draw the result, e.g. compress.png"""
+    """compress, async, push-pull: draw the result, e.g. compress.png"""
     json_: Json = False
     """print the result as one JSON line on stdout; the rest goes to stderr"""
 

@@ -1,8 +1,9 @@
 """What each process of a test's gang runs: every kind of run, and what came of it as JSON.
 
-    python tests/member.py FOLDER STEP
+    python tests/member.py FOLDER STEP [NAME ...]
 
-It also takes a run of its folder on, up to STEP, where one process is sent SIGTERM.
+NAMEs are of SHAPES and KINDS; none means all. It also takes a run of its folder on, up to
+STEP, where one process is sent SIGTERM.
 Run alone, in a process with enough devices, it gives what a gang must agree with.
 """
 
@@ -47,10 +48,12 @@ KINDS = {
     "pmap": {"step": "pmap", "mesh": {"data": 4}},
     "ring": {"step": "explicit", "comm": {"all_reduce": "ring"}},
     "int8": {"step": "explicit", "comm": {"reducer": {"name": "int8", "error_feedback": True}}},
+    "local": {"step": "local", "local": {"every": 2}, "comm": {"all_reduce": "tree"}},
     "gossip": {"step": "local", "local": {"method": "gossip", "every": 2}},
     "streamed": {"data": {"placement": "host"}},
+    "pipeline": {"step": "pipeline", "mesh": {"data": 2, "pipe": 2}},
 }
-SAME_BITS = {"ring", "int8", "gossip"}
+SAME_BITS = {"ring", "int8", "local", *SHAPES}
 
 
 def config_of(*trees):
@@ -60,17 +63,18 @@ def config_of(*trees):
     return merged(base, *trees)
 
 
-def runs():
-    """Name to [fingerprint, losses of test and training] of every run."""
+def runs(names=()):
+    """Name to [fingerprint, losses of training and test rows] of each run."""
     import jmlp
 
     found = {}
-    for name, (data, tree) in SHAPES.items():
-        result = jmlp.train(config_of(tree, {"reproducible": True}), data)
-        found[f"reproducible, {name}"] = said(result)
-    for name, tree in KINDS.items():
-        result = jmlp.train(config_of(tree, {"model": {"hidden": [32, 16]}}), blobs(13, 3))
-        found[name] = said(result)
+    for name in names or (*SHAPES, *KINDS):
+        if name in SHAPES:
+            data, tree = SHAPES[name]
+            config = config_of(tree, {"reproducible": True})
+        else:
+            data, config = blobs(13, 3), config_of({"model": {"hidden": [32, 16]}}, KINDS[name])
+        found[name] = said(jmlp.train(config, data))
     return found
 
 
@@ -109,7 +113,7 @@ def main():
 
     assert jax.device_count() == DEVICES
     folder = Path(sys.argv[1])
-    found = runs()
+    found = runs(sys.argv[3:])
 
     def fails_on_last():
         if jax.process_index() == count - 1:

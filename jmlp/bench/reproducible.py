@@ -43,9 +43,8 @@ def measure(widths: Sequence[int], repeats: int, report: Reporter) -> dict[str, 
                 row = {"name": name, "width": width, "rows_per_shard": each}
                 row |= {"samples_per_second": speeds, "ratio": round(median(ratios), 3)}
                 rows.append(row | {"against": "plain"})
-            report.note(
-                f"width {width:5d}, {each:4d} rows a shard: {1 / rows[-1]['ratio']:.2f} times slower"
-            )
+            slower = 1 / rows[-1]["ratio"]
+            report.note(f"width {width:5d}, {each:4d} rows a shard: {slower:.2f} times slower")
     return described("reproducible", {"virtual_shards": SHARDS}, rows)
 
 
