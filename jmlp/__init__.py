@@ -16,19 +16,21 @@ if TYPE_CHECKING:
     from jmlp.inference import evaluate, open_run, predict
     from jmlp.mesh import make_mesh, simulate_devices
     from jmlp.model import MLP
+    from jmlp.processes import join
     from jmlp.run import train
     from jmlp.step import STEPS
 
 _HOME = {
     "Config": "config", "load_config": "config", "SOURCES": "data", "JmlpError": "errors",
-    "make_mesh": "mesh", "simulate_devices": "mesh", "MLP": "model", "STEPS": "step",
+    "join": "processes", "make_mesh": "mesh", "simulate_devices": "mesh", "MLP": "model",
+    "STEPS": "step",
     "evaluate": "inference", "open_run": "inference", "predict": "inference",
     "prepare": "build", "train": "run",
 }  # fmt: skip
 
 __all__ = [
-    "MLP", "SOURCES", "STEPS", "Config", "JmlpError", "evaluate", "load_config", "make_mesh",
-    "open_run", "predict", "prepare", "simulate_devices", "train",
+    "MLP", "SOURCES", "STEPS", "Config", "JmlpError", "evaluate", "join", "load_config",
+    "make_mesh", "open_run", "predict", "prepare", "simulate_devices", "train",
 ]  # fmt: skip
 
 

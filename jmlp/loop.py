@@ -150,12 +150,13 @@ class Loop:
                 # time keeps simulated devices from starving each other of threads.
                 values = np.asarray(losses)[: call.span.steps]
                 self.progress.server = self.programs.memo()
-                # Clocks and signals are one process's own: what follows from them is agreed.
-                took_s, stopping = agree(time.perf_counter() - begun_s, bool(stop))
-                feed.pace(took_s)
+                took_s = time.perf_counter() - begun_s
                 self._account(step, call, values, took_s)
                 step += call.span.steps
                 self._events(state, step)
+                # Clocks and signals are one process's own: what follows from them is agreed.
+                took_s, stopping = agree(took_s, bool(stop))
+                feed.pace(took_s)
                 if stopping or self.progress.stopped_early:
                     break
                 begun_s = time.perf_counter()

@@ -63,6 +63,7 @@ def train(
         stack.enter_context(stop_on_signal())
         stack.enter_context(peers())
         directory, resolved = None, together(lambda: resolve_mesh(parse_config(config))[0])
+        together(lambda: _check_alone(resolved))
         if run_dir is not None:
             resolved = with_full_paths(resolved)
             mine = RunDir(run_dir) if is_first() else Follower(run_dir)
@@ -100,6 +101,14 @@ def _check_threads(config: Config, report: Reporter) -> None:
             f"reproducible: XLA's thread pool is {have or 'by the number of cores'}, not {want}: "
             f"bits equal those of runs with the same pool only. Set PJRT_NPROC={want} before "
             "Python starts; jmlp train does"
+        )
+
+
+def _check_alone(config: Config) -> None:
+    if config.step == "async" and jax.process_count() > 1:
+        raise ConfigError(
+            "step=async over several processes: its workers are threads of one process, or, with "
+            "server.engine: ray, processes that Ray starts. Start jmlp train once"
         )
 
 
