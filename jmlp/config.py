@@ -14,20 +14,18 @@ import pydantic
 from pydantic import Field
 
 from jmlp.errors import ConfigError
+from jmlp.fields import Bool, Count, Int, Section
 from jmlp.sections import (
     LINEAR,
-    Bool,
     CommConfig,
-    Count,
     DataConfig,
-    Int,
     LocalConfig,
     MeshConfig,
     ModelConfig,
     OptimConfig,
     PipelineConfig,
-    Section,
     ServerConfig,
+    TensorConfig,
     TrainConfig,
 )
 from jmlp.yaml12 import parse_yaml, read_yaml
@@ -52,6 +50,7 @@ class Config(Section):
     local: devices train alone and exchange now and then, as `local` says.
     async: a parameter server and workers that do not wait for each other: `server`."""
     comm: CommConfig = CommConfig()
+    tensor: TensorConfig = TensorConfig()
     pipeline: PipelineConfig = PipelineConfig()
     local: LocalConfig = LocalConfig()
     server: ServerConfig = ServerConfig()
@@ -79,6 +78,7 @@ class Config(Section):
                 f"comm.{changed[0]} is for step=explicit and step=local; step={self.step} leaves "
                 "communication to the compiler. Set step: explicit"
             )
+        self._tensor_fits()
         self._pipeline_fits()
         self._local_fits()
         self._server_fits()
@@ -91,6 +91,16 @@ class Config(Section):
                 f"train.batch_size={self.train.batch_size}"
             )
         return self
+
+    def _tensor_fits(self) -> None:
+        if self.tensor == TensorConfig():
+            return
+        if self.step != "sharded" or self.reproducible:
+            raise ValueError(f"tensor is for step=sharded, not for step={self.step}")
+        if self.mesh.model == 1:
+            raise ValueError("tensor says how layers are split over mesh.model, which is 1")
+        if self.model.norm == "batch":
+            raise ValueError("model.norm=batch with tensor: use layer or rms")
 
     def _pipeline_fits(self) -> None:
         mesh = self.mesh
@@ -192,8 +202,9 @@ class Config(Section):
 WHERE_KEYS = frozenset(
     "mesh.data mesh.fsdp mesh.model mesh.pipe step data.placement data.path data.val_path "
     "data.test_path train.steps_per_call train.checkpoint_every train.keep "
-    "train.tensorboard comm.all_reduce comm.bucket_bytes comm.inner comm.alpha_us "
-    "comm.gigabytes_per_second".split()
+    "train.tensorboard tensor.activations tensor.matmul pipeline.microbatches "
+    "pipeline.schedule pipeline.rounds pipeline.remat "
+    "comm.all_reduce comm.bucket_bytes comm.inner comm.alpha_us comm.gigabytes_per_second".split()
 )
 
 

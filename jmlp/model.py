@@ -19,7 +19,7 @@ from flax import nnx
 from jax import lax
 
 from jmlp.sections import ModelConfig
-from jmlp.tensor import Tensor, enter, join, leave, share
+from jmlp.tensor import Tensor, enter, gather_product, join, leave, product_scatter, share
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "relu": jax.nn.relu,
@@ -48,8 +48,10 @@ class Rows(NamedTuple):
     batch: a row's dropout mask does not depend on the device that holds it."""
     weight: jax.Array
     """(B,) 0 on padding rows."""
-    axis: str | None = None
+    axis: str | tuple[str, ...] | None = None
     """Mapped mesh axis (pmap, shard_map) that holds the other rows of the batch."""
+    tensors: tuple[Tensor, ...] = ()
+    """How each layer of an MLP is cut, where it is cut by hand."""
 
 
 def drop(
@@ -113,16 +115,26 @@ class BatchNorm(nnx.Module):
 
 def product(linear: nnx.Linear, h: jax.Array, tensor: Tensor | None) -> jax.Array:
     """`linear(h)`; of a row layer the sum of all devices' products, then the bias once."""
-    if tensor is None or tensor.kind != "row":
+    if tensor is None or tensor.kind == "whole":
         return linear(h)
-    kernel = linear.kernel[...].astype(h.dtype)
-    z = leave(h @ kernel, tensor.axis)
-    return z if linear.bias is None else z + linear.bias[...].astype(z.dtype)[None]
+    axis, kernel = tensor.axis, linear.kernel[...].astype(h.dtype)
+    if tensor.kind == "column":
+        if not tensor.takes_share:
+            return linear(h)
+        z = gather_product(h, kernel, axis, tensor.ring)
+    elif tensor.splits:
+        z = product_scatter(h, kernel, axis, tensor.ring)
+    else:
+        z = leave(h @ kernel, axis)
+    if linear.bias is None:
+        return z
+    bias = linear.bias[...].astype(z.dtype)
+    return z + (share(bias, axis) if tensor.kind == "row" and tensor.splits else bias)[None]
 
 
 def as_output(h: jax.Array, tensor: Tensor | None) -> jax.Array:
     """A layer's input, cut as its output is."""
-    if tensor is None or tensor.kind == "whole":
+    if tensor is None or tensor.takes_share == tensor.splits:
         return h
     return share(h, tensor.axis) if tensor.splits else join(h, tensor.axis)
 
@@ -171,13 +183,12 @@ class Block(nnx.Module):
     ) -> jax.Array:
         """(B, H) of (B, F); under `tensor`, of this device's share of features where it says."""
         split = tensor if tensor is not None and tensor.splits else None
-        in_BF = enter(h_BF, split.axis) if split else h_BF
+        in_BF = enter(h_BF, split.axis) if split and not split.takes_share else h_BF
         z_BH = product(self.linear, in_BF, tensor)
         if isinstance(self.norm, BatchNorm):
             z_BH = self.norm(z_BH, rows)
         elif self.norm is not None:
-            self.norm.axis_name = split.axis if split else None  # statistics of all features
-            z_BH = self.norm(z_BH)
+            z_BH = self._normed(z_BH, split)
         z_BH = ACTIVATIONS[self.activation](z_BH)
         if self.gate is not None:
             z_BH = z_BH * product(self.gate, in_BF, tensor)
@@ -187,6 +198,15 @@ class Block(nnx.Module):
         elif self.residual:
             z_BH = z_BH + as_output(h_BF, tensor)
         return z_BH
+
+    def _normed(self, z_BH: jax.Array, split: Tensor | None) -> jax.Array:
+        norm: Any = self.norm
+        norm.axis_name = split.axis if split else None  # statistics of all features
+        if split and split.kind == "row":  # whose norm is whole, as its bias is
+            for param in (norm.scale, getattr(norm, "bias", None)):
+                if param is not None:
+                    param.set_value(share(param[...], split.axis))
+        return norm(z_BH)
 
 
 class MLP(nnx.Module):
@@ -239,8 +259,9 @@ class MLP(nnx.Module):
 
     def __call__(self, x_BF: jax.Array, rows: Rows | None = None) -> jax.Array:
         h = x_BF
+        cuts = rows.tensors if rows else ()
         for number in range(self.layers):
-            h = self.layer(number, h, rows)
+            h = self.layer(number, h, rows, cuts[number] if cuts else None)
         return h
 
     @property
@@ -258,6 +279,8 @@ class MLP(nnx.Module):
         """
         if number == 0:
             h = drop(h.astype(self.dtype), self.input_dropout, 0, rows)
+        if tensor and tensor.kind == "whole" and tensor.takes_share:
+            h, tensor = join(h, tensor.axis), tensor._replace(takes_share=False)
         if number < len(self.blocks):
             return self.blocks[number](h, rows, number + 1, tensor)
         return product(self.head, h, tensor).astype(jnp.float32)

@@ -12,14 +12,15 @@ interleaved schedule of Narayanan et al. 2021, arXiv:2104.04473, section 2.2.
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from jmlp.tensor import Kind
+from jmlp.tensor import Tensor
 
 
 class Layer(NamedTuple):
     """A hidden layer or the head, as far as a pipeline cares."""
 
     name: str
-    kind: Kind
+    cut: Tensor
+    """over `model`"""
     flops: int
     """of a row, forward and backward"""
     width: int

@@ -8,10 +8,12 @@ summed. Two layers, one sum forward and one backward.
 Source: Megatron-LM, Shoeybi et al. 2019, arXiv:1909.08053, section 3 (f and g).
 """
 
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 
 Kind = Literal["whole", "column", "row"]
@@ -37,11 +39,12 @@ class Tensor(NamedTuple):
 
     axis: str
     kind: Kind
-
-    @property
-    def splits(self) -> bool:
-        """Whether the layer's outputs are this device's share."""
-        return self.kind == "column"
+    takes_share: bool = False
+    """whether its input is this device's share of the features"""
+    splits: bool = False
+    """whether its outputs are"""
+    ring: bool = False
+    """whether products overlap with the messages of their inputs or outputs"""
 
     def mine(self, whole: jax.Array) -> jax.Array:
         """This device's share of the last dim."""
@@ -50,7 +53,28 @@ class Tensor(NamedTuple):
         return lax.dynamic_slice_in_dim(whole, start, each, whole.ndim - 1)
 
 
+def cut(
+    hidden: Sequence[int], model: int, axis: str, split: bool = False, ring: bool = False
+) -> list[Tensor]:
+    """How each layer of an MLP is cut: hidden ones, and the head.
+
+    Args:
+      split: activations stay split behind row layers too, where the width divides: a row
+        layer ends in a reduce-scatter and the next column layer begins with an all-gather.
+        As many bytes as whole activations, and each device keeps its share alone.
+      ring: these are decomposed, so that chunks travel while others are multiplied.
+    """
+    found: list[Tensor] = []
+    for number, kind in enumerate(kinds(hidden, model)):
+        takes = bool(found) and found[-1].splits
+        inner = number < len(hidden) and hidden[number] % model == 0
+        splits = kind == "column" or (kind == "row" and split and inner)
+        found.append(Tensor(axis, kind, takes, splits, ring))
+    return found
+
+
 Operator = Callable[[jax.Array, str], jax.Array]
+Product = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 def _with_gradient(forward: Operator, backward: Operator) -> Operator:
@@ -88,3 +112,80 @@ share = _with_gradient(_mine, _all)
 """This device's share of features that all have."""
 join = _with_gradient(_all, _mine)
 """All features, from each device's share."""
+
+
+def gather_product(x: jax.Array, w: jax.Array, axis: str, ring: bool = False) -> jax.Array:
+    """(B, H/n): all features (B, F) of `x` (B, F/n) times `w` (F, H/n), this device's columns.
+
+    With `ring`, chunks of `x` travel to the right while the chunk in hand is multiplied, and
+    the gathered array never exists (Wang et al. 2023, doi:10.1145/3567955.3567959). Either way
+    only this device's share is kept for the backward pass, which gathers again.
+    """
+    return _products(axis, ring)[0](x, w)
+
+
+def product_scatter(x: jax.Array, w: jax.Array, axis: str, ring: bool = False) -> jax.Array:
+    """(B, H/n): this device's share of the sum over devices of `x` (B, F/n) @ `w` (F/n, H)."""
+    return _products(axis, ring)[1](x, w)
+
+
+@functools.cache
+def _products(axis: str, ring: bool) -> tuple[Product, Product]:
+    """`gather_product` and `product_scatter`: each is the other's gradient."""
+
+    def gathered(x: jax.Array, w: jax.Array) -> jax.Array:
+        if not ring:
+            return _all(x, axis) @ w
+        rows = jnp.split(w, lax.axis_size(axis))
+        total = jnp.zeros((), x.dtype)
+        for number, part in _passing(x, axis):
+            total = total + part @ _pick(rows, number)
+        return total
+
+    def scattered(x: jax.Array, w: jax.Array) -> jax.Array:
+        if not ring:
+            return lax.psum_scatter(x @ w, axis, scatter_dimension=1, tiled=True)
+        n, me = lax.axis_size(axis), lax.axis_index(axis)
+        columns = jnp.split(w, n, axis=1)
+        total = x @ _pick(columns, (me - 1) % n)
+        for s in range(1, n):  # what arrives is the sum so far of the chunk that goes on
+            total = lax.ppermute(total, axis, _to_right(n)) + x @ _pick(columns, (me - 1 - s) % n)
+        return total
+
+    def rows_gradient(x: jax.Array, g: jax.Array) -> jax.Array:
+        """(F, H/n): all features of `x` (B, F/n), transposed, times `g` (B, H/n)."""
+        if not ring:
+            return _all(x, axis).T @ g
+        parts = jnp.zeros((lax.axis_size(axis), x.shape[1], g.shape[1]), x.dtype)
+        for number, part in _passing(x, axis):
+            parts = lax.dynamic_update_index_in_dim(parts, part.T @ g, number, 0)
+        return parts.reshape(-1, g.shape[1])
+
+    gather: Any = jax.custom_vjp(gathered)
+    scatter: Any = jax.custom_vjp(scattered)
+    gather.defvjp(
+        lambda x, w: (gathered(x, w), (x, w)),
+        lambda kept, g: (scattered(g, kept[1].T), rows_gradient(kept[0], g)),
+    )
+    scatter.defvjp(
+        lambda x, w: (scattered(x, w), (x, w)),
+        lambda kept, g: (gathered(g, kept[1].T), rows_gradient(g, kept[0]).T),
+    )
+    return gather, scatter
+
+
+def _passing(x: jax.Array, axis: str) -> Iterator[tuple[jax.Array, jax.Array]]:
+    """(number, chunk) of every device's `x` in turn, as a ring brings them by."""
+    n, me = lax.axis_size(axis), lax.axis_index(axis)
+    for s in range(n):
+        yield (me - s) % n, x
+        if s < n - 1:
+            x = lax.ppermute(x, axis, _to_right(n))
+
+
+def _to_right(n: int) -> list[tuple[int, int]]:
+    return [(i, (i + 1) % n) for i in range(n)]
+
+
+def _pick(chunks: list[jax.Array], number: jax.Array) -> jax.Array:
+    return lax.dynamic_index_in_dim(jnp.stack(chunks), number, 0, keepdims=False)

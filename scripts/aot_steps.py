@@ -25,6 +25,9 @@ def ways(chips: int) -> list[dict]:
         {"mesh": {"data": chips}},
         {"mesh": {"data": 1, "fsdp": chips}},
         {"mesh": {"data": chips // 8, "model": 8}},
+        {"mesh": {"data": chips // 8, "model": 8}, "tensor": {"activations": "split"}},
+        {"mesh": {"data": chips // 8, "model": 8},
+         "tensor": {"activations": "split", "matmul": "ring"}},
         {"mesh": {"data": chips // 32, "fsdp": 4, "model": 8}},
         {"step": "pmap", "mesh": {"data": chips}},
         {"step": "explicit", "mesh": {"data": chips}},
@@ -34,7 +37,6 @@ def ways(chips: int) -> list[dict]:
         {"step": "explicit", "mesh": {"data": chips // 8, "model": 8}},
         {"step": "local", "mesh": {"data": chips}, "local": {"every": 10}},
         {"step": "pipeline", "mesh": {"data": chips // 8, "pipe": 4, "model": 2}},
-        {"reproducible": True, "virtual_shards": chips, "mesh": {"data": chips}},
     ]  # fmt: skip
 
 
@@ -96,9 +98,10 @@ def compile_step(way: dict, devices: list) -> dict:
 
 def said(way: dict) -> tuple[str, str]:
     """A way's step and mesh, as people write them."""
-    step = "reproducible" if way.get("reproducible") else way.get("step", "sharded")
-    comm = way.get("comm", {})
+    step, comm = way.get("step", "sharded"), way.get("comm", {})
     more = comm.get("all_reduce") or comm.get("reducer", {}).get("name")
+    if "tensor" in way:
+        more = "ring" if "matmul" in way["tensor"] else "split"
     mesh = " x ".join(f"{axis}={size}" for axis, size in way["mesh"].items() if size > 1)
     return f"{step}, {more}" if more else step, mesh or "one chip"
 
@@ -114,8 +117,10 @@ def main() -> None:
 
     devices = topologies.get_topology_desc(platform="tpu", topology_name=flags.topology).devices
     only, rows = set(filter(None, flags.only.split(","))), []
-    print("| step | mesh | MB held a chip | MB sent a chip | collectives | compiled in |")
-    print("| --- | --- | --- | --- | --- | --- |")
+    print(
+        "| step | mesh | MB held a chip | MB sent a chip | collectives | overlapped | compiled in |"
+    )
+    print("| --- | --- | --- | --- | --- | --- | --- |")
     for way in ways(len(devices)):
         name, mesh = said(way)
         if only and not only & {name, name.split(",")[0]}:
@@ -125,7 +130,7 @@ def main() -> None:
         kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(row["collectives"].items()))
         print(
             f"| {name} | {mesh} | {row['bytes_held'] / 1e6:,.0f} | {row['bytes_sent'] / 1e6:,.1f} "
-            f"| {kinds or 'none'} | {row['compile_seconds']:.0f} s |",
+            f"| {kinds or 'none'} | {row['with_work_meanwhile']} of {row['asynchronous']} | {row['compile_seconds']:.0f} s |",
             flush=True,
         )
     if flags.out:

@@ -8,7 +8,7 @@ import jmlp
 ROOT = Path(jmlp.__file__).parent
 # A module imports only from lines above its own.
 ORDER = """
-errors yaml12 sections config flags processes
+errors yaml12 fields sections config flags processes
 data.base data.batches data.builtin data.idx data.npz data.table data
 data.labels data.prepare data.sources
 tensor stages model mesh layout optim

@@ -17,6 +17,7 @@ from jmlp.errors import ConfigError
 from jmlp.program import Resident
 from jmlp.show import pipeline_rows
 from jmlp.stages import Layer, Schedule, balance
+from jmlp.tensor import Tensor
 from jmlp.wire import collectives
 
 DEEP = {"model": {"hidden": [33, 24, 16, 40, 8]}}
@@ -33,8 +34,11 @@ SETTINGS = [
 ]
 
 
+WHOLE = Tensor("model", "whole")
+
+
 def layers_of(costs):
-    return [Layer(str(i), "whole", cost, 1 + cost % 3, 0) for i, cost in enumerate(costs)]
+    return [Layer(str(i), WHOLE, cost, 1 + cost % 3, 0) for i, cost in enumerate(costs)]
 
 
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=7), st.integers(1, 5))
@@ -54,8 +58,8 @@ def test_no_other_cut_has_a_cheaper_costliest_stage(costs, stages):
 
 def test_equal_cuts_prefer_narrow_boundaries():
     # Two stages of 2 + 1 or 1 + 2: the boundary behind layer 1 is narrower.
-    layers = [Layer("a", "whole", 1, 90, 0), Layer("b", "whole", 1, 5, 0),
-              Layer("c", "whole", 1, 9, 0)]  # fmt: skip
+    layers = [Layer("a", WHOLE, 1, 90, 0), Layer("b", WHOLE, 1, 5, 0),
+              Layer("c", WHOLE, 1, 9, 0)]  # fmt: skip
     assert balance(layers, 2) == [(0, 2), (2, 3)]
 
 

@@ -6,7 +6,7 @@ loop. Its batch is the global one: `x` (B, F), `y` (B,) or (B, K), `weight`
 batch's total weight, so a ragged batch is exact however it is cut.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -17,6 +17,7 @@ from jax import lax
 
 from jmlp.config import Config
 from jmlp.model import Rows, apply
+from jmlp.tensor import Tensor
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
@@ -65,10 +66,11 @@ def gradients(
     state: TrainState,
     batch: Batch,
     *,
-    axis: str | None = None,
+    axis: str | tuple[str, ...] | None = None,
     params: Any = None,
     total: jax.Array | None = None,
     first_row: jax.Array | int = 0,
+    tensors: Sequence[Tensor] = (),
 ) -> tuple[Any, Any, jax.Array]:
     """Gradient of the batch's mean loss, the new model state, and the loss.
 
@@ -78,6 +80,7 @@ def gradients(
     Args:
       params: used in place of `state.params`, e.g. gathered.
       total: () weight that the loss is divided by; None means that of the batch.
+      tensors: how each layer is cut, where `params` are this device's parts of an MLP.
       first_row: where this batch's rows begin in the global one; dropout depends on it.
 
     Returns:
@@ -99,7 +102,8 @@ def gradients(
     def loss_sum(params: Any, model_state: Any, part: Any) -> tuple[jax.Array, Any]:
         part, keys = part
         model = nnx.merge(graphdef, params, model_state, copy=True)
-        outputs = apply(model, part["x"], Rows(keys, part["weight"], axis), module_key)
+        rows = Rows(keys, part["weight"], axis, tuple(tensors))
+        outputs = apply(model, part["x"], rows, module_key)
         losses = row_losses(outputs, part["y"], config.train.label_smoothing)
         loss = (part["weight"] * losses).sum() / total
         return loss, split_model(model)[2]

@@ -37,7 +37,7 @@ from jmlp.layout import Rule, mlp_rules, param_shardings, path_of, state_shardin
 from jmlp.model import MLP, Rows
 from jmlp.stages import Layer, Plan, Schedule, plan_stages
 from jmlp.step.base import DROPOUT, Batch, Metrics, Step, TrainState, row_losses, update
-from jmlp.tensor import Tensor, kinds
+from jmlp.tensor import cut
 
 
 def make_plan(params: Any, mesh: Mesh, config: Config) -> Plan:
@@ -46,19 +46,19 @@ def make_plan(params: Any, mesh: Mesh, config: Config) -> Plan:
     blocks = params.get("blocks", {})
     widths = [blocks[number]["linear"]["kernel"].shape[1] for number in sorted(blocks)]
     layers = []
-    for number, kind in enumerate(kinds(widths, tensor)):
+    for number, split in enumerate(cut(widths, tensor, "model")):
         leaves = jax.tree.leaves(_layer(params, number))
         kernels = sum(leaf.size for leaf in leaves if leaf.ndim > 1)
         head = number == len(widths)
-        each = 1 if kind == "whole" else tensor
+        each = 1 if split.kind == "whole" else tensor
         width = params["head"]["kernel"].shape[1] if head else widths[number]
         layers.append(
             Layer(
                 name="head" if head else f"blocks/{number}",
-                kind=kind,
+                cut=split,
                 # A product forward and two backward; the first has no input to differentiate.
                 flops=2 * kernels * (3 if number else 2) // each,
-                width=width // tensor if kind == "column" else width,
+                width=width // tensor if split.splits else width,
                 params=sum(leaf.size for leaf in leaves) // each,
             )
         )
@@ -171,7 +171,7 @@ class Handover:
                 # Equal numbers and cuts: equal shapes, for all that layers of an MLP can be.
                 leaves = jax.tree_util.tree_leaves_with_path(_layer(specs, number))
                 cuts = tuple((path_of(path), str(spec)) for path, spec in leaves)
-                make = (plan.layers[number].kind, cuts, _shape_of(plan, number), layer.params)
+                make = (plan.layers[number].cut, cuts, _shape_of(plan, number), layer.params)
                 slot = (round_, make, used.setdefault(make, 0))
                 used[make] += 1
                 self.slot[number] = slot
@@ -272,7 +272,7 @@ def _stages(plan: Plan, model_with: Callable[[range], MLP], config: Config) -> l
             rows = Rows(micro.keys[m], micro.weight[m])
             h = micro.x[m] if first == 0 else buffer[:, : plan.layers[first - 1].width]
             for number in range(first, stop):
-                h = model.layer(number, h, rows, Tensor("model", plan.layers[number].kind))
+                h = model.layer(number, h, rows, plan.layers[number].cut)
             if stop < len(plan.layers):
                 spare = plan.width - h.shape[1]
                 return jnp.pad(h.astype(buffer.dtype), ((0, 0), (0, spare))), jnp.zeros(())

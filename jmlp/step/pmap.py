@@ -46,7 +46,7 @@ def build(
         grads, loss = lax.psum((grads, loss), "data")
         return update(tx, state, grads, model_state), {"loss": loss}
 
-    if jax.process_count() > 1:
+    if len({device.process_index for device in mesh.devices.flat}) > 1:
         whole, rows = PartitionSpec(), PartitionSpec("data")
         # check_vma=False: as under pmap, the sum is said outright.
         return jax.shard_map(
