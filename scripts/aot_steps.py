@@ -117,10 +117,9 @@ def main() -> None:
 
     devices = topologies.get_topology_desc(platform="tpu", topology_name=flags.topology).devices
     only, rows = set(filter(None, flags.only.split(","))), []
-    print(
-        "| step | mesh | MB held a chip | MB sent a chip | collectives | overlapped | compiled in |"
-    )
-    print("| --- | --- | --- | --- | --- | --- | --- |")
+    columns = ("step", "mesh", "MB held", "MB sent", "collectives", "overlapped", "seconds")
+    print("|", " | ".join(columns), "|")
+    print("|", " | ".join("---" for _ in columns), "|")
     for way in ways(len(devices)):
         name, mesh = said(way)
         if only and not only & {name, name.split(",")[0]}:
@@ -128,11 +127,12 @@ def main() -> None:
         row = compile_step(way, list(devices))
         rows.append(row)
         kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(row["collectives"].items()))
-        print(
-            f"| {name} | {mesh} | {row['bytes_held'] / 1e6:,.0f} | {row['bytes_sent'] / 1e6:,.1f} "
-            f"| {kinds or 'none'} | {row['with_work_meanwhile']} of {row['asynchronous']} | {row['compile_seconds']:.0f} s |",
-            flush=True,
-        )
+        cells = (
+            name, mesh, f"{row['bytes_held'] / 1e6:,.0f}", f"{row['bytes_sent'] / 1e6:,.1f}",
+            kinds or "none", f"{row['with_work_meanwhile']} of {row['asynchronous']}",
+            f"{row['compile_seconds']:.0f}",
+        )  # fmt: skip
+        print("|", " | ".join(cells), "|", flush=True)
     if flags.out:
         with open(flags.out, "w") as file:
             json.dump({"topology": flags.topology, "model": MODEL, "batch": BATCH, "rows": rows},

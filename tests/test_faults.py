@@ -22,9 +22,9 @@ def script(name, *args):
 
 @pytest.mark.slow
 def test_kills_do_not_change_the_run():
-    done = script("kill_run.py", "--kills", "3")
+    done = script("kill_run.py", "--kills", "2")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "3 kills landed; fingerprints are equal" in done.stdout
+    assert "2 kills landed; fingerprints are equal" in done.stdout
 
 
 @pytest.mark.slow
@@ -37,6 +37,6 @@ def test_damage_is_never_silently_wrong():
 
 @pytest.mark.slow
 def test_simulated_devices_do_not_hang():
-    done = script("soak.py", "--times", "2", "--steps", "1000")
+    done = script("soak.py", "--times", "1", "--steps", "1000")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "2 of 2 ended; 0 hung or failed" in done.stdout
+    assert "1 of 1 ended; 0 hung or failed" in done.stdout

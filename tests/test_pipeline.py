@@ -30,7 +30,8 @@ SETTINGS = [
     # Fewer microbatches than devices, and a stage for each layer but two.
     ({"data": 1, "pipe": 4}, {"microbatches": 3, "schedule": "circular"}, {}),
     ({"data": 1, "pipe": 2, "model": 4}, {"schedule": "circular", "rounds": 3}, {}),
-    ({"data": 1, "pipe": 8}, {}, {"model": {"hidden": []}}),
+    ({"data": 1, "pipe": 8}, {"microbatches": 3}, {"optim": {"name": "adamw"}}),
+    ({"data": 1, "pipe": 2}, {}, {"model": {"hidden": []}}),
 ]
 
 
@@ -135,8 +136,8 @@ def test_the_program_is_a_pipeline(many):
 
 
 def test_a_run_goes_on_under_another_step(blobs, tmp_path):
-    tree = merged({"train": {"steps_per_call": 1}}, DEEP)
-    under = config_of(tree, {"step": "pipeline", "mesh": {"data": 2, "pipe": 4}})
+    tree = {"train": {"steps_per_call": 1}, "model": {"hidden": [16, 8]}}
+    under = config_of(tree, {"step": "pipeline", "mesh": {"data": 2, "pipe": 2}})
     whole = jmlp.train(config_of(tree, {"mesh": {"data": 8}}), blobs)
     jmlp.train(under, blobs, run_dir=tmp_path, report=Interrupt(4))
     rest = jmlp.train(config_of(tree, {"mesh": {"data": 8}}), blobs, run_dir=tmp_path)
