@@ -109,7 +109,7 @@ def join() -> int:
       ClusterError: a cluster was found, but not joined.
     """
     if _joined():
-        return jax.process_count()
+        return _count()
     cluster = find_cluster(os.environ, _on_tpu_slice())
     if cluster is None:
         return 1
@@ -134,11 +134,18 @@ def join() -> int:
             f"found a cluster ({cluster.found}) but could not join it: {reason}. Set {ADDRESS}, "
             f"{COUNT} and {INDEX} to say it all by hand, or {COUNT}=1 to train alone."
         ) from error
-    return jax.process_count()
+    return _count()
 
 
 def _joined() -> bool:
     return jax.distributed.is_initialized()
+
+
+def _count() -> int:
+    """Processes of the job. `jax.process_count` would start the devices, too early for a choice."""
+    from jax._src import distributed
+
+    return distributed.global_state.num_processes
 
 
 def heartbeat_s() -> int:

@@ -76,8 +76,10 @@ def pipeline_rows(programs: Programs) -> dict[str, Any]:
     rows = programs.width // mesh.shape["data"] // schedule.microbatches
     itemsize = 2 if config.model.dtype == "bfloat16" else 4
     more = schedule._replace(microbatches=2 * schedule.microbatches)
+    stages = stage_rows(plan, rows, itemsize)
+    costs = [row.cost for row in stages]
     return {
-        "stages": [row._asdict() for row in stage_rows(plan, rows, itemsize)],
+        "stages": [row._asdict() for row in stages],
         "schedule": config.pipeline.schedule,
         "microbatches": schedule.microbatches,
         "rows_per_microbatch": rows,
@@ -85,6 +87,7 @@ def pipeline_rows(programs: Programs) -> dict[str, Any]:
         "ticks": schedule.ticks,
         "bubble": schedule.bubble,
         "bubble_with_twice_the_microbatches": more.bubble,
+        "costliest_by_mean": max(costs) * sum(cost > 0 for cost in costs) / sum(costs),
         "kept_bytes": kept_bytes(plan, rows, itemsize, config.pipeline.remat),
         "kept_bytes_without_remat": kept_bytes(plan, rows, itemsize, False),
         "message_bytes": rows * plan.width * itemsize,
@@ -117,6 +120,11 @@ def print_pipeline(programs: Programs, report: Reporter) -> None:
         f"{found['kept_bytes_without_remat']:,}. A message between stages: "
         f"{found['message_bytes']:,} bytes"
     )
+    if found["costliest_by_mean"] > 1.2:
+        report.note(
+            f"the costliest stage costs {found['costliest_by_mean']:.1f} times the mean, and the "
+            "others wait for it: fewer stages, or layers more alike"
+        )
     empty = sum(not row["layers"] for row in found["stages"])
     if empty:
         report.warn(f"{empty} stages have no layer: lower mesh.pipe, or add layers")

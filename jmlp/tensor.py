@@ -136,20 +136,20 @@ def _products(axis: str, ring: bool) -> tuple[Product, Product]:
     def gathered(x: jax.Array, w: jax.Array) -> jax.Array:
         if not ring:
             return _all(x, axis) @ w
-        rows = jnp.split(w, lax.axis_size(axis))
         total = jnp.zeros((), x.dtype)
         for number, part in _passing(x, axis):
-            total = total + part @ _pick(rows, number)
+            total = total + part @ _chunk(w, number, x.shape[1], 0)
         return total
 
     def scattered(x: jax.Array, w: jax.Array) -> jax.Array:
         if not ring:
             return lax.psum_scatter(x @ w, axis, scatter_dimension=1, tiled=True)
         n, me = lax.axis_size(axis), lax.axis_index(axis)
-        columns = jnp.split(w, n, axis=1)
-        total = x @ _pick(columns, (me - 1) % n)
-        for s in range(1, n):  # what arrives is the sum so far of the chunk that goes on
-            total = lax.ppermute(total, axis, _to_right(n)) + x @ _pick(columns, (me - 1 - s) % n)
+        each = w.shape[1] // n
+        total = x @ _chunk(w, (me - 1) % n, each, 1)
+        for s in range(1, n):
+            arrived = lax.ppermute(total, axis, _to_right(n))  # of the chunk that goes on
+            total = arrived + x @ _chunk(w, (me - 1 - s) % n, each, 1)
         return total
 
     def rows_gradient(x: jax.Array, g: jax.Array) -> jax.Array:
@@ -187,5 +187,5 @@ def _to_right(n: int) -> list[tuple[int, int]]:
     return [(i, (i + 1) % n) for i in range(n)]
 
 
-def _pick(chunks: list[jax.Array], number: jax.Array) -> jax.Array:
-    return lax.dynamic_index_in_dim(jnp.stack(chunks), number, 0, keepdims=False)
+def _chunk(w: jax.Array, number: jax.Array, size: int, dim: int) -> jax.Array:
+    return lax.dynamic_slice_in_dim(w, number * size, size, dim)

@@ -183,4 +183,6 @@ def test_layout_says_what_is_where(blobs):
     assert names == [("blocks/0",), ("blocks/1",), ("head",), (), (), (), (), ()]
     assert sum(row["cost"] for row in found["stages"]) == pytest.approx(1)
     assert found["bubble"] == pytest.approx(7 / 15)
+    shares = [row["cost"] for row in found["stages"][:3]]
+    assert found["costliest_by_mean"] == pytest.approx(3 * max(shares))
     assert re.search("pipe", str(programs.shardings.params["blocks"][0]["linear"]["kernel"].spec))

@@ -1,6 +1,7 @@
 """Several processes: found, in step, lost, started again."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -118,6 +119,32 @@ def test_two_and_four_processes_are_one(tmp_path, monkeypatch):
     assert found[4]["relay"] == [12, None]
     assert found[2]["relay"] == [24, None]
     assert relay(tmp_path, 10**9) == relay(tmp_path / "undisturbed", 10**9)
+
+
+@pytest.mark.slow
+def test_tasks_of_slurm_find_each_other_and_share_the_mesh(tmp_path):
+    """Two tasks on one node, as srun would start them; four devices, two of each."""
+    (tmp_path / "run.yaml").write_text(
+        "{data: {name: digits}, mesh: {data: 4}, model: {hidden: [16]}, train: {epochs: 1}}"
+    )
+    job = {"SLURM_JOB_ID": str(os.getpid()), "SLURM_STEP_NODELIST": "localhost"}
+    command = [sys.executable, "-m", "jmlp", "train", str(tmp_path / "run.yaml"), "--json"]
+    tasks = [
+        subprocess.Popen(
+            [*command, f"--run-dir={tmp_path / 'run'}"],
+            env=own_environment()
+            | job
+            | {"SLURM_NTASKS": "2", "SLURM_PROCID": str(i), "SLURM_LOCALID": str(i)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for i in range(2)
+    ]
+    said = [task.communicate(timeout=240) for task in tasks]
+    assert [task.returncode for task in tasks] == [0, 0], said
+    assert json.loads(said[0][0])["devices"] == 4  # and nothing else on stdout
+    assert said[1] == ("", "")  # process 0 speaks for both
 
 
 RUN = """

@@ -21,7 +21,8 @@ from jmlp.step.base import split_model
 from jmlp.tensor import cut, gather_product, product_scatter
 
 KEEPS = {"whole": (False, False), "split": (True, False), "ring": (True, True)}
-HIDDEN = [24, 48, 35, 24, 48]  # column, row, whole, column, row; and a whole head
+HIDDEN = [24, 48, 48, 24, 35, 24]
+CUT = ["column", "row", "column", "row", "whole", "column", "row"]
 MODELS = {
     "plain": {},
     "gated": {"activation": "swiglu", "norm": "layer", "residual": True, "dropout": 0.3},
@@ -36,7 +37,9 @@ def test_gradients_are_those_of_one_device(n, model, keep):
     graphdef, params, rest = split_model(MLP(7, HIDDEN, 5, config=config, rngs=nnx.Rngs(0)))
     mesh = make_mesh(MeshConfig(data=1, model=n), jax.devices()[:n])
     cuts = tuple(cut(HIDDEN, n, "model", *KEEPS[keep]))
-    assert [c.kind for c in cuts] == ["column", "row", "whole", "column", "row", "whole"]
+    assert [c.kind for c in cuts] == CUT
+    # The second pair takes shares from the first, and the whole layer joins those of the second.
+    assert [c.takes_share for c in cuts][2:5] == [KEEPS[keep][0], True, KEEPS[keep][0]]
     x, r = (jax.random.normal(jax.random.key(i), (6, w)) for i, w in ((1, 7), (3, 5)))
 
     def loss(params, cuts=()):
