@@ -261,6 +261,10 @@ def _is_first() -> bool:
 def _fail(message: str, code: int, everywhere: bool = False) -> int:
     if everywhere and not _is_first():  # process 0 says it
         return code
+    if not everywhere and not _is_first():
+        import jax
+
+        message = f"process {jax.process_index()}: {message}"
     print("\n".join(f"jmlp: {line}" for line in message.splitlines()), file=sys.stderr, flush=True)
     return code
 

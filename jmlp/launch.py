@@ -28,7 +28,6 @@ GRACE_S = 1.0  # for the others to say what they saw before they are killed
 _POLL_S = 0.02
 # A process that ends so has only noticed that another is gone: jax aborts, gloo raises.
 _NOTICED = (-signal.SIGABRT, PeerLost.exit_code)
-_MISTAKE = ConfigError.exit_code  # the same on every start
 
 
 class Ended(NamedTuple):
@@ -64,7 +63,7 @@ def launch(flags: Launch, command: Sequence[str], say: Callable[[str], None]) ->
         ours = command[0] in COMMANDS
         program = [sys.executable, "-m", "jmlp", *command] if ours else command
         ended = run_gang(count, flags.devices_per_process, program)
-        if ended.code in (0, _MISTAKE) or ended.lost is None:
+        if ended.lost is None:
             return ended.code
         said = f"process {ended.lost} {ended.how}; the others ended {ended.noticed_s:.1f} s later"
         if restarts == flags.restarts:
@@ -124,6 +123,9 @@ def _watch(gang: Sequence[subprocess.Popen[bytes]]) -> Ended:
     codes = {i: p.returncode for i, p in enumerate(gang) if i in ended_at and p.returncode}
     if not codes:
         return Ended(0, None, "", 0.0)
+    alike = len(codes) == len(gang) and len(set(codes.values())) == 1
+    if alike and codes[0] > 0 and codes[0] not in _NOTICED:
+        return Ended(codes[0], None, "", 0.0)  # the run failed, not one of its processes
     # Those that merely noticed are not to blame; if all did, one that answers no more is.
     blamed = [i for i in sorted(codes, key=lambda i: ended_at[i]) if codes[i] not in _NOTICED]
     if blamed:

@@ -205,10 +205,12 @@ class Loop:
         if len(bad):
             where = f"step {step + int(bad[0]) + 1} (epoch {span.epoch + 1})"
             good = self.checkpoints.newest() if self.checkpoints else ""
-            raise TrainingError(
+            error = TrainingError(
                 f"the loss is {losses[bad[0]]} at {where}. {good} "
                 "Lower optim.learning_rate, set optim.clip_norm, or look at the data."
             )
+            error.everywhere = True  # losses are the same on all processes
+            raise error
         places = np.arange(span.start, span.start + span.steps)
         rows = np.minimum(batch, self.dataset.train.rows - places * batch)
         p = self.progress

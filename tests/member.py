@@ -25,7 +25,6 @@ def blobs(features, classes, rows=203):
 
 # Shapes for reproducible: true. 203 rows in batches of 50: the last one has 23 or fewer.
 SHAPES = {
-    "sgd": (blobs(13, 3), {"model": {"hidden": [37]}, "optim": {"name": "sgd"}}),
     "adamw, dropout": (blobs(64, 10), {"model": {"hidden": [96, 48], "dropout": 0.2}}),
     "bfloat16": (blobs(33, 5), {"model": {"hidden": [64, 32], "dtype": "bfloat16"}}),
     "gated": (
