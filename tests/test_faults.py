@@ -29,7 +29,7 @@ def test_kills_do_not_change_the_run():
 
 @pytest.mark.slow
 def test_damage_is_never_silently_wrong():
-    done = script("corrupt.py", "--flips", "40", "--cuts", "10")
+    done = script("corrupt.py", "--flips", "20", "--cuts", "5")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "WRONG" not in done.stdout
     assert "flip reported" in done.stdout

@@ -83,7 +83,6 @@ SHARES = {
         "gossip",
         "streamed",
         "sharded",
-        "sgd",
         "bfloat16",
         "wide, clipped",
         "accumulated lamb",

@@ -27,7 +27,7 @@ def bits(name, n, *trees):
 def test_any_number_of_devices_ends_in_the_same_bits(name):
     alone = bits(name, 1, SAME)
     # 2 and 4 are for other shapes the same code, and minutes of compiling; processes have 4.
-    for n in (2, 4, 8) if name in ("sgd", "gated") else (8,):
+    for n in (2, 4, 8) if name in ("wide, clipped", "gated") else (8,):
         assert bits(name, n, SAME) == alone, n
 
 
