@@ -71,6 +71,10 @@ class Plan(NamedTuple):
     def layers_of(self, stage: int) -> range:
         return range(*self.stages[stage])
 
+    def cost(self, stage: int) -> int:
+        """FLOPs of a row in a stage, forward and backward."""
+        return sum(self.layers[number].flops for number in self.layers_of(stage))
+
 
 def balance(layers: Sequence[Layer], stages: int) -> list[Stage]:
     """Cuts the layers into consecutive stages so that the costliest costs least.

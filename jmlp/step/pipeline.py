@@ -10,8 +10,10 @@ computes the rest again.
 Stages differ in shape, so devices take branches of a switch by their place on `pipe`. At
 rest parameters are not held by their stage but cut over `pipe`, as fsdp cuts them: memory
 and the optimizer's work are even whatever the stages are, any optimizer sees true arrays,
-and checkpoints are those of other steps. One all-to-all hands each stage its layers, another
-hands the gradients back: each device sends about 2/S of the parameters a step for it.
+and checkpoints are those of other steps. One all-to-all a layer hands each stage its own,
+another hands the gradients back: about 2/S of the parameters a step from each device where
+layers are alike. Every device makes room for all makes of layer there are, so that unlike
+widths cost more of both, at worst as if each device held all layers while they are in use.
 
 Prefer it where one device cannot hold the model in use and the network is too slow for
 `fsdp` or `model`: between stages only activations travel. `sharded` has no bubble.
@@ -87,7 +89,7 @@ def build(
         plan = make_plan(state.params, mesh, config)
         widths = [block.linear.out_features for block in model.blocks]
         expected = mlp_rules(widths, mesh.shape["model"])
-        if list(rules) != expected:
+        if mesh.shape["model"] > 1 and list(rules) != expected:
             raise ConfigError("step=pipeline cuts layers by itself: leave rules out")
         at_rest = state_shardings(state, mesh, rules)
         state = lax.with_sharding_constraint(state, at_rest)
@@ -289,10 +291,14 @@ def _run(plan: Plan, stages: list[StageRun], micro: Micro, config: Config) -> ja
     devices, rounds = plan.schedule.devices, plan.schedule.rounds
     slots, idle = plan.schedule.slots, len(stages) - 1
     me = lax.axis_index("pipe")
-    right = [(i, (i + 1) % devices) for i in range(devices)]
+    # The ring is closed where microbatches go round; else the last device has nobody to tell.
+    right = [(i, (i + 1) % devices) for i in range(devices if rounds > 1 else devices - 1)]
+    # The ledger (wire.py) reads the last branch of a switch: the stage that costs most.
+    order = sorted(range(len(stages)), key=lambda stage: plan.cost(stage) if stage < idle else -1)
+    branches, place = [stages[stage] for stage in order], jnp.argsort(jnp.array(order))
 
     def work(stage: jax.Array, buffer: jax.Array, m: jax.Array, micro: Micro) -> Any:
-        return lax.switch(stage, stages, buffer, m, micro)
+        return lax.switch(place[stage], branches, buffer, m, micro)
 
     if config.pipeline.remat:
         work = jax.checkpoint(work, prevent_cse=False)  # a scan keeps the two apart
