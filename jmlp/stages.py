@@ -90,19 +90,32 @@ def balance(layers: Sequence[Layer], stages: int) -> list[Stage]:
     def boundary(stop: int) -> int:
         return layers[stop - 1].width if 0 < stop < count else 0
 
-    # best[stop]: (cost of the costliest stage, boundary widths, cuts) of the layers before stop.
-    best = {stop: (before[stop], boundary(stop), (stop,)) for stop in range(1, count + 1)}
-    for _ in range(min(stages, count) - 1):
+    # The least that the costliest of so many stages can cost, over the layers before `stop`.
+    parts = min(stages, count)
+    least = {stop: before[stop] for stop in range(1, count + 1)}
+    for _ in range(parts - 1):
+        least = {
+            stop: min(max(cost, before[stop] - before[cut]) for cut, cost in least.items()
+                      if cut < stop)
+            for stop in range(min(least) + 1, count + 1)
+        }  # fmt: skip
+    limit = least[count]
+    # Among cuts within it, those with the narrowest boundaries: (sum of widths, cuts).
+    best = {
+        stop: (boundary(stop), (stop,)) for stop in range(1, count + 1) if before[stop] <= limit
+    }
+    for _ in range(parts - 1):
         best = {
             stop: min(
-                (max(cost, before[stop] - before[cut]), widths + boundary(stop), (*cuts, stop))
-                for cut, (cost, widths, cuts) in best.items()
-                if cut < stop
+                (widths + boundary(stop), (*cuts, stop))
+                for cut, (widths, cuts) in best.items()
+                if cut < stop and before[stop] - before[cut] <= limit
             )
-            for stop in range(min(best) + 1, count + 1)
+            for stop in range(2, count + 1)
+            if any(cut < stop and before[stop] - before[cut] <= limit for cut in best)
         }
     empty = [count] * (stages - count)
-    cuts = (0, *best[count][2], *empty)
+    cuts = (0, *best[count][1], *empty)
     return [Stage(first, stop) for first, stop in zip(cuts, cuts[1:], strict=False)]
 
 

@@ -56,12 +56,17 @@ def test_no_other_cut_has_a_cheaper_costliest_stage(costs, stages):
     )
     assert max(sum(costs[slice(*stage)]) for stage in found) == cheapest
 
+    def boundaries(cuts):
+        return sum(1 + costs[cut - 1] % 3 for cut in cuts if 0 < cut < len(costs))
 
-def test_equal_cuts_prefer_narrow_boundaries():
-    # Two stages of 2 + 1 or 1 + 2: the boundary behind layer 1 is narrower.
-    layers = [Layer("a", WHOLE, 1, 90, 0), Layer("b", WHOLE, 1, 5, 0),
-              Layer("c", WHOLE, 1, 9, 0)]  # fmt: skip
-    assert balance(layers, 2) == [(0, 2), (2, 3)]
+    # Of those cuts, one with the narrowest boundaries.
+    filled = itertools.combinations(range(1, len(costs)), min(stages, len(costs)) - 1)
+    narrowest = min(
+        boundaries(cuts)
+        for cuts in filled
+        if max(sum(costs[a:b]) for a, b in itertools.pairwise((0, *cuts, len(costs)))) == cheapest
+    )
+    assert boundaries(stage.stop for stage in found) == narrowest
 
 
 @pytest.mark.parametrize(
