@@ -22,7 +22,7 @@ def script(name, *args):
 
 @pytest.mark.slow
 def test_kills_do_not_change_the_run():
-    done = script("kill_run.py", "--kills", "2")
+    done = script("kill_run.py", "--kills", "2", "--", "--train.epochs=24")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "2 kills landed; fingerprints are equal" in done.stdout
 
