@@ -36,7 +36,7 @@ _LOOPBACK = {
     "RAY_AUTH_MODE": "token",
     "RAY_USAGE_STATS_ENABLED": "0",
 }
-_BEGINNINGS = 5  # of a shard that dies before it has a journal
+_BEGIN_S = 60.0  # for a shard that dies before it has a journal to be there again
 _INLINE_BYTES = 100_000  # Ray puts away arguments of 100 KiB
 
 
@@ -134,13 +134,15 @@ class RayEngine:
     def begin(self) -> None:
         for number, shard in enumerate(self.shards):
             first = _first(self._cluster, number, self._boundaries)
-            for left in reversed(range(_BEGINNINGS)):
+            until = time.monotonic() + _BEGIN_S
+            while True:
                 try:
                     self._ray.get(shard.begin.remote(*first))
                     break
                 except self._ray.exceptions.RayActorError:  # it is restarted, with nothing yet
-                    if not left:
+                    if time.monotonic() > until:
                         raise
+                    time.sleep(0.2)
         for index in range(len(self.workers)):
             self._launch(index)
 
@@ -186,9 +188,9 @@ class RayEngine:
         self.restarts += 1
         if self.restarts > 1000:
             raise TrainingError(f"actors were restarted {self.restarts} times: {error}")
+        time.sleep(0.2)
         if call in asked:
             number = asked.pop(call)
-            time.sleep(0.2)
             asked[self.shards[number].when_done.remote(done)] = number
         else:
             self._launch(self._running.pop(call))
