@@ -14,6 +14,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from jmlp import layout
+from jmlp.cache import start_cache
 from jmlp.checkpoint import Checkpoints
 from jmlp.config import Config, parse_config
 from jmlp.data.base import Dataset, Schema
@@ -68,6 +69,7 @@ def make_programs(
     rules: Sequence[layout.Rule] | None = None,
 ) -> Programs:
     """The compiled programs for `config`, or for a model and optimizer of one's own."""
+    start_cache()
     hidden = config.model.hidden
 
     def make_mlp(rngs: nnx.Rngs) -> MLP:

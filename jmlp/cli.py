@@ -97,6 +97,14 @@ def _train(flags: Train, overrides: list[str]) -> int:
             print_pipeline(programs, report)
             found["pipeline"] = pipeline_rows(programs)
         return _finish(flags.json_, found)
+    if flags.explain:
+        from jmlp.build import prepare
+        from jmlp.choices import choices, print_choices
+
+        setup = prepare(config)
+        chosen = choices(config, setup)
+        print_choices(chosen, setup, report)
+        return _finish(flags.json_, {"choices": [choice._asdict() for choice in chosen]})
     result = train(config, run_dir=run_dir, report=report, show_wire=flags.wire)
     again = " ".join(["jmlp train", str(flags.config), *_flags_again(flags, run_dir), *overrides])
     if result.summary["interrupted"]:

@@ -200,9 +200,9 @@ class Config(Section):
 # Keys that say where and how fast a run computes, not what: a run may change
 # them and go on, with the same curves within float32 rounding.
 WHERE_KEYS = frozenset(
-    "mesh.data mesh.fsdp mesh.model mesh.pipe step data.placement data.path data.val_path "
-    "data.test_path train.steps_per_call train.checkpoint_every train.keep "
-    "train.tensorboard tensor.activations tensor.matmul pipeline.microbatches "
+    "mesh.data mesh.fsdp mesh.model mesh.pipe step data.placement data.memory_limit data.path "
+    "data.val_path data.test_path train.steps_per_call train.kernels train.checkpoint_every "
+    "train.keep train.tensorboard tensor.activations tensor.matmul pipeline.microbatches "
     "pipeline.schedule pipeline.rounds pipeline.remat "
     "comm.all_reduce comm.bucket_bytes comm.inner comm.alpha_us comm.gigabytes_per_second".split()
 )

@@ -5,7 +5,6 @@ epoch. `StreamedFeed` sends the rows themselves, prepared ahead by a thread.
 Both yield the same batches in the same order, so a run is the same under both.
 """
 
-import os
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -14,10 +13,11 @@ import numpy as np
 from jmlp.config import Config
 from jmlp.data.base import Dataset, Split
 from jmlp.data.batches import BlockSource, Span, epoch_index, prefetch, steps_per_epoch
+from jmlp.data.store import available_bytes, is_mapped
 from jmlp.processes import agree
 from jmlp.program import CAPACITY, Programs, Resident, Source
 
-_CALL_S = 0.25  # a call this long hides its dispatch and still answers Ctrl-C at once
+_CALL_S = 1.0  # a call this long hides its dispatch, and Ctrl-C is still answered at once
 _BLOCK_BYTES = 16 << 20
 _SHARE = 0.25  # of the memory that resident rows may take
 
@@ -62,7 +62,7 @@ def _in_steps(every: str, per_epoch: int) -> int:
 
 
 class ResidentFeed:
-    """Calls over rows that stay on the devices; as many steps as take about 0.25 s."""
+    """Calls over rows that stay on the devices; as many steps as take about a second."""
 
     def __init__(self, programs: Programs, split: Split, plan: Plan):
         self._programs, self._plan, self._rows = programs, plan, split.rows
@@ -111,11 +111,7 @@ class StreamedFeed:
     placed = None
 
     def __init__(self, programs: Programs, split: Split, plan: Plan):
-        config = programs.config.train
-        row_bytes = split.x[:1].nbytes + split.y[:1].nbytes + 4
-        fixed = config.steps_per_call
-        fitting = max(1, _BLOCK_BYTES // (row_bytes * programs.width))
-        self._most = min(fitting if fixed == "auto" else fixed, CAPACITY)
+        self._most = block_steps(programs, split)
         self._programs, self._split, self._plan = programs, split, plan
         self._blocks: Iterator[Source] = iter(())
         self._ahead: Source | None = None
@@ -154,22 +150,38 @@ class StreamedFeed:
 Feed = ResidentFeed | StreamedFeed
 
 
+def block_steps(programs: Programs, split: Split) -> int:
+    """Batches in a block that is sent from the host."""
+    fixed = programs.config.train.steps_per_call
+    row_bytes = split.x[:1].nbytes + split.y[:1].nbytes + 4
+    fitting = max(1, _BLOCK_BYTES // (row_bytes * programs.width))
+    return min(fitting if fixed == "auto" else fixed, CAPACITY)
+
+
+def placement(programs: Programs, dataset: Dataset) -> tuple[str, str]:
+    """`device` or `host`: where `data.placement` puts the rows, and why; auto by size."""
+    told = programs.config.data.placement
+    if told != "auto":
+        return told, "as told"
+    splits = [s for s in (dataset.train, dataset.val, dataset.test) if s is not None]
+    platform = programs.mesh.devices.flat[0].platform
+    if platform == "cpu" and any(is_mapped(split.x) for split in splits):
+        return "host", "rows beyond data.memory_limit lie in files"
+    need = sum(split.x.nbytes + split.y.nbytes for split in splits)
+    room = _room_bytes(programs)
+    # Where one process has no room, none keeps its rows there: their programs must be one.
+    found = "device" if not any(agree(need > room)) else "host"
+    return found, f"{need / 1e6:.1f} MB of rows, room for {room / 1e6:.0f} MB a device"
+
+
 def choose_feed(
     programs: Programs, dataset: Dataset, plan: Plan, explain: Callable[[str], None]
 ) -> Feed:
     """The feed that `data.placement` asks for; auto keeps rows on the devices if they fit."""
-    placement = programs.config.data.placement
-    if placement == "auto":
-        splits = [s for s in (dataset.train, dataset.val, dataset.test) if s is not None]
-        need = sum(split.x.nbytes + split.y.nbytes for split in splits)
-        room = _room_bytes(programs)
-        # Where one process has no room, none keeps its rows there: their programs must be one.
-        placement = "device" if not any(agree(need > room)) else "host"
-        explain(
-            f"data.placement=auto: {placement} ({need / 1e6:.1f} MB of rows, "
-            f"room for {room / 1e6:.0f} MB a device)"
-        )
-    feed = ResidentFeed if placement == "device" else StreamedFeed
+    found, why = placement(programs, dataset)
+    if programs.config.data.placement == "auto":
+        explain(f"data.placement=auto: {found} ({why})")
+    feed = ResidentFeed if found == "device" else StreamedFeed
     return feed(programs, dataset.train, plan)
 
 
@@ -180,5 +192,4 @@ def _room_bytes(programs: Programs) -> float:
     if "bytes_limit" in stats:
         return _SHARE * stats["bytes_limit"]
     # Simulated devices share the host's memory, and each holds a copy.
-    host = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
-    return _SHARE * host / len(devices)
+    return _SHARE * available_bytes() / len(devices)

@@ -28,6 +28,17 @@ def _numbers(value: Any) -> Any:
     return [value] if isinstance(value, int) and not isinstance(value, bool) else value
 
 
+def _bytes(value: Any) -> Any:
+    """`2 GB` and `500 MiB` as bytes; `auto` as it is."""
+    if value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and value >= 0):
+        return value
+    match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,6})?) ?([kMGT]?)(i?)B", str(value).strip())
+    if not match:
+        raise ValueError('expected auto or a size, e.g. "2 GB" or "500 MB"')
+    return int(float(match[1]) * (1024 if match[3] else 1000) ** " kMGT".index(match[2] or " "))
+
+
+BytesField = Annotated[int | str, pydantic.PlainValidator(_bytes, json_schema_input_type=int | str)]
 Names = Annotated[tuple[str, ...], pydantic.BeforeValidator(_words)]
 Widths = Annotated[tuple[Count, ...], pydantic.BeforeValidator(_numbers)]
 

@@ -31,6 +31,8 @@ class Train:
     """simulate N CPU devices (default without an accelerator: the mesh's size)"""
     print_layout: Flag = False
     """show where every parameter lives, and do not train"""
+    explain: Flag = False
+    """show what was chosen where the config says auto, and why, and do not train"""
     wire: Flag = False
     """show every collective of the compiled step and its bytes, then train"""
     json_: Json = False
@@ -135,31 +137,36 @@ class Comm:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Bench:
-    """Measure: `step`, `compress`, `async`, `push-pull` or `reproducible`.
+    """Measure: `step`, `peers`, `stream`, `comm`, `compress`, `async`, `push-pull`, `reproducible`.
 
-    step: loop overhead, samples/s of `jmlp train` against hand-written JAX loops. compress:
-    accuracy against bytes, Fashion-MNIST on 8 devices with each compressor. async: accuracy
-    there by staleness bound, with stragglers, and by steps between exchanges. push-pull:
-    exchanges of 4 and 100 MB a second with a parameter server of threads, of Ray actors,
-    and with one written by hand. reproducible: what it costs, by rows a virtual shard.
+    step: samples/s of `jmlp train` against JAX loops written by hand, and the machine's rate.
+    peers: against scikit-learn, torch, torch DDP and Keras (pip install 'jmlp[peers]'), with
+    the accuracy of each. stream: rows beyond the memory limit against rows on the device.
+    comm: the time of an exchange by topology and compressor. compress: accuracy against
+    bytes, Fashion-MNIST on 8 devices with each compressor. async: accuracy there by
+    staleness bound, with stragglers, and by steps between exchanges. push-pull: exchanges
+    of 4 and 100 MB a second with a parameter server of threads, of Ray actors, and with
+    one written by hand. reproducible: what it costs, by rows a virtual shard.
     Speeds are of interleaved runs, and every sample is kept.
     With --out, compress and async go on where they were stopped.
     """
 
     what: tyro.conf.Positional[str]
-    """step, compress, async, push-pull or reproducible"""
+    """step, peers, stream, comm, compress, async, push-pull or reproducible"""
+    cases: tuple[str, ...] = ("64-64/64", "512-512/256", "2048-2048/1024")
+    """step, peers, stream: hidden widths and batch size"""
     widths: tuple[int, ...] = (64, 512, 2048)
-    """step, reproducible: hidden widths, two layers each"""
+    """reproducible: hidden widths, two layers each"""
     repeats: int = 5
-    """step, push-pull, reproducible: runs of each. compress, async: seeds"""
+    """runs of each; compress, async: seeds"""
     epochs: int = 6
     """compress: passes over the training rows"""
     only: tuple[str, ...] = ()
-    """compress, async, push-pull: only these, e.g. "low_rank 1 + feedback" """
+    """only these rows, e.g. "low_rank 1 + feedback"; not of reproducible"""
     out: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """write the result here as JSON"""
     plot: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
-    """compress, async, push-pull: draw the result, e.g. compress.png"""
+    """draw the result, e.g. compress.png; not of stream and reproducible"""
     json_: Json = False
     """print the result as one JSON line on stdout; the rest goes to stderr"""
 

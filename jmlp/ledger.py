@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 from jmlp import wire
 from jmlp.comm import ALL_REDUCE
 from jmlp.comm.base import near_square
-from jmlp.compress import REDUCERS, sent_bytes
+from jmlp.compress import REDUCERS, Reducer, sent_bytes
 from jmlp.compress.make import make_reducer
 from jmlp.errors import ConfigError
 from jmlp.mesh import AXES
@@ -76,8 +76,19 @@ def rows(
     return out
 
 
-def row(topology: str, name: str, devices: Sequence[Any], size: int) -> Row:
-    """One row of the table; the devices may be of a topology that is not here."""
+class Exchange(NamedTuple):
+    """A mean over devices as one program, not yet compiled."""
+
+    program: Any
+    """jitted: (n, H, W) float32, one gradient a device, and a random key -> (H, W), their mean"""
+    shape: tuple[int, ...]
+    """(H, W) of a gradient"""
+    mesh: Mesh
+    reducer: Reducer
+
+
+def exchange(topology: str, name: str, devices: Sequence[Any], size: int) -> Exchange:
+    """The exchange of a gradient of about `size` elements over `devices`."""
     n = len(devices)
     mesh = Mesh(np.array(devices).reshape((n,) + (1,) * (len(AXES) - 1)), AXES)
     comm = CommConfig.model_validate({"all_reduce": topology, "reducer": name})
@@ -85,15 +96,20 @@ def row(topology: str, name: str, devices: Sequence[Any], size: int) -> Row:
     # A matrix, since low_rank has no use for a vector; to the others it is the same.
     leaf = jax.ShapeDtypeStruct(near_square(size), jnp.float32)
 
-    def exchange(x: jax.Array, key: jax.Array) -> jax.Array:
+    def mean(x: jax.Array, key: jax.Array) -> jax.Array:
         return reducer.mean([x[0]], reducer.init([leaf], n), "data", key).mean[0]
 
     program = jax.jit(
-        jax.shard_map(
-            exchange, mesh=mesh, in_specs=(P("data"), P()), out_specs=P(), check_vma=False
-        )
+        jax.shard_map(mean, mesh=mesh, in_specs=(P("data"), P()), out_specs=P(), check_vma=False)
     )
-    whole = jax.ShapeDtypeStruct((n, *leaf.shape), jnp.float32)
+    return Exchange(program, leaf.shape, mesh, reducer)
+
+
+def row(topology: str, name: str, devices: Sequence[Any], size: int) -> Row:
+    """One row of the table; the devices may be of a topology that is not here."""
+    n = len(devices)
+    program, shape, _, reducer = exchange(topology, name, devices, size)
+    leaf, whole = (jax.ShapeDtypeStruct(s, jnp.float32) for s in (shape, (n, *shape)))
     lowered = program.lower(whole, jax.eval_shape(lambda: jax.random.key(0)))
     found = wire.collectives(lowered.compile().as_text() or "", lowered.as_text())
     operations = reducer.traffic([leaf], n)

@@ -203,8 +203,8 @@ def quiet_gloo() -> None:
 
 
 def is_first() -> bool:
-    """Whether this process is the one that logs and writes."""
-    return jax.process_index() == 0
+    """Whether this process is the one that logs and writes; does not start jax's backend."""
+    return not jax.distributed.is_initialized() or jax.process_index() == 0
 
 
 def gather_texts(mine: str) -> list[str]:

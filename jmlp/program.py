@@ -22,6 +22,7 @@ from jmlp.config import Config
 from jmlp.data.base import Dataset, Schema, Split
 from jmlp.data.batches import PAD, batch_index, gather, padded_size
 from jmlp.digest import leaf_digest
+from jmlp.kernels import choose, compile_for
 from jmlp.model import apply
 from jmlp.optim import evaluation_params
 from jmlp.step import COMM_STATES, SETTLE, STEPS, reproducible
@@ -146,7 +147,8 @@ class Programs:
     ) -> Started:  # fmt: skip
         """Compiles `run` for calls like this one; the rest is for asynchronous runs."""
         lowered = self.run.lower(state, source, first, stop)
-        compiled = lowered.compile()
+        platform = self.mesh.devices.flat[0].platform
+        compiled = compile_for(lowered, choose(self.config, self.abstract.params, platform)[0])
         return Started(compiled, compiled.as_text() or "", lowered.as_text())
 
     def stop(self) -> None:
@@ -278,7 +280,7 @@ class Programs:
         width = padded_size(EVAL_ROWS, layout.batch_parts(self.mesh))
         index = batch_index(np.arange(split.rows, dtype=np.int32), EVAL_ROWS, width)
         totals: dict[str, np.ndarray] = {}
-        chunk = CAPACITY if resident else max(1, (64 << 20) // (split.x[0].nbytes * width + 1))
+        chunk = CAPACITY if resident else max(1, (16 << 20) // (split.x[0].nbytes * width + 1))
         chunk = min(chunk, CAPACITY, len(index))
         for start in range(0, len(index), chunk):
             part = index[start : start + chunk]

@@ -10,7 +10,18 @@ from typing import Annotated, Any, ClassVar, Literal
 import pydantic
 from pydantic import Field
 
-from jmlp.fields import Bool, Count, EveryField, Float, Int, Names, Rate, Section, Widths
+from jmlp.fields import (
+    Bool,
+    BytesField,
+    Count,
+    EveryField,
+    Float,
+    Int,
+    Names,
+    Rate,
+    Section,
+    Widths,
+)
 
 
 class DataConfig(Section):
@@ -43,6 +54,9 @@ class DataConfig(Section):
     """auto: per column, or over all pixels of 8-bit images. Statistics of training rows."""
     placement: Literal["auto", "device", "host"] = "auto"
     """Keep the rows on the devices, or send batches from the host. auto: by size."""
+
+    memory_limit: BytesField = "auto"
+    """Memory for rows, e.g. 2 GB; what is over it lies in files. auto: half of what is free."""
 
     @pydantic.model_validator(mode="after")
     def _one_source(self) -> "DataConfig":
@@ -360,6 +374,8 @@ class TrainConfig(Section):
     label_smoothing: Rate = 0.0
     """Share of a class's probability spread over all classes."""
     steps_per_call: Count | Literal["auto"] = "auto"
-    """Steps per dispatch to the devices. auto: as many as take about 0.25 s."""
+    """Steps per dispatch to the devices. auto: as many as take about a second."""
+    kernels: Literal["auto", "xla", "eigen"] = "auto"
+    """Matrix products on a CPU: by XLA's choice of library, or by Eigen. auto: by size."""
     tensorboard: Bool = False
     """Also log to tensorboard/ in the run directory (needs jmlp[tensorboard])."""

@@ -141,7 +141,7 @@ def test_predict(folder, tmp_path):
         (["predict", "runs/small", "new.csv", "--out", "no/x.csv"], ["no", "does not exist"]),
         (["predict", "runs/small", "bad.csv", "--out", "x.csv"], ["bad.csv line 3", "'oops'"]),
         (["trian"], ["unknown command", "train"]),
-        (["bench", "speed"], ["there are step, compress, async"]),
+        (["bench", "speed"], ["there are step, peers, "]),
     ],
     ids=lambda value: " ".join(value[:4]) if value[0] in ("train", "eval", "predict") else None,
 )

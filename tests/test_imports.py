@@ -9,7 +9,7 @@ ROOT = Path(jmlp.__file__).parent
 # A module imports only from lines above its own.
 ORDER = """
 errors yaml12 fields sections config flags processes
-data.base data.batches data.builtin data.idx data.npz data.table data
+data.store data.base data.batches data.builtin data.idx data.npz data.table data.parquet data
 data.labels data.prepare data.sources
 tensor stages model mesh layout optim
 comm.base comm.psum comm.full comm.ring comm.tree comm.halving_doubling comm.two_level comm
@@ -19,13 +19,16 @@ compress.quantize compress.sign compress.sparse compress.low_rank compress.feedb
 compress compress.make compress.message
 step.base step.single step.sharded step.pmap step.explicit step.pipeline step.local
 step.reproducible step
-digest program
+digest fingerprint environment cache kernels program
 server server.state server.shards server.parts server.cluster server.replay server.threads
 server.journal server.again server.actors server.ray_engine server.programs
-wire fingerprint environment
-rundir progress plots report carry leaves checkpoint feed build interrupt ledger show summary loop
+wire
+rundir progress plots report carry leaves checkpoint feed build interrupt ledger show choices
+summary loop
 run inference
-bench.resume bench.step bench.compress bench.asynchronous bench.push_pull
+bench.resume bench.timing bench.loops bench.step bench.turns bench.peer_loops
+bench.peers bench.stream bench.comm
+bench.compress bench.asynchronous bench.push_pull
 bench.reproducible bench
 launch cli __main__ __init__
 """.split()

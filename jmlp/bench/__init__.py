@@ -1,9 +1,12 @@
 """Measurements that a user can repeat: `jmlp bench NAME`."""
 
-from jmlp.bench import asynchronous, compress, push_pull, reproducible, step
+from jmlp.bench import asynchronous, comm, compress, peers, push_pull, reproducible, step, stream
 
 BENCHES = {
     "step": step.run,
+    "peers": peers.run,
+    "comm": comm.run,
+    "stream": stream.run,
     "compress": compress.run,
     "async": asynchronous.run,
     "push-pull": push_pull.run,

@@ -1,179 +1,101 @@
-"""Loop overhead: `jmlp train`'s loop against hand-written JAX loops of the same model.
+"""`jmlp bench step`: the loop of `jmlp train` against loops written by hand, and the machine.
 
-All train the same two-layer MLP on the same rows with the same batch size and
-optimizer, on one device, in one process, in turn (A B C A B C ...):
+    jmlp      the loop of `jmlp train`, with everything it does between steps
+    loop      a jitted, donated step called from a Python for-loop
+    scan      a jitted, donated epoch: `lax.scan` over the rows' permutation
+    hand      the fastest we could write, XLA's choice of kernels
+    hand 2    the same, with Eigen's kernels (`jmlp.kernels`)
+    products  only the matrix products of the model, XLA's choice of kernels
+    products 2  the same, with Eigen's
+    rate      the model's products at the speed of one of 2048 x 2048 x 2048
 
-    jmlp   the loop of `jmlp train`, with everything it does between steps
-    loop   a jitted, donated step called from a Python for-loop
-    scan   a jitted, donated epoch: `lax.scan` over the rows' permutation
-
-Rows are on the device in all three. Compiling is not counted, and the first
-run of each is thrown away.
+All on one device, in one process, in turn (A B C A B C ...). Compiling is not counted,
+and the first run of each is thrown away.
 """
 
-import time
-from collections.abc import Callable, Sequence
-from functools import partial
-from statistics import median
+from collections.abc import Sequence
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
-from jax import lax
 
-from jmlp.bench.resume import described
+from jmlp.bench import loops
+from jmlp.bench.resume import chosen, described
+from jmlp.bench.timing import (
+    CLASSES,
+    FEATURES,
+    Case,
+    Measured,
+    compared,
+    interleaved,
+    parse_cases,
+    say,
+)
 from jmlp.config import parse_config
 from jmlp.report import Reporter
 
-FEATURES, CLASSES, BATCH = 784, 10, 256
-TARGET_S = 3.0  # of one timed run
-Measured = Callable[[], float]
+TARGET_S = 1.5  # of one timed run, at about 100 GFLOP/s
+AGAINST = "loop"
 
 
 def run(flags: Any, report: Reporter) -> dict[str, Any]:
-    """`measure` with the command line's `widths` and `repeats`."""
-    return measure(flags.widths, flags.repeats, report)
+    """`measure` with the command line's cases, rows and repeats."""
+    return measure(parse_cases(flags.cases), flags.repeats, report, flags.only)
 
 
-def measure(widths: Sequence[int], repeats: int, report: Reporter) -> dict[str, Any]:
-    """Samples/s of jmlp and two hand-written loops at each width.
-
-    Returns:
-      `rows` with `name, width, samples_per_second` (every sample) and `ratio`, the
-      median over repeats of this row's speed by `against`'s in the same round.
-    """
-    rows: list[dict[str, Any]] = []
-    for width in widths:
-        x, y = _data()
-        steps = _steps_for(width)
-        timed: dict[str, Measured] = {
-            "jmlp": _jmlp(width, x, y, steps),
-            "loop": _loop(width, x, y, steps),
-            "scan": _scan(width, x, y, steps),
-        }
-        samples: dict[str, list[float]] = {name: [] for name in timed}
-        for round_ in range(repeats + 1):
-            for name, once in timed.items():
-                speed = once()
-                if round_:
-                    samples[name].append(round(speed, 1))
-        for name, speeds in samples.items():
-            ratios = [a / b for a, b in zip(speeds, samples["loop"], strict=True)]
-            row = {"name": name, "width": width, "samples_per_second": speeds}
-            rows.append(row | {"ratio": round(median(ratios), 3), "against": "loop"})
-            report.note(
-                f"width {width:5d}  {name:5} {median(speeds):12,.0f} samples/s"
-                f"   {median(ratios):.2f} of loop"
-            )
-    return described("step", {"batch": BATCH}, rows)
+def measure(
+    cases: Sequence[Case], repeats: int, report: Reporter, only: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Samples/s of jmlp and of what it is compared with, for each case."""
+    rows = []
+    for case in cases:
+        timed = {name: make() for name, make in _of(case, only).items()}
+        rows += compared(case, interleaved(timed, repeats), AGAINST)
+        say(rows[-len(timed) :], report)
+    return described("step", {"cases": [case.name for case in cases]}, rows)
 
 
-def _data() -> tuple[np.ndarray, np.ndarray]:
+def _of(case: Case, only: Sequence[str]) -> dict[str, Any]:
+    x, y = data(case)
+    steps = max(16, round(TARGET_S * 100e9 / (case.flops_per_sample * case.batch)))
+    plain = ((x - x.mean(dtype=np.float64)) / x.std()).astype(np.float32)
+    known = {
+        "jmlp": lambda: jmlp(case, x, y, steps),
+        "loop": lambda: loops.loop(case, plain, y, steps),
+        "scan": lambda: loops.scan(case, plain, y, steps),
+        "hand": lambda: loops.hand(case, x, y, steps),
+        "hand 2": lambda: loops.hand(case, x, y, steps, "eigen"),
+        "products": lambda: loops.products(case, steps),
+        "products 2": lambda: loops.products(case, steps, "eigen"),
+        "rate": lambda: loops.rate(case),
+    }
+    return chosen(known, only, always=[AGAINST])
+
+
+def data(case: Case) -> tuple[np.ndarray, np.ndarray]:
+    """Pixels and classes made up, as many as an epoch of Fashion-MNIST where that is quick."""
     rng = np.random.default_rng(0)
-    x = rng.normal(size=(16 * BATCH * 4, FEATURES)).astype(np.float32)
+    rows = 60_000 if case.flops_per_sample < 10e6 else 16_384
+    x = rng.integers(0, 256, (max(rows, case.batch), FEATURES)).astype(np.uint8)
     return x, rng.integers(0, CLASSES, len(x)).astype(np.int32)
 
 
-def _steps_for(width: int) -> int:
-    """Steps of about TARGET_S at 50 GFLOP/s: enough to time, not to wait for."""
-    flops = 6 * BATCH * (FEATURES * width + width * width + width * CLASSES)
-    return max(16, round(TARGET_S * 50e9 / flops))
-
-
-def _jmlp(width: int, x: np.ndarray, y: np.ndarray, steps: int) -> Measured:
+def jmlp(case: Case, x: np.ndarray, y: np.ndarray, steps: int) -> Measured:
+    """`jmlp train`'s own loop over these rows, on one device."""
     from jmlp.build import prepare
     from jmlp.loop import Loop
 
     config = parse_config(
         {
-            "model": {"hidden": [width, width]},
+            "model": {"hidden": list(case.hidden)},
             "step": "single",
-            "data": {"val_fraction": 0.0, "test_fraction": 0.0, "scale": "none"},
+            "data": {"val_fraction": 0.0, "test_fraction": 0.0},
             "optim": {"name": "adam", "schedule": "constant"},
-            "train": {"steps": steps, "batch_size": BATCH, "eval_every": f"{steps} steps"},
+            "train": {"steps": steps, "batch_size": case.batch, "eval_every": f"{steps} steps"},
         }
     )
-    setup = prepare(config, (x, y))
-    loop = Loop(setup, Reporter.quiet())
+    loop = Loop(prepare(config, (x, y)), Reporter.quiet())
 
     def once() -> float:
         return loop.fit().summary["samples_per_second"]
-
-    return once
-
-
-def _model(width: int) -> tuple[Any, optax.GradientTransformation, Callable[..., Any]]:
-    sizes = [FEATURES, width, width, CLASSES]
-    keys = jax.random.split(jax.random.key(0), len(sizes) - 1)
-    params = [
-        (jax.random.normal(key, (a, b)) * (2 / a) ** 0.5, jnp.zeros(b))
-        for key, a, b in zip(keys, sizes[:-1], sizes[1:], strict=True)
-    ]
-    tx = optax.adam(1e-3)
-
-    def loss(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
-        for kernel, bias in params[:-1]:
-            x = jax.nn.relu(x @ kernel + bias)
-        kernel, bias = params[-1]
-        return optax.softmax_cross_entropy_with_integer_labels(x @ kernel + bias, y).mean()
-
-    def step(params: Any, opt_state: Any, x: jax.Array, y: jax.Array) -> tuple[Any, Any, Any]:
-        value, grads = jax.value_and_grad(loss)(params, x, y)
-        updates, opt_state = tx.update(grads, opt_state, params)
-        return optax.apply_updates(params, updates), opt_state, value
-
-    return params, tx, step
-
-
-def _orders(rows: int, steps: int) -> list[np.ndarray]:
-    """Row numbers of every batch of as many epochs as `steps` take."""
-    rng, batches = np.random.default_rng(0), []
-    while len(batches) < steps:
-        batches += list(rng.permutation(rows).astype(np.int32).reshape(-1, BATCH))
-    return batches[:steps]
-
-
-def _loop(width: int, x: np.ndarray, y: np.ndarray, steps: int) -> Measured:
-    params0, tx, step = _model(width)
-    x_all, y_all = jnp.array(x), jnp.array(y)
-
-    @partial(jax.jit, donate_argnums=(0, 1))
-    def update(params: Any, opt_state: Any, x_all: jax.Array, y_all: jax.Array, rows: Any) -> Any:
-        return step(params, opt_state, x_all[rows], y_all[rows])
-
-    def once() -> float:
-        params = jax.tree.map(jnp.copy, params0)
-        opt_state = tx.init(params)
-        begun_s = time.perf_counter()
-        loss = None
-        for rows in _orders(len(x), steps):
-            params, opt_state, loss = update(params, opt_state, x_all, y_all, rows)
-        jax.block_until_ready((params, loss))
-        return steps * BATCH / (time.perf_counter() - begun_s)
-
-    return once
-
-
-def _scan(width: int, x: np.ndarray, y: np.ndarray, steps: int) -> Measured:
-    params0, tx, step = _model(width)
-    x_all, y_all = jnp.array(x), jnp.array(y)
-
-    @partial(jax.jit, donate_argnums=(0, 1))
-    def epoch(params: Any, opt_state: Any, x_all: jax.Array, y_all: jax.Array, order: Any) -> Any:
-        def body(carry: Any, rows: jax.Array) -> Any:
-            *carry, value = step(*carry, x_all[rows], y_all[rows])
-            return tuple(carry), value
-
-        return lax.scan(body, (params, opt_state), order)
-
-    def once() -> float:
-        params = jax.tree.map(jnp.copy, params0)
-        opt_state = tx.init(params)
-        begun_s = time.perf_counter()
-        order = np.stack(_orders(len(x), steps))
-        jax.block_until_ready(epoch(params, opt_state, x_all, y_all, order))
-        return steps * BATCH / (time.perf_counter() - begun_s)
 
     return once

@@ -1,6 +1,6 @@
 """Where rows come from. A source is one file and one line here."""
 
-from jmlp.data import builtin, idx, npz, table
+from jmlp.data import builtin, idx, npz, parquet, table
 from jmlp.data.base import Dataset, Reader, Schema, Split
 
 SOURCES: dict[str, Reader] = {
@@ -11,7 +11,7 @@ SOURCES: dict[str, Reader] = {
     "idx": idx.read,
     ".npz": npz.read,
     ".csv": table.read_csv,
-    ".parquet": table.read_parquet,
+    ".parquet": parquet.read,
 }
 
 __all__ = ["SOURCES", "Dataset", "Schema", "Split"]

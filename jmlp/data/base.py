@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
+from jmlp.data.store import Budget
 from jmlp.errors import DataError
 
 
@@ -80,13 +81,15 @@ class Columns(NamedTuple):
     target: tuple[str, ...] = ()
     labelled: bool = True
     """False to read features alone, for prediction"""
+    budget: Budget | None = None
+    """of memory; None stands for half of what is free"""
 
 
 class Raw(NamedTuple):
     """Rows as a source holds them, before any statistics."""
 
     x: np.ndarray
-    """(N, F) uint8, or float64 with NaN where a value is missing"""
+    """(N, F) uint8, or float64 with NaN where a value is missing; of any numbers if mapped"""
     y: np.ndarray | None
     """(N,) integers, float64 or text (object, None if missing); or (N, K) float64"""
     where: Callable[[int], str]
@@ -135,5 +138,5 @@ def reading(path: Path, kind: str) -> Iterator[None]:
 
 
 def memory_limit_bytes() -> int:
-    """Most bytes that one file may unpack to: half of this machine's memory."""
+    """Most bytes that one file may unpack to in memory: half of this machine's."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jmlp.data.base import Split
+from jmlp.data.store import take
 
 PAD = -1
 
@@ -67,7 +68,7 @@ def gather(split: Split, index: np.ndarray) -> dict[str, np.ndarray]:
     """Rows by number: x (..., F), y (...,) or (..., K), weight (...,) 0 where PAD."""
     real = index != PAD
     rows = np.where(real, index, 0)
-    return {"x": split.x[rows], "y": split.y[rows], "weight": real.astype(np.float32)}
+    return {"x": take(split.x, rows), "y": split.y[rows], "weight": real.astype(np.float32)}
 
 
 class BlockSource:

@@ -1,12 +1,13 @@
 """Targets: is this classes or quantities, and which label has which index?"""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from jmlp.data.base import NUMBER, Raw
+from jmlp.data.store import chunks
 from jmlp.errors import DataError
 from jmlp.sections import DataConfig
 
@@ -19,9 +20,9 @@ class Part(NamedTuple):
     raw: Raw
     rows: np.ndarray
 
-    def x(self) -> np.ndarray:
-        """(rows, F) features in use."""
-        return self.raw.x[self.rows]
+    def x(self) -> Iterator[tuple[int, np.ndarray]]:
+        """(first row, (rows, F) features) of the rows in use, chunk by chunk."""
+        return chunks(self.raw.x, self.rows)
 
     def y(self) -> np.ndarray:
         """(rows,) or (rows, K) targets in use."""

@@ -5,7 +5,7 @@ schema, so that prediction repeats exactly what training did.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NoReturn
 
 import numpy as np
@@ -21,14 +21,25 @@ from jmlp.data.labels import (
     targets_of,
     where_of,
 )
+from jmlp.data.store import Budget, chunks, empty, is_mapped, release, spool_folder
 from jmlp.errors import DataError
 from jmlp.sections import DataConfig
 
 _SPLIT_STREAM = 2**63  # keeps the splits' random stream apart from the epochs'
 
 
-def make_dataset(raws: RawSplits, config: DataConfig, seed: int) -> Dataset:
-    """Splits, encodes and scales. Raises DataError naming file, row and column."""
+def make_dataset(
+    raws: RawSplits, config: DataConfig, seed: int, budget: Budget | None = None
+) -> Dataset:
+    """Splits, encodes and scales, chunk by chunk.
+
+    Args:
+      budget: of memory; prepared rows beyond it are mapped.
+
+    Raises:
+      DataError: names file, row and column.
+    """
+    budget = budget or Budget()
     notes: list[str] = []
     parts: dict[str, Part] = {}
     for name, raw in raws._asdict().items():
@@ -39,11 +50,7 @@ def make_dataset(raws: RawSplits, config: DataConfig, seed: int) -> Dataset:
                     f"{raws.train.x.shape[1]}"
                 )
             parts[name] = _usable(Part(raw, np.arange(len(raw.x))), config, name, notes)
-    if any(part.raw.x.dtype != np.uint8 for part in parts.values()):  # one dtype for all
-        parts = {
-            name: part._replace(raw=part.raw._replace(x=part.raw.x.astype(np.float64, copy=False)))
-            for name, part in parts.items()
-        }
+    pixels = all(part.raw.x.dtype == np.uint8 for part in parts.values())  # one dtype for all
     task = find_task(parts["train"], config)
     if config.task == "auto":
         names = ", ".join(raws.train.target_names)
@@ -54,14 +61,17 @@ def make_dataset(raws: RawSplits, config: DataConfig, seed: int) -> Dataset:
         for name, part in parts.items()
     }
     _draw(parts, encoded, config, seed, bool(classes))
-    schema = _fit(parts["train"], encoded["train"], task, classes, config)
+    schema = _fit(parts["train"], encoded["train"], task, classes, config, pixels)
     splits = {
         name: Split(
-            scale_features(part.x(), schema, lambda row, part=part: where_of(part, row)),
+            _prepared(part, schema, budget),
             encoded[name] if classes else _scale_targets(encoded[name], schema),
         )
         for name, part in parts.items()
     }
+    spooled = sum(split.x.nbytes for split in splits.values() if is_mapped(split.x))
+    if spooled:
+        notes.append(f"data.memory_limit: {spooled / 1e6:,.0f} MB of rows lie in {spool_folder()}")
     sizes = ", ".join(f"{split.rows} {name}" for name, split in splits.items())
     notes.append(f"rows: {sizes}; {schema.features} features")
     return Dataset(
@@ -77,7 +87,10 @@ def _usable(part: Part, config: DataConfig, name: str, notes: list[str]) -> Part
     """Without rows that `data.missing` drops. Raises for what it does not allow."""
     raw = part.raw
     bad_target = missing_targets(part.y())
-    bad = ~np.isfinite(raw.x).all(1) if raw.x.dtype.kind == "f" else np.zeros(len(raw.x), bool)
+    bad = np.zeros(len(raw.x), bool)
+    if raw.x.dtype.kind == "f":
+        for start, x in chunks(raw.x):
+            bad[start : start + len(x)] = ~np.isfinite(x).all(1)
     if config.missing != "drop":
         refused = np.flatnonzero(bad_target)
         if len(refused):
@@ -170,31 +183,36 @@ def draw(y: np.ndarray, fraction: float, rng: np.random.Generator) -> np.ndarray
 
 
 def _fit(
-    train: Part, y: np.ndarray, task: str, classes: Sequence[int | str], config: DataConfig
+    train: Part,
+    y: np.ndarray,
+    task: str,
+    classes: Sequence[int | str],
+    config: DataConfig,
+    pixels: bool,
 ) -> Schema:
-    x = train.x()
     fill: np.ndarray = np.zeros(0)
-    raw_uint8 = x.dtype == np.uint8 and config.scale != "standardize"
+    raw_uint8 = pixels and config.scale != "standardize"
     if config.scale == "none":
         mean, scale = np.zeros(1), np.ones(1)
         if config.missing == "mean" and not raw_uint8:
-            fill = _moments(x, train)[0]
+            fill = _moments(train.x, train)[0]
     elif raw_uint8:
-        counts = np.bincount(x.ravel(), minlength=256).astype(np.float64)
+        tallies = (np.bincount(x.ravel(), minlength=256) for _, x in train.x())
+        counts = sum(tallies, np.zeros(256, np.int64)).astype(np.float64)
         values = np.arange(256)
         mean = np.array([(counts * values).sum() / counts.sum()])
         deviation = np.sqrt((counts * (values - mean) ** 2).sum() / counts.sum())
         scale = np.array([deviation if deviation > 0 else 1.0])
     else:
-        mean, scale = _moments(x.astype(np.float64, copy=False), train)
+        mean, scale = _moments(train.x, train)
         fill = mean if config.missing == "mean" else fill
-    y_mean, y_scale = (np.zeros(1), np.ones(1)) if classes else _moments(y, train)
+    y_mean, y_scale = (np.zeros(1), np.ones(1)) if classes else _moments(lambda: chunks(y), train)
     names = train.raw.class_names
     labels = names if names and len(names) == len(classes) else classes
     outputs = len(classes) if classes else y.shape[1]
     return Schema(
         task=task,
-        features=x.shape[1],
+        features=train.raw.x.shape[1],
         feature_names=train.raw.feature_names,
         target_names=train.raw.target_names,
         classes=tuple(labels),
@@ -209,25 +227,52 @@ def _fit(
     )
 
 
-def _moments(x: np.ndarray, train: Part) -> tuple[np.ndarray, np.ndarray]:
+def _moments(
+    blocks: Callable[[], Iterator[tuple[int, np.ndarray]]], train: Part
+) -> tuple[np.ndarray, np.ndarray]:
     """Mean and deviation (1 if constant) of each column's finite values.
 
-    Columns are brought near 1 first, so that squares of 1e300 do not overflow.
+    Columns are brought near 1 first, so that squares of 1e300 do not overflow. `blocks`
+    is read three times.
     """
-    finite = np.isfinite(x)
-    empty = np.flatnonzero(~finite.any(0))
-    if len(empty):
-        name = train.raw.column(int(empty[0]))
+    count, largest = np.zeros(1, np.int64), np.zeros(1)
+    for _, x in blocks():
+        finite = np.isfinite(x)
+        count = count + finite.sum(0)
+        largest = np.maximum(largest, np.abs(np.where(finite, x.astype(np.float64), 0)).max(0))
+    empty_ones = np.flatnonzero(count == 0)
+    if len(empty_ones):
+        name = train.raw.column(int(empty_ones[0]))
         raise DataError(f"{where_of(train, 0)}: {name} has no value in any training row")
-    largest = np.abs(np.where(finite, x, 0)).max(0)
     unit = np.where(largest > 0, largest, 1.0)
-    small = np.where(finite, x, 0) / unit
-    count = finite.sum(0)
-    mean = small.sum(0) / count
-    deviation = np.sqrt((np.where(finite, small - mean, 0) ** 2).sum(0) / count)
+    total, squares = np.zeros(len(unit)), np.zeros(len(unit))
+    for _, x in blocks():
+        total += (np.where(np.isfinite(x), x.astype(np.float64), 0) / unit).sum(0)
+    mean = total / count
+    for _, x in blocks():
+        finite = np.isfinite(x)
+        small = np.where(finite, x.astype(np.float64), 0) / unit
+        squares += (np.where(finite, small - mean, 0) ** 2).sum(0)
+    deviation = np.sqrt(squares / count)
     # What differs by rounding alone (0.3 and 0.1 + 0.2) is constant: that is no scale.
     constant = deviation <= 4 * np.finfo(np.float64).eps * np.sqrt(count)
     return mean * unit, np.where(constant, 1.0, np.maximum(deviation * unit, 1e-300))
+
+
+def _prepared(part: Part, schema: Schema, budget: Budget) -> np.ndarray:
+    """(N, F) rows as the model wants them."""
+    shape = (len(part.rows), schema.features)
+    out = empty(shape, dtype_of(schema), budget, where_of(part, 0))
+    for start, x in part.x():
+        find = lambda row, start=start: where_of(part, start + row)  # noqa: E731
+        out[start : start + len(x)] = scale_features(x, schema, find)
+        release(out)
+    return out
+
+
+def dtype_of(schema: Schema) -> type:
+    """Of what `scale_features` returns."""
+    return np.uint8 if schema.raw_uint8 else np.float32
 
 
 def scale_features(x: np.ndarray, schema: Schema, where: object = None) -> np.ndarray:
@@ -237,7 +282,7 @@ def scale_features(x: np.ndarray, schema: Schema, where: object = None) -> np.nd
       DataError: a scaled value does not fit float32.
     """
     if schema.raw_uint8:
-        return np.ascontiguousarray(x)
+        return x
     x = x.astype(np.float64)
     if schema.fill:
         x = np.where(np.isfinite(x), x, np.array(schema.fill))
@@ -280,5 +325,6 @@ def _fingerprint(splits: dict[str, Split], schema: Schema) -> str:
     for name, split in splits.items():
         for array in split:
             digest.update(f"{name} {array.shape} {array.dtype.str}".encode())
-            digest.update(np.ascontiguousarray(array).data)
+            for _, rows in chunks(array.reshape(len(array), -1)):
+                digest.update(np.ascontiguousarray(rows).data)
     return digest.hexdigest()

@@ -3,13 +3,20 @@
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
 from jmlp.data import SOURCES, idx, npz
 from jmlp.data.base import Columns, Dataset, Raw, RawSplits, Reader, Schema, Split, reading
-from jmlp.data.prepare import make_dataset, raise_missing, scale_features, scale_labelled
+from jmlp.data.prepare import (
+    dtype_of,
+    make_dataset,
+    raise_missing,
+    scale_features,
+    scale_labelled,
+)
+from jmlp.data.store import Budget, chunks, empty, release
 from jmlp.errors import DataError
 from jmlp.sections import DataConfig
 
@@ -29,11 +36,12 @@ def load(config: DataConfig, seed: int, arrays: Any = None) -> Dataset:
     """
     if isinstance(arrays, Dataset):
         return arrays
+    budget = Budget(None if config.memory_limit == "auto" else int(config.memory_limit))
     if arrays is not None:
-        return make_dataset(_from_arrays(arrays), config, seed)
-    columns = Columns(config.features, config.target)
+        return make_dataset(_from_arrays(arrays), config, seed, budget)
+    columns = Columns(config.features, config.target, budget=budget)
     if config.name:
-        return make_dataset(SOURCES[config.name](Path(config.name), columns), config, seed)
+        return make_dataset(SOURCES[config.name](Path(config.name), columns), config, seed, budget)
     if not config.path:
         raise DataError("no data: give data.name (e.g. digits), data.path, or arrays from Python")
     raws = read(config.path, columns)
@@ -42,7 +50,7 @@ def load(config: DataConfig, seed: int, arrays: Any = None) -> Dataset:
         if path:
             rest = columns._replace(features=raws.train.feature_names or columns.features)
             given[split] = read(path, rest).train
-    return make_dataset(raws._replace(**given), config, seed)
+    return make_dataset(raws._replace(**given), config, seed, budget)
 
 
 def _from_arrays(arrays: Any) -> RawSplits:
@@ -118,23 +126,36 @@ def read_features(path: str, schema: Schema) -> tuple[np.ndarray, np.ndarray]:
     return prepare_features(raws.train, schema)
 
 
-def prepare_features(raw: Raw, schema: Schema) -> tuple[np.ndarray, np.ndarray]:
+def prepare_features(
+    raw: Raw, schema: Schema, budget: Budget | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """`read_features` for rows in hand."""
-    x = raw.x
-    if x.shape[1] != schema.features:
-        raise DataError(f"{raw.where(0)}: {x.shape[1]} features; the model has {schema.features}")
-    if schema.raw_uint8 and x.dtype != np.uint8:
-        x = _as_uint8(raw)
-    if x.dtype == np.uint8:
-        return scale_features(x, schema), np.ones(len(x), bool)
-    bad = np.asarray(~np.isfinite(x).all(axis=1))
-    if bad.any() and schema.missing == "error":
-        raise_missing(raw, int(np.flatnonzero(bad)[0]), int(bad.sum()))
-    if schema.missing == "mean":
-        bad[:] = False
-    else:
-        x = np.where(bad[:, None], 0.0, x)
-    return scale_features(x, schema, raw.where), ~bad
+    rows, features = raw.x.shape
+    if features != schema.features:
+        raise DataError(f"{raw.where(0)}: {features} features; the model has {schema.features}")
+    out = empty(raw.x.shape, dtype_of(schema), budget or Budget(), raw.where(0))
+    valid = np.ones(rows, bool)
+    for start, x in chunks(raw.x):
+        stop = start + len(x)
+        find = lambda row, start=start: raw.where(start + row)  # noqa: E731
+        part = raw._replace(x=x, where=find)
+        if schema.raw_uint8 and x.dtype != np.uint8:
+            x = _as_uint8(part)
+        elif x.dtype.kind == "f":
+            bad = np.asarray(~np.isfinite(x).all(axis=1))
+            if bad.any() and schema.missing == "error":
+                _refuse_missing(raw)
+            if schema.missing != "mean":
+                valid[start:stop] = ~bad
+                x = np.where(bad[:, None], 0.0, x)
+        out[start:stop] = scale_features(x, schema, find)
+        release(out)
+    return out, valid
+
+
+def _refuse_missing(raw: Raw) -> NoReturn:
+    bad = np.concatenate([~np.isfinite(x).all(axis=1) for _, x in chunks(raw.x)])
+    raise_missing(raw, int(np.flatnonzero(bad)[0]), int(bad.sum()))
 
 
 def _as_uint8(raw: Raw) -> np.ndarray:
@@ -154,7 +175,9 @@ def read_labelled(path: str, schema: Schema) -> Split:
     raws = read(path, Columns(schema.feature_names, schema.target_names))
     raw = raws.test or raws.train
     x, valid = prepare_features(raw, schema)
-    kept = np.flatnonzero(valid)
     assert raw.y is not None
+    if valid.all():
+        return Split(x, scale_labelled(raw, schema))
+    kept = np.flatnonzero(valid)
     usable = raw._replace(y=raw.y[kept], where=lambda row: raw.where(int(kept[row])))
     return Split(x[kept], scale_labelled(usable, schema))

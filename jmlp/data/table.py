@@ -1,10 +1,10 @@
-"""CSV and Parquet tables with named columns, read by pyarrow.
+"""Tables with named columns, read by pyarrow; and CSV files, which hold them as text.
 
-CSV cells are read as text and turned into numbers by one strict grammar:
+Cells are read as text and turned into numbers by one strict grammar:
 `1_0` and `0x10` are text, spaces around a number are not, and an empty cell,
 `NA`, `NaN`, `null`, `none` or `?` is a missing value. When a file is wrong it is
 read once more, slowly, to say in which line; lines are counted as an editor
-does, also inside quotes. Rows of Parquet files are counted from 0.
+does, also inside quotes.
 """
 
 import csv
@@ -28,7 +28,8 @@ _BLOCK = 16 << 20  # no row may be longer
 Find = Callable[[int], str]  # row index -> where it is in the file
 
 
-def _arrow() -> tuple[Any, Any]:
+def arrow() -> tuple[Any, Any]:
+    """(pyarrow, pyarrow.compute). Raises DataError if it is not installed."""
     try:
         import pyarrow
         import pyarrow.compute
@@ -39,50 +40,18 @@ def _arrow() -> tuple[Any, Any]:
 
 def read_csv(path: Path, columns: Columns) -> RawSplits:
     """The rows of a CSV file (or .csv.gz) with a header line."""
-    _arrow()
+    arrow()
     with reading(path, "CSV file"):
         _check_bytes(path)
         names = _header(path)
-        features, targets = _choose(path, names, columns)
+        features, targets = choose(path, names, columns)
         table = _csv_columns(path, names)
-        return RawSplits(_raw(path, table, features, targets, lambda row: _line_of(path, row)))
+        return RawSplits(raw_of(path, table, features, targets, lambda row: _line_of(path, row)))
 
 
-def read_parquet(path: Path, columns: Columns) -> RawSplits:
-    """The rows of a Parquet file."""
-    pa, _ = _arrow()
-    import pyarrow.parquet as pq
-
-    with reading(path, "Parquet file"):
-        shape = pq.read_schema(path)
-        names = list(shape.names)
-        _check_names(path, names)
-        features, targets = _choose(path, names, columns)
-        meta = pq.read_metadata(path)
-        packed = sum(meta.row_group(i).total_byte_size for i in range(meta.num_row_groups))
-        size = max(packed, meta.num_rows * max(1, len(features) + len(targets)) * 8)
-        if meta.num_rows < 0 or size > memory_limit_bytes():
-            raise DataError(f"{path}: says it has {meta.num_rows:,} rows, more than fit in memory")
-        if not meta.num_rows:
-            raise DataError(f"{path}: has no rows")
-        wanted = list(features) + list(targets)
-        for name in wanted:
-            kind = shape.field(name).type
-            plain = pa.types.is_integer(kind) or pa.types.is_floating(kind)
-            plain = plain or pa.types.is_boolean(kind) or pa.types.is_decimal(kind)
-            if not (plain or _is_text(kind)):
-                raise DataError(f"{path}: column {name!r} is {kind}; expected numbers or text")
-        # A megabyte of text said a million times over is small in a dictionary.
-        texts = [name for name in wanted if _is_text(shape.field(name).type)]
-        with pq.ParquetFile(path, read_dictionary=texts) as file:
-            table = file.read(columns=wanted)
-        if len(table) != meta.num_rows:
-            raise DataError(f"{path}: says {meta.num_rows} rows but holds {len(table)}")
-        return RawSplits(_raw(path, table, features, targets, lambda row: f"{path} row {row}"))
-
-
-def _is_text(kind: Any) -> bool:
-    pa, _ = _arrow()
+def is_text(kind: Any) -> bool:
+    """Whether an arrow type is of text, or of a dictionary of texts."""
+    pa, _ = arrow()
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
     return (
@@ -90,7 +59,7 @@ def _is_text(kind: Any) -> bool:
     )
 
 
-def _choose(path: Path, names: Sequence[str], columns: Columns) -> tuple[list[str], list[str]]:
+def choose(path: Path, names: Sequence[str], columns: Columns) -> tuple[list[str], list[str]]:
     """Feature and target names, all of which exist."""
     for name in (*columns.features, *(columns.target if columns.labelled else ())):
         if name not in names:
@@ -117,7 +86,8 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:30]) + (f", ... ({len(names)} in all)" if len(names) > 30 else "")
 
 
-def _check_names(path: Path, names: Sequence[str]) -> None:
+def check_names(path: Path, names: Sequence[str]) -> None:
+    """Refuses columns without a name, or two of one name."""
     seen: set[str] = set()
     for place, name in enumerate(names, start=1):
         if not name:
@@ -127,21 +97,28 @@ def _check_names(path: Path, names: Sequence[str]) -> None:
         seen.add(name)
 
 
-def _raw(
+def raw_of(
     path: Path, table: Any, features: Sequence[str], targets: Sequence[str], find: Find
 ) -> Raw:
+    """The rows of an arrow table."""
     x = np.empty((len(table), len(features)))
     for place, name in enumerate(features):
-        x[:, place] = _as_numbers(path, name, table[name], find)
-    y = None
-    if len(targets) == 1:
-        y = _as_target(table[targets[0]])
-    elif targets:
-        y = np.stack([_as_numbers(path, name, table[name], find) for name in targets], 1)
+        x[:, place] = as_numbers(path, name, table[name], find)
+    y = targets_in(path, table, targets, find)
     return Raw(x, y, find, tuple(features), tuple(targets))
 
 
-def _as_numbers(path: Path, name: str, column: Any, find: Find) -> np.ndarray:
+def targets_in(path: Path, table: Any, targets: Sequence[str], find: Find) -> np.ndarray | None:
+    """(N,) or (N, K) targets of an arrow table, if any are asked for."""
+    if len(targets) == 1:
+        return as_target(table[targets[0]])
+    if not targets:
+        return None
+    return np.stack([as_numbers(path, name, table[name], find) for name in targets], 1)
+
+
+def as_numbers(path: Path, name: str, column: Any, find: Find) -> np.ndarray:
+    """(N,) float64 of a column, NaN where missing. Raises DataError for what is no number."""
     numbers, good = _numbers(column)
     if not good.all():
         culprit = int(np.flatnonzero(~good)[0])
@@ -153,9 +130,9 @@ def _as_numbers(path: Path, name: str, column: Any, find: Find) -> np.ndarray:
     return numbers
 
 
-def _as_target(column: Any) -> np.ndarray:
+def as_target(column: Any) -> np.ndarray:
     """Float64 if every value is a number, else text with None where missing."""
-    pa, pc = _arrow()
+    pa, pc = arrow()
     if pa.types.is_boolean(column.type):
         column = pc.cast(column, pa.string())
     numbers, good = _numbers(column, booleans=False)
@@ -168,7 +145,7 @@ def _as_target(column: Any) -> np.ndarray:
 
 def _dictionary(column: Any) -> tuple[list[str | None], np.ndarray]:
     """The distinct words of a text column, and (N,) the place of each row's; -1 for null."""
-    pa, pc = _arrow()
+    pa, pc = arrow()
     if not pa.types.is_dictionary(column.type):
         column = column.dictionary_encode()
     words: list[str | None] = []
@@ -182,8 +159,8 @@ def _dictionary(column: Any) -> tuple[list[str | None], np.ndarray]:
 
 def _numbers(column: Any, booleans: bool = True) -> tuple[np.ndarray, np.ndarray]:
     """(N,) float64 with NaN where missing, and (N,) bool: False where it is no number."""
-    pa, pc = _arrow()
-    if not _is_text(column.type):
+    pa, pc = arrow()
+    if not is_text(column.type):
         plain = pc.cast(column, pa.float64(), safe=False)
         return np.array(pc.fill_null(plain, float("nan")), np.float64), np.ones(len(column), bool)
     if pa.types.is_dictionary(column.type):
@@ -252,13 +229,13 @@ def _header(path: Path) -> list[str]:
     if first is None:
         raise DataError(f"{path}: is empty; expected a header line with column names")
     names = [name.strip() for name in first[1]]
-    _check_names(path, names)
+    check_names(path, names)
     return names
 
 
 def _csv_columns(path: Path, names: Sequence[str]) -> Any:
     """All columns as text."""
-    pa, _ = _arrow()
+    pa, _ = arrow()
     from pyarrow import csv as pacsv
 
     try:

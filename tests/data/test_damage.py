@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from files import idx_bytes, load_file, table_text
 
-from jmlp.data import base, table
+from jmlp.data import base, parquet, table
 from jmlp.data.sources import load, read_features, resolve
 from jmlp.errors import DataError
 from jmlp.sections import DataConfig
@@ -123,7 +123,7 @@ def test_other_arrays_are_left_alone(tmp_path):
 
 
 def small_memory(monkeypatch, limit):
-    for module in (base, table):
+    for module in (base, parquet, table):
         monkeypatch.setattr(module, "memory_limit_bytes", lambda: limit)
 
 
@@ -140,10 +140,10 @@ def test_a_small_gzip_of_much_text_is_refused(tmp_path, monkeypatch):
 
 def test_parquet_that_says_it_is_large(tmp_path, monkeypatch):
     path = tmp_path / "t.parquet"
-    pq.write_table(pa.table({"a": np.zeros(100_000), "kind": ["x", "y"] * 50_000}), path)
-    assert path.stat().st_size < 10_000
+    pq.write_table(pa.table({"a": np.zeros(1_000_000), "kind": ["x", "y"] * 500_000}), path)
+    assert path.stat().st_size < 50_000
     small_memory(monkeypatch, 1 << 20)
-    with pytest.raises(DataError, match="100,000 rows, more than fit"):
+    with pytest.raises(DataError, match="1,000,000 rows, more than fit"):
         load_file(path, target="kind")
 
 

@@ -182,6 +182,9 @@ def test_mutated_files_load_or_are_refused(tmp_path):
         ("d.npz", tmp_path / "d.npz", {}),
         ("z.npz", tmp_path / "z.npz", {}),
         ("t.parquet", tmp_path / "t.parquet", {"target": "kind"}),
+        ("d.npz", tmp_path / "d.npz", {"memory_limit": 0}),
+        ("z.npz", tmp_path / "z.npz", {"memory_limit": 0}),
+        ("t.parquet", tmp_path / "t.parquet", {"target": "kind", "memory_limit": 0}),
     ]
     outcomes = {"loaded": 0, "refused": 0}
     for name, path, config in cases:

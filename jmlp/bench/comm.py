@@ -1,0 +1,125 @@
+"""`jmlp bench comm`: what an exchange of gradients takes, by topology and compressor.
+
+One exchange is the mean of a gradient a device, compressing and unpacking included, as a
+step has it. All take turns (A B C A B C ...); the first turn is thrown away. Simulated
+devices share cores and memory, so that nothing travels: their times say nothing of a
+network, the table says so, and no ratio is given. For bytes see `jmlp comm`.
+"""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from jmlp import ledger
+from jmlp.bench.resume import Row, chosen, described
+from jmlp.bench.timing import Measured, interleaved
+from jmlp.comm import ALL_REDUCE
+from jmlp.compress import REDUCERS
+from jmlp.errors import ConfigError
+from jmlp.report import Reporter
+
+SIZES = (247_766, 4_194_304)  # float32 elements: 784-256-128-100-10, and 2048 x 2048
+AGAINST = "psum none"
+SIMULATED = 8
+_TIMED_S = 0.3
+
+
+def run(flags: Any, report: Reporter) -> Row:
+    """Rows of `name, size, exchanges_per_second` (all samples), `ratio` to `against`."""
+    from jmlp.mesh import request_cpu_devices
+
+    request_cpu_devices(SIMULATED)
+    devices = jax.devices()
+    if len(devices) < 2:
+        raise ConfigError("bench comm: one device has nobody to talk to; it needs two or more")
+    known = chosen(_names(), flags.only, always=[AGAINST])
+    simulated = devices[0].platform == "cpu"
+    if simulated:
+        report.warn(f"{len(devices)} simulated devices: these times do not rank anything")
+    table: list[Row] = []
+    for size in SIZES:
+        table += measure(known, devices, size, flags.repeats, simulated)
+        for row in table[-len(known) :]:
+            speed = median(row["exchanges_per_second"])
+            ratio = "" if row["ratio"] is None else f"   {row['ratio']:.2f} of {AGAINST}"
+            report.note(f"{size:10,} floats  {row['name']:22} {1e3 / speed:9.2f} ms{ratio}")
+    if flags.plot:
+        plot(table, len(devices), simulated, flags.plot)
+    return described("comm", {"devices": len(devices), "sizes": SIZES}, table)
+
+
+def _names() -> dict[str, tuple[str, str]]:
+    """Every topology uncompressed, and every compressor over its first topology."""
+    pairs = [(topology, "none") for topology in ALL_REDUCE]
+    for reducer in REDUCERS:
+        pairs += ledger.combinations(["all"], [reducer])[:1]
+    return {f"{topology} {reducer}": (topology, reducer) for topology, reducer in pairs}
+
+
+def measure(
+    known: dict[str, tuple[str, str]],
+    devices: Sequence[Any],
+    size: int,
+    repeats: int,
+    simulated: bool,
+) -> list[Row]:
+    """A row for each pair; `ratio` is None where devices are simulated."""
+    timed = {name: _timed(*pair, devices, size) for name, pair in known.items()}
+    samples = interleaved(timed, repeats)
+    rows: list[Row] = []
+    for name, speeds in samples.items():
+        ratios = [a / b for a, b in zip(speeds, samples[AGAINST], strict=True)]
+        row = {"name": name, "size": size, "n": len(devices), "exchanges_per_second": speeds}
+        row |= {"ratio": None if simulated else round(median(ratios), 3), "against": AGAINST}
+        rows.append(row)
+    return rows
+
+
+def _timed(topology: str, reducer: str, devices: Sequence[Any], size: int) -> Measured:
+    program, shape, mesh, _ = ledger.exchange(topology, reducer, devices, size)
+    x = np.random.default_rng(0).normal(size=(len(devices), *shape)).astype(np.float32)
+    grads = jax.device_put(x, NamedSharding(mesh, P("data")))
+    key = jax.device_put(jax.random.key(0), NamedSharding(mesh, P()))
+    jax.block_until_ready(program(grads, key))  # compiles
+    jax.block_until_ready(program(grads, key))
+    begun_s = time.perf_counter()
+    jax.block_until_ready(program(grads, key))
+    times = max(1, min(200, round(_TIMED_S / (time.perf_counter() - begun_s))))
+
+    def once() -> float:
+        begun_s = time.perf_counter()
+        for _ in range(times):
+            # One at a time: simulated devices starve each other otherwise.
+            jax.block_until_ready(program(grads, key))
+        return times / (time.perf_counter() - begun_s)
+
+    return once
+
+
+def plot(table: Sequence[Row], devices: int, simulated: bool, file: Path) -> None:
+    """Milliseconds an exchange, a panel a size, a dot a run."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 1.2 + 0.24 * len(table) / len(SIZES)), layout="constrained")
+    panels = figure.subplots(1, len(SIZES), sharey=True, squeeze=False)[0]
+    for axes, size in zip(panels, SIZES, strict=True):
+        rows = [row for row in table if row["size"] == size]
+        for place, row in enumerate(rows):
+            times = [1e3 / speed for speed in row["exchanges_per_second"]]
+            axes.barh(place, median(times), color="#bbbbbb")
+            axes.plot(times, [place] * len(times), ".", color="k", ms=4)
+        axes.set_yticks(range(len(rows)), [row["name"] for row in rows])
+        axes.set(title=f"{size:,} floats", xlabel="ms an exchange")
+        axes.grid(axis="x", alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0].invert_yaxis()
+    what = "simulated devices: not a measure of speed" if simulated else "devices"
+    figure.suptitle(f"{devices} {what}", fontsize=10)
+    figure.savefig(file, dpi=130)

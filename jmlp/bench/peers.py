@@ -1,0 +1,129 @@
+"""`jmlp bench peers`: the same training by jmlp and by what a user might pick instead.
+
+Fashion-MNIST, the same model, batch size, optimizer and epochs, float32, on one machine.
+Each peer lives in a process of its own, that waits while the others have their turn
+(A B C A B C ...). The first round is thrown away, with what compiles in it; speeds are of
+training alone, and the accuracy is that on the 10,000 test rows at the end of each run.
+"""
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from jmlp.bench.peer_loops import PEERS, WORLD, Rows, Trained
+from jmlp.bench.resume import chosen, described
+from jmlp.bench.timing import Case, Row, compared, parse_cases, say
+from jmlp.bench.turns import Turns, taking_turns
+from jmlp.config import parse_config
+from jmlp.errors import ConfigError
+from jmlp.report import Reporter
+
+AGAINST = "jmlp"
+_NEEDS = {"torch": "torch", "torch.compile": "torch", "torch DDP, 2 processes": "torch",
+          "keras on jax": "keras"}  # fmt: skip
+
+
+def run(flags: Any, report: Reporter) -> Row:
+    """The table for the command line's cases, peers and repeats."""
+    cases = parse_cases(flags.cases)
+    known = dict(chosen(PEERS, flags.only, always=[AGAINST]))
+    for name in list(known):
+        if name in _NEEDS and find_spec(_NEEDS[name]) is None:
+            if flags.only:
+                raise ConfigError(f"{name} needs {_NEEDS[name]}: pip install 'jmlp[peers]'")
+            report.warn(f"{name} left out: pip install 'jmlp[peers]'")
+            del known[name]
+    read(cases[0])  # says what is missing before anything starts
+    worlds = {name: WORLD.get(name, 1) for name in known}
+    table: list[Row] = []
+    for case in cases:
+        with ExitStack() as stack:
+            peers = {
+                name: stack.enter_context(taking_turns(name, partial(_trained, name, case), world))
+                for name, world in worlds.items()
+            }
+            rows = _measure(case, peers, flags.repeats)
+        say(rows, report)
+        table += rows
+    if flags.plot:
+        plot(table, flags.plot)
+    return described("peers", {"cases": [case.name for case in cases]}, table)
+
+
+def _measure(case: Case, peers: dict[str, Turns], repeats: int) -> list[Row]:
+    rows, epochs = size(case)
+    speeds: dict[str, list[float]] = {name: [] for name in peers}
+    accuracy: dict[str, list[float]] = {name: [] for name in peers}
+    for round_ in range(repeats + 1):
+        for name, peer in peers.items():
+            answers = peer.take()  # of each process: the slowest counts
+            seconds, right = max(seconds for seconds, _ in answers), answers[0][1]
+            if round_:
+                speeds[name].append(round(rows * epochs / seconds, 1))
+                accuracy[name].append(round(right, 4))
+    table = compared(case, speeds, AGAINST)
+    return [row | {"accuracy": accuracy[row["name"]], "epochs": epochs} for row in table]
+
+
+def size(case: Case) -> tuple[int, int]:
+    """(training rows, epochs): some seconds of work for each case."""
+    if case.flops_per_sample > 10e6:
+        return max(12_288, case.batch), 1
+    return 60_000, 1 if case.flops_per_sample > 1e6 else 2
+
+
+def read(case: Case) -> Rows:
+    """Fashion-MNIST for `case`. Raises DataError where it is not found."""
+    from jmlp.data.sources import load
+
+    told = {"path": "fashion-mnist", "val_fraction": 0.0}
+    dataset = load(parse_config({"data": told}).data, 0)
+    schema, count = dataset.schema, size(case)[0]
+    assert dataset.test is not None
+
+    def scaled(pixels: np.ndarray) -> np.ndarray:
+        return ((pixels - np.float32(schema.x_mean[0])) / np.float32(schema.x_scale[0])).astype(
+            np.float32
+        )
+
+    x, test_x = dataset.train.x[:count], dataset.test.x
+    return Rows(x, scaled(x), dataset.train.y[:count], test_x, scaled(test_x), dataset.test.y)
+
+
+def _trained(name: str, case: Case) -> Trained:
+    return PEERS[name](case, read(case), size(case)[1])
+
+
+def plot(rows: Sequence[Row], file: Path) -> None:
+    """Speeds by jmlp's, a panel a case, a dot a run, the accuracy written beside."""
+    from matplotlib.figure import Figure
+
+    cases = list(dict.fromkeys(row["case"] for row in rows))
+    figure = Figure(figsize=(4.2 * len(cases), 3.4), layout="constrained")
+    panels = figure.subplots(1, len(cases), squeeze=False)[0]
+    for axes, case in zip(panels, cases, strict=True):
+        some = [row for row in rows if row["case"] == case]
+        base = median(next(r for r in some if r["name"] == AGAINST)["samples_per_second"])
+        for place, row in enumerate(some):
+            speeds = [speed / base for speed in row["samples_per_second"]]
+            mine = row["name"] == AGAINST
+            axes.barh(place, row["ratio"], color="#0072b2" if mine else "#bbbbbb")
+            axes.plot(speeds, [place] * len(speeds), ".", color="k", ms=4)
+            axes.annotate(
+                f"{row['ratio']:.2f}   acc. {median(row['accuracy']):.3f}", (0.02, place),
+                va="center", fontsize=8, color="white" if mine else "black",
+            )  # fmt: skip
+        axes.set_yticks(range(len(some)), [row["name"] for row in some])
+        axes.invert_yaxis()
+        axes.set(title=f"{case}", xlabel="samples/s, by jmlp's", xlim=(0, None))
+        axes.grid(axis="x", alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+        if axes is not panels[0]:
+            axes.set_yticklabels([])
+    figure.savefig(file, dpi=130)

@@ -1,0 +1,131 @@
+"""`jmlp bench stream`: rows beyond the memory limit against rows that stay on the device.
+
+    device    all rows on the device: what fits
+    npz       rows of an .npz file ten times the memory limit, mapped and sent in blocks
+    parquet   the same rows of a Parquet file, spooled and sent in blocks
+
+The same rows and batches in all three, each in a process of its own, in turn (A B C A B
+C ...); the first turn is thrown away. `peak_bytes` is the most memory that a process held
+from its start on, reading the file included; `bare_bytes` what it held before.
+"""
+
+import tempfile
+from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jmlp.bench.resume import chosen, described
+from jmlp.bench.timing import CLASSES, FEATURES, Case, Row, compared, parse_cases, say
+from jmlp.bench.turns import taking_turns
+from jmlp.data.store import cuts, spool_folder
+from jmlp.report import Reporter
+
+AGAINST = "device"
+FILE_BYTES = 1_000_000_000  # of float32
+LIMIT_BYTES = 100_000_000
+TARGET_S = 3.0  # of one timed run, at about 100 GFLOP/s
+_CASES = ("512-512/256",)
+
+
+def run(flags: Any, report: Reporter) -> Row:
+    """`measure` with the command line's cases, rows and repeats; files go to $TMPDIR."""
+    cases = parse_cases([c for c in flags.cases if c in _CASES] or flags.cases[:1])
+    table: list[Row] = []
+    with tempfile.TemporaryDirectory(prefix="jmlp-stream-", dir=spool_folder()) as folder:
+        files = _write(Path(folder), FILE_BYTES)
+        for case in cases:
+            table += measure(case, files, LIMIT_BYTES, flags.repeats, report, flags.only)
+    recipe = {"limit_bytes": LIMIT_BYTES, "rows_bytes": FILE_BYTES}
+    return described("stream", recipe, table)
+
+
+def measure(
+    case: Case,
+    files: dict[str, Path],
+    limit_bytes: int,
+    repeats: int,
+    report: Reporter,
+    only: tuple[str, ...] = (),
+) -> list[Row]:
+    """Rows with `samples_per_second, ratio, peak_bytes, bare_bytes`."""
+    known = chosen({"device": "npz", "npz": "npz", "parquet": "parquet"}, only, always=[AGAINST])
+    speeds: dict[str, list[float]] = {name: [] for name in known}
+    memory: dict[str, Row] = {}
+    with ExitStack() as stack:
+        turns = {}
+        for name, kind in known.items():
+            told: dict[str, Any] = {"path": str(files[kind])}
+            told |= {"target": "y"} if kind == "parquet" else {}
+            told |= {} if name == AGAINST else {"memory_limit": limit_bytes}
+            turns[name] = stack.enter_context(taking_turns(name, partial(_trained, case, told)))
+        for round_ in range(repeats + 1):
+            for name, turn in turns.items():
+                ((speed, memory[name]),) = turn.take()
+                if round_:
+                    speeds[name].append(round(speed, 1))
+    rows = [row | memory[row["name"]] for row in compared(case, speeds, AGAINST)]
+    say(rows, report)
+    for row in rows:
+        more = (row["peak_bytes"] - row["bare_bytes"]) / 1e6
+        report.note(f"{row['case']:14} {row['name']:22} {more:11,.0f} MB at most above bare")
+    return rows
+
+
+def _write(folder: Path, nbytes: int) -> dict[str, Path]:
+    """The same rows as .npz and as Parquet."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows = nbytes // (4 * FEATURES)
+    rng = np.random.default_rng(0)
+    x = np.empty((rows, FEATURES), np.float32)
+    y = rng.integers(0, CLASSES, rows)
+    for cut in cuts(rows, FEATURES):
+        x[cut] = rng.standard_normal((cut.stop - cut.start, FEATURES), np.float32)
+    files = {"npz": folder / "rows.npz", "parquet": folder / "rows.parquet"}
+    np.savez(files["npz"], x=x, y=y)
+    names = [*(f"x{i}" for i in range(FEATURES)), "y"]
+    schema = pa.schema([(name, pa.float32()) for name in names[:-1]] + [("y", pa.int64())])
+    with pq.ParquetWriter(files["parquet"], schema, use_dictionary=False) as file:
+        for cut in cuts(rows, FEATURES // 16):
+            file.write_table(pa.table([*x[cut].T.copy(), y[cut]], schema=schema))
+    return files
+
+
+def _trained(case: Case, data: dict[str, Any]) -> Callable[[], tuple[float, Row]]:
+    """jmlp's loop over a file; a turn returns samples/s and the memory it took."""
+    import jax
+
+    from jmlp.build import prepare
+    from jmlp.config import parse_config
+    from jmlp.loop import Loop
+
+    jax.block_until_ready(jax.numpy.ones(1))  # what is held from here on is jmlp's doing
+    bare = _memory("VmRSS")
+    steps = max(16, round(TARGET_S * 100e9 / (case.flops_per_sample * case.batch)))
+    config = parse_config(
+        {
+            "model": {"hidden": list(case.hidden)},
+            "step": "single",
+            "data": {"val_fraction": 0.0, "test_fraction": 0.0} | data,
+            "optim": {"name": "adam", "schedule": "constant"},
+            "train": {"steps": steps, "batch_size": case.batch, "eval_every": f"{steps} steps"},
+        }
+    )
+    loop = Loop(prepare(config), Reporter.quiet())
+
+    def once() -> tuple[float, Row]:
+        speed = loop.fit().summary["samples_per_second"]
+        return speed, {"peak_bytes": _memory("VmHWM"), "bare_bytes": bare}
+
+    return once
+
+
+def _memory(key: str) -> int:
+    """What Linux says of this process: VmRSS now, VmHWM at most."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(key)).split()[1]) << 10

@@ -1,0 +1,86 @@
+"""What the benches of speed share: cases, interleaved runs, and rows with ratios."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from statistics import median
+from typing import Any, NamedTuple
+
+from jmlp.errors import ConfigError
+from jmlp.report import Reporter
+
+FEATURES, CLASSES = 784, 10
+
+Measured = Callable[[], float]
+Row = dict[str, Any]
+
+
+class Case(NamedTuple):
+    """A model and a batch size, written `512-512/256`."""
+
+    hidden: tuple[int, ...]
+    batch: int
+
+    @property
+    def name(self) -> str:
+        return f"{'-'.join(map(str, self.hidden))}/{self.batch}"
+
+    @property
+    def sizes(self) -> list[tuple[int, int]]:
+        """(in, out) of each layer."""
+        widths = [FEATURES, *self.hidden, CLASSES]
+        return list(zip(widths[:-1], widths[1:], strict=True))
+
+    @property
+    def flops_per_sample(self) -> int:
+        """Of the matrix products of a training step: no gradient is taken by the inputs."""
+        return sum(6 * a * b for a, b in self.sizes) - 2 * self.sizes[0][0] * self.sizes[0][1]
+
+
+def parse_cases(texts: Sequence[str]) -> list[Case]:
+    """Cases from texts like `512-512/256`.
+
+    Raises:
+      ConfigError: a text is not of that form.
+    """
+    cases = []
+    for text in texts:
+        if not re.fullmatch(r"[1-9]\d{0,5}(-[1-9]\d{0,5})*/[1-9]\d{0,6}", text):
+            raise ConfigError(f"--cases {text}: expected widths and a batch size, e.g. 512-512/256")
+        hidden, batch = text.split("/")
+        cases.append(Case(tuple(map(int, hidden.split("-"))), int(batch)))
+    return cases
+
+
+def interleaved(timed: Mapping[str, Measured], repeats: int) -> dict[str, list[float]]:
+    """Calls all in turn (A B C A B C ...), `repeats` times after one round for nothing."""
+    samples: dict[str, list[float]] = {name: [] for name in timed}
+    for round_ in range(repeats + 1):
+        for name, once in timed.items():
+            speed = once()
+            if round_:
+                samples[name].append(float(f"{speed:.6g}"))
+    return samples
+
+
+def compared(case: Case, samples: Mapping[str, Sequence[float]], against: str) -> list[Row]:
+    """Rows of `case, name, samples_per_second, ratio, against`.
+
+    `ratio` is the median over rounds of this row's speed by `against`'s in the same round.
+    """
+    rows = []
+    for name, speeds in samples.items():
+        ratios = [a / b for a, b in zip(speeds, samples[against], strict=True)]
+        row = {"case": case.name, "name": name, "samples_per_second": list(speeds)}
+        rows.append(row | {"ratio": round(median(ratios), 3), "against": against})
+    return rows
+
+
+def say(rows: Sequence[Row], report: Reporter) -> None:
+    """One line a row."""
+    for row in rows:
+        speed = median(row["samples_per_second"])
+        more = f"   accuracy {median(row['accuracy']):.3f}" if "accuracy" in row else ""
+        report.note(
+            f"{row['case']:14} {row['name']:22} {speed:11,.0f} samples/s"
+            f"   {row['ratio']:5.2f} of {row['against']}{more}"
+        )
