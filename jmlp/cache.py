@@ -42,10 +42,10 @@ def start_cache() -> Path | None:
     settings: Any = jax.config  # whose attributes are made at run time
     if settings.jax_compilation_cache_dir or not settings.jax_enable_compilation_cache:
         return None
-    path = folder()
-    if path is None:
-        return None
     try:
+        path = folder()
+        if path is None:
+            return None
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         if path.stat().st_uid != os.getuid():  # it holds machine code
             return None
@@ -70,7 +70,8 @@ def prune(path: Path, limit_bytes: int) -> None:
             found = entry.stat()
             if found.st_mtime >= checked and not _whole(entry.read_bytes()):
                 entry.unlink()
-            else:
+            else:  # being looked at here is no use that keeps an entry
+                os.utime(entry, ns=(found.st_atime_ns, found.st_mtime_ns))
                 entries.append((max(found.st_atime, found.st_mtime), found.st_size, entry))
         except FileNotFoundError:  # another run tidies up as well
             continue

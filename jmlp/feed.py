@@ -8,6 +8,7 @@ Both yield the same batches in the same order, so a run is the same under both.
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
 from jmlp.config import Config
@@ -18,6 +19,7 @@ from jmlp.processes import agree
 from jmlp.program import CAPACITY, Programs, Resident, Source
 
 _CALL_S = 1.0  # a call this long hides its dispatch, and Ctrl-C is still answered at once
+_FIRST_FLOPS = 1e9
 _BLOCK_BYTES = 16 << 20
 _SHARE = 0.25  # of the memory that resident rows may take
 
@@ -70,7 +72,7 @@ class ResidentFeed:
         self._span = Span(0, 0, 0)
         fixed = programs.config.train.steps_per_call
         self._paced = fixed == "auto"
-        self._most = 1 if fixed == "auto" else min(fixed, CAPACITY)
+        self._most = first_steps(programs) if fixed == "auto" else min(fixed, CAPACITY)
         self.placed = programs.place(split)
 
     def calls(self, step: int) -> Iterator[Call]:
@@ -103,6 +105,13 @@ class ResidentFeed:
             self._orders = {k: v for k, v in self._orders.items() if k == epoch - 1}
             self._orders[epoch] = source
         return self._orders[epoch]
+
+
+def first_steps(programs: Programs) -> int:
+    """Steps of the first call: some 0.1 s of a slow core's products, by sizes alone."""
+    kernels = [leaf for leaf in jax.tree.leaves(programs.abstract.params) if leaf.ndim > 1]
+    flops = 6 * programs.width * sum(leaf.size for leaf in kernels)
+    return max(1, min(CAPACITY, int(_FIRST_FLOPS / max(1, flops))))
 
 
 class StreamedFeed:

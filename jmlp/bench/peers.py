@@ -6,19 +6,16 @@ Each peer lives in a process of its own, that waits while the others have their 
 training alone, and the accuracy is that on the 10,000 test rows at the end of each run.
 """
 
-from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
 from importlib.util import find_spec
-from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
 
 from jmlp.bench.peer_loops import PEERS, WORLD, Rows, Trained
 from jmlp.bench.resume import chosen, described
-from jmlp.bench.timing import Case, Row, compared, parse_cases, say
+from jmlp.bench.timing import Case, Row, compared, parse_cases, plot, say
 from jmlp.bench.turns import Turns, taking_turns
 from jmlp.config import parse_config
 from jmlp.errors import ConfigError
@@ -75,7 +72,7 @@ def size(case: Case) -> tuple[int, int]:
     """(training rows, epochs): some seconds of work for each case."""
     if case.flops_per_sample > 10e6:
         return max(12_288, case.batch), 1
-    return 60_000, 1 if case.flops_per_sample > 1e6 else 2
+    return 60_000, 1 if case.flops_per_sample > 1e6 else 4
 
 
 def read(case: Case) -> Rows:
@@ -98,32 +95,3 @@ def read(case: Case) -> Rows:
 
 def _trained(name: str, case: Case) -> Trained:
     return PEERS[name](case, read(case), size(case)[1])
-
-
-def plot(rows: Sequence[Row], file: Path) -> None:
-    """Speeds by jmlp's, a panel a case, a dot a run, the accuracy written beside."""
-    from matplotlib.figure import Figure
-
-    cases = list(dict.fromkeys(row["case"] for row in rows))
-    figure = Figure(figsize=(4.2 * len(cases), 3.4), layout="constrained")
-    panels = figure.subplots(1, len(cases), squeeze=False)[0]
-    for axes, case in zip(panels, cases, strict=True):
-        some = [row for row in rows if row["case"] == case]
-        base = median(next(r for r in some if r["name"] == AGAINST)["samples_per_second"])
-        for place, row in enumerate(some):
-            speeds = [speed / base for speed in row["samples_per_second"]]
-            mine = row["name"] == AGAINST
-            axes.barh(place, row["ratio"], color="#0072b2" if mine else "#bbbbbb")
-            axes.plot(speeds, [place] * len(speeds), ".", color="k", ms=4)
-            axes.annotate(
-                f"{row['ratio']:.2f}   acc. {median(row['accuracy']):.3f}", (0.02, place),
-                va="center", fontsize=8, color="white" if mine else "black",
-            )  # fmt: skip
-        axes.set_yticks(range(len(some)), [row["name"] for row in some])
-        axes.invert_yaxis()
-        axes.set(title=f"{case}", xlabel="samples/s, by jmlp's", xlim=(0, None))
-        axes.grid(axis="x", alpha=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
-        if axes is not panels[0]:
-            axes.set_yticklabels([])
-    figure.savefig(file, dpi=130)

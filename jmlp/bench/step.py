@@ -16,6 +16,7 @@ and the first run of each is thrown away.
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from jmlp.bench import loops
@@ -25,9 +26,11 @@ from jmlp.bench.timing import (
     FEATURES,
     Case,
     Measured,
+    Row,
     compared,
     interleaved,
     parse_cases,
+    plot,
     say,
 )
 from jmlp.config import parse_config
@@ -35,21 +38,26 @@ from jmlp.report import Reporter
 
 TARGET_S = 1.5  # of one timed run, at about 100 GFLOP/s
 AGAINST = "loop"
+ROWS = 60_000
 
 
 def run(flags: Any, report: Reporter) -> dict[str, Any]:
     """`measure` with the command line's cases, rows and repeats."""
-    return measure(parse_cases(flags.cases), flags.repeats, report, flags.only)
+    found = measure(parse_cases(flags.cases), flags.repeats, report, flags.only)
+    if flags.plot:
+        plot(found["rows"], flags.plot)
+    return found
 
 
 def measure(
     cases: Sequence[Case], repeats: int, report: Reporter, only: Sequence[str] = ()
 ) -> dict[str, Any]:
     """Samples/s of jmlp and of what it is compared with, for each case."""
-    rows = []
+    rows: list[Row] = []
+    simulated = jax.default_backend() == "cpu" and jax.device_count() > 1
     for case in cases:
         timed = {name: make() for name, make in _of(case, only).items()}
-        rows += compared(case, interleaved(timed, repeats), AGAINST)
+        rows += compared(case, interleaved(timed, repeats), AGAINST, simulated)
         say(rows[-len(timed) :], report)
     return described("step", {"cases": [case.name for case in cases]}, rows)
 
@@ -74,7 +82,7 @@ def _of(case: Case, only: Sequence[str]) -> dict[str, Any]:
 def data(case: Case) -> tuple[np.ndarray, np.ndarray]:
     """Pixels and classes made up, as many as an epoch of Fashion-MNIST where that is quick."""
     rng = np.random.default_rng(0)
-    rows = 60_000 if case.flops_per_sample < 10e6 else 16_384
+    rows = ROWS if case.flops_per_sample < 10e6 else min(ROWS, 16_384)
     x = rng.integers(0, 256, (max(rows, case.batch), FEATURES)).astype(np.uint8)
     return x, rng.integers(0, CLASSES, len(x)).astype(np.int32)
 

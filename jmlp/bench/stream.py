@@ -36,7 +36,7 @@ def run(flags: Any, report: Reporter) -> Row:
     cases = parse_cases([c for c in flags.cases if c in _CASES] or flags.cases[:1])
     table: list[Row] = []
     with tempfile.TemporaryDirectory(prefix="jmlp-stream-", dir=spool_folder()) as folder:
-        files = _write(Path(folder), FILE_BYTES)
+        files = write(Path(folder), FILE_BYTES)
         for case in cases:
             table += measure(case, files, LIMIT_BYTES, flags.repeats, report, flags.only)
     recipe = {"limit_bytes": LIMIT_BYTES, "rows_bytes": FILE_BYTES}
@@ -53,6 +53,7 @@ def measure(
 ) -> list[Row]:
     """Rows with `samples_per_second, ratio, peak_bytes, bare_bytes`."""
     known = chosen({"device": "npz", "npz": "npz", "parquet": "parquet"}, only, always=[AGAINST])
+    steps = max(16, round(TARGET_S * 100e9 / (case.flops_per_sample * case.batch)))
     speeds: dict[str, list[float]] = {name: [] for name in known}
     memory: dict[str, Row] = {}
     with ExitStack() as stack:
@@ -61,7 +62,9 @@ def measure(
             told: dict[str, Any] = {"path": str(files[kind])}
             told |= {"target": "y"} if kind == "parquet" else {}
             told |= {} if name == AGAINST else {"memory_limit": limit_bytes}
-            turns[name] = stack.enter_context(taking_turns(name, partial(_trained, case, told)))
+            turns[name] = stack.enter_context(
+                taking_turns(name, partial(_trained, case, told, steps))
+            )
         for round_ in range(repeats + 1):
             for name, turn in turns.items():
                 ((speed, memory[name]),) = turn.take()
@@ -75,7 +78,7 @@ def measure(
     return rows
 
 
-def _write(folder: Path, nbytes: int) -> dict[str, Path]:
+def write(folder: Path, nbytes: int) -> dict[str, Path]:
     """The same rows as .npz and as Parquet."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -96,7 +99,7 @@ def _write(folder: Path, nbytes: int) -> dict[str, Path]:
     return files
 
 
-def _trained(case: Case, data: dict[str, Any]) -> Callable[[], tuple[float, Row]]:
+def _trained(case: Case, data: dict[str, Any], steps: int) -> Callable[[], tuple[float, Row]]:
     """jmlp's loop over a file; a turn returns samples/s and the memory it took."""
     import jax
 
@@ -106,7 +109,6 @@ def _trained(case: Case, data: dict[str, Any]) -> Callable[[], tuple[float, Row]
 
     jax.block_until_ready(jax.numpy.ones(1))  # what is held from here on is jmlp's doing
     bare = _memory("VmRSS")
-    steps = max(16, round(TARGET_S * 100e9 / (case.flops_per_sample * case.batch)))
     config = parse_config(
         {
             "model": {"hidden": list(case.hidden)},
