@@ -64,7 +64,7 @@ def measure(
 
 def _of(case: Case, only: Sequence[str]) -> dict[str, Any]:
     x, y = data(case)
-    steps = max(16, round(TARGET_S * 100e9 / (case.flops_per_sample * case.batch)))
+    steps = max(32, round(TARGET_S * 100e9 / (case.flops_per_sample * case.batch)))
     plain = ((x - x.mean(dtype=np.float64)) / x.std()).astype(np.float32)
     known = {
         "jmlp": lambda: jmlp(case, x, y, steps),
