@@ -32,7 +32,7 @@ _TIMED_S = 0.3
 
 
 def run(flags: Any, report: Reporter) -> Row:
-    """Rows of `name, size, exchanges_per_second` (all samples), `ratio` to `against`."""
+    """Rows of `name, size, samples_per_second` (of each run; a sample is an exchange), `ratio`."""
     from jmlp.mesh import request_cpu_devices
 
     request_cpu_devices(SIMULATED)
@@ -47,12 +47,13 @@ def run(flags: Any, report: Reporter) -> Row:
     for size in SIZES:
         table += measure(known, devices, size, flags.repeats, simulated)
         for row in table[-len(known) :]:
-            speed = median(row["exchanges_per_second"])
+            speed = median(row["samples_per_second"])
             ratio = "" if row["ratio"] is None else f"   {row['ratio']:.2f} of {AGAINST}"
             report.note(f"{size:10,} floats  {row['name']:22} {1e3 / speed:9.2f} ms{ratio}")
     if flags.plot:
         plot(table, len(devices), simulated, flags.plot)
-    return described("comm", {"devices": len(devices), "sizes": SIZES}, table)
+    recipe = {"devices": len(devices), "sizes": SIZES, "sample": "an exchange"}
+    return described("comm", recipe, table)
 
 
 def _names() -> dict[str, tuple[str, str]]:
@@ -76,7 +77,7 @@ def measure(
     rows: list[Row] = []
     for name, speeds in samples.items():
         ratios = [a / b for a, b in zip(speeds, samples[AGAINST], strict=True)]
-        row = {"name": name, "size": size, "n": len(devices), "exchanges_per_second": speeds}
+        row = {"name": name, "size": size, "n": len(devices), "samples_per_second": speeds}
         row |= {"ratio": None if simulated else round(median(ratios), 3), "against": AGAINST}
         rows.append(row)
     return rows
@@ -112,7 +113,7 @@ def plot(table: Sequence[Row], devices: int, simulated: bool, file: Path) -> Non
     for axes, size in zip(panels, SIZES, strict=True):
         rows = [row for row in table if row["size"] == size]
         for place, row in enumerate(rows):
-            times = [1e3 / speed for speed in row["exchanges_per_second"]]
+            times = [1e3 / speed for speed in row["samples_per_second"]]
             axes.barh(place, median(times), color="#bbbbbb")
             axes.plot(times, [place] * len(times), ".", color="k", ms=4)
         axes.set_yticks(range(len(rows)), [row["name"] for row in rows])
