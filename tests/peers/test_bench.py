@@ -3,8 +3,13 @@
 import json
 import subprocess
 import sys
+from importlib.util import find_spec
 
+import pytest
 from helpers import own_environment
+
+if not (find_spec("torch") and find_spec("keras")):
+    pytest.skip("needs jmlp[peers]", allow_module_level=True)
 
 
 def test_every_peer_trains_and_is_compared(tmp_path):
