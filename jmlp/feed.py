@@ -173,13 +173,14 @@ def placement(programs: Programs, dataset: Dataset) -> tuple[str, str]:
     if told != "auto":
         return told, "as told"
     splits = [s for s in (dataset.train, dataset.val, dataset.test) if s is not None]
-    platform = programs.mesh.devices.flat[0].platform
-    if platform == "cpu" and any(is_mapped(split.x) for split in splits):
-        return "host", "rows beyond data.memory_limit lie in files"
+    on_cpu = programs.mesh.devices.flat[0].platform == "cpu"
+    in_files = on_cpu and any(is_mapped(split.x) for split in splits)
     need = sum(split.x.nbytes + split.y.nbytes for split in splits)
     room = _room_bytes(programs)
     # Where one process has no room, none keeps its rows there: their programs must be one.
-    found = "device" if not any(agree(need > room)) else "host"
+    found = "device" if not any(agree(in_files or need > room)) else "host"
+    if in_files:
+        return found, "rows beyond data.memory_limit lie in files"
     return found, f"{need / 1e6:.1f} MB of rows, room for {room / 1e6:.0f} MB a device"
 
 

@@ -57,7 +57,7 @@ def empty(shape: tuple[int, int], dtype: Any, budget: Budget, origin: str) -> np
             raise DataError(f"{said}, where {free:,} bytes are free; set TMPDIR to a larger disk")
         with tempfile.TemporaryFile(dir=folder) as file:
             os.posix_fallocate(file.fileno(), 0, nbytes)
-            return np.memmap(file, dtype, "r+", shape=shape)  # type: ignore[call-overload]
+            return np.memmap(file, dtype, "r+", shape=shape)  # type: ignore[call-overload]  # stubs want a name
     except OSError as error:
         reason = error.strerror or str(error)
         raise DataError(f"{said}: {reason}; set TMPDIR to another folder") from None
