@@ -153,8 +153,9 @@ class Bench:
 
     what: tyro.conf.Positional[str]
     """step, peers, stream, comm, compress, async, push-pull or reproducible"""
-    cases: tuple[str, ...] = ("64-64/64", "512-512/256", "2048-2048/1024")
-    """step, peers, stream: hidden widths and batch size"""
+    cases: tuple[str, ...] = ()
+    """step, peers, stream: hidden widths and batch size. None: 64-64/64, 512-512/256 and
+    2048-2048/1024; stream only the second"""
     widths: tuple[int, ...] = (64, 512, 2048)
     """reproducible: hidden widths, two layers each"""
     repeats: int = 5

@@ -7,12 +7,12 @@ counted: imports, compiling (the bench throws its first round away), rows as arr
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from jmlp.bench.timing import CLASSES, FEATURES, Case
+from jmlp.bench.timing import CLASSES, FEATURES, Case, adam_loop
 
 RATE = 1e-3
 
@@ -35,24 +35,8 @@ class Rows(NamedTuple):
 
 def jmlp(case: Case, rows: Rows, epochs: int) -> Trained:
     """`jmlp.train`'s loop on one device."""
-    from jmlp.build import prepare
-    from jmlp.config import parse_config
-    from jmlp.loop import Loop
-    from jmlp.report import Reporter
-
-    config = parse_config(
-        {
-            "model": {"hidden": list(case.hidden)},
-            "step": "single",
-            "data": {"val_fraction": 0.0},
-            "optim": {"name": "adam", "schedule": "constant", "learning_rate": RATE},
-            "train": {
-                "epochs": epochs, "batch_size": case.batch, "eval_every": f"{epochs} epochs"
-            },
-        }
-    )  # fmt: skip
     data = {"x": rows.pixels, "y": rows.y, "x_test": rows.test_pixels, "y_test": rows.test_y}
-    loop = Loop(prepare(config, data), Reporter.quiet())
+    loop = adam_loop(case, data, {"epochs": epochs, "eval_every": f"{epochs} epochs"})
 
     def once() -> tuple[float, float]:
         summary = loop.fit().summary
@@ -110,6 +94,16 @@ def _torch_net(case: Case) -> Any:
     return nn.Sequential(*layers, nn.Linear(widths[-1], CLASSES))
 
 
+def _torch_epoch(model: Any, optimizer: Any, batches: Iterable[Any]) -> None:
+    from torch.nn.functional import cross_entropy
+
+    for x, y in batches:
+        loss = cross_entropy(model(x), y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+
 def _torch_accuracy(model: Any, rows: Rows) -> float:
     import torch
 
@@ -126,7 +120,7 @@ def torch_eager(case: Case, rows: Rows, epochs: int, compiled: bool = False) -> 
 
     torch.manual_seed(0)
     net = _torch_net(case)
-    begin, loss_of = copy.deepcopy(net.state_dict()), torch.nn.CrossEntropyLoss()
+    begin = copy.deepcopy(net.state_dict())
     model = torch.compile(net) if compiled else net
     x, y = torch.from_numpy(rows.x), torch.from_numpy(rows.y).long()
 
@@ -135,13 +129,8 @@ def torch_eager(case: Case, rows: Rows, epochs: int, compiled: bool = False) -> 
         optimizer = torch.optim.Adam(net.parameters(), lr=RATE)
         begun_s = time.perf_counter()
         for _ in range(epochs):
-            order = torch.randperm(len(y))
-            for start in range(0, len(y), case.batch):
-                batch = order[start : start + case.batch]
-                loss = loss_of(model(x[batch]), y[batch])
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
+            batches = torch.randperm(len(y)).split(case.batch)
+            _torch_epoch(model, optimizer, ((x[batch], y[batch]) for batch in batches))
         seconds = time.perf_counter() - begun_s
         return seconds, _torch_accuracy(net, rows)
 
@@ -171,7 +160,7 @@ def torch_ddp(case: Case, rows: Rows, epochs: int) -> Trained:
     dist.init_process_group("gloo")
     torch.manual_seed(0)
     net = _torch_net(case)
-    begin, loss_of = copy.deepcopy(net.state_dict()), torch.nn.CrossEntropyLoss()
+    begin = copy.deepcopy(net.state_dict())
     model = DistributedDataParallel(net)
     data = TensorDataset(torch.from_numpy(rows.x), torch.from_numpy(rows.y).long())
     sampler = DistributedSampler(data)
@@ -185,11 +174,7 @@ def torch_ddp(case: Case, rows: Rows, epochs: int) -> Trained:
         begun_s = time.perf_counter()
         for epoch in range(epochs):
             sampler.set_epoch(epoch)
-            for x, y in loader:
-                loss = loss_of(model(x), y)
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
+            _torch_epoch(model, optimizer, loader)
         dist.barrier()
         seconds = time.perf_counter() - begun_s
         return seconds, _torch_accuracy(net, rows)

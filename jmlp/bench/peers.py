@@ -15,7 +15,7 @@ import numpy as np
 
 from jmlp.bench.peer_loops import PEERS, WORLD, Rows, Trained
 from jmlp.bench.resume import chosen, described
-from jmlp.bench.timing import Case, Row, compared, parse_cases, plot, say
+from jmlp.bench.timing import CASES, Case, Row, compared, interleaved, parse_cases, plot, say
 from jmlp.bench.turns import Turns, taking_turns
 from jmlp.config import parse_config
 from jmlp.errors import ConfigError
@@ -28,7 +28,7 @@ _NEEDS = {"torch": "torch", "torch.compile": "torch", "torch DDP, 2 processes": 
 
 def run(flags: Any, report: Reporter) -> Row:
     """The table for the command line's cases, peers and repeats."""
-    cases = parse_cases(flags.cases)
+    cases = parse_cases(flags.cases or CASES)
     known = dict(chosen(PEERS, flags.only, always=[AGAINST]))
     for name in list(known):
         if name in _NEEDS and find_spec(_NEEDS[name]) is None:
@@ -55,17 +55,17 @@ def run(flags: Any, report: Reporter) -> Row:
 
 def _measure(case: Case, peers: dict[str, Turns], repeats: int) -> list[Row]:
     rows, epochs = size(case)
-    speeds: dict[str, list[float]] = {name: [] for name in peers}
     accuracy: dict[str, list[float]] = {name: [] for name in peers}
-    for round_ in range(repeats + 1):
-        for name, peer in peers.items():
-            answers = peer.take()  # of each process: the slowest counts
-            seconds, right = max(seconds for seconds, _ in answers), answers[0][1]
-            if round_:
-                speeds[name].append(round(rows * epochs / seconds, 1))
-                accuracy[name].append(round(right, 4))
+
+    def timed(name: str, peer: Turns) -> float:
+        answers = peer.take()  # of each process: the slowest counts
+        accuracy[name].append(round(answers[0][1], 4))
+        return rows * epochs / max(seconds for seconds, _ in answers)
+
+    turns = {name: partial(timed, name, peer) for name, peer in peers.items()}
+    speeds = interleaved(turns, repeats)
     table = compared(case, speeds, AGAINST)
-    return [row | {"accuracy": accuracy[row["name"]], "epochs": epochs} for row in table]
+    return [row | {"accuracy": accuracy[row["name"]][1:], "epochs": epochs} for row in table]
 
 
 def size(case: Case) -> tuple[int, int]:

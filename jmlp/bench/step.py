@@ -22,28 +22,29 @@ import numpy as np
 from jmlp.bench import loops
 from jmlp.bench.resume import chosen, described
 from jmlp.bench.timing import (
+    CASES,
     CLASSES,
     FEATURES,
     Case,
     Measured,
     Row,
+    adam_loop,
     compared,
     interleaved,
     parse_cases,
     plot,
     say,
 )
-from jmlp.config import parse_config
 from jmlp.report import Reporter
 
-TARGET_S = 1.5  # of one timed run, at about 100 GFLOP/s
+TARGET_S = 1.5  # of one timed run
 AGAINST = "loop"
 ROWS = 60_000
 
 
 def run(flags: Any, report: Reporter) -> dict[str, Any]:
     """`measure` with the command line's cases, rows and repeats."""
-    found = measure(parse_cases(flags.cases), flags.repeats, report, flags.only)
+    found = measure(parse_cases(flags.cases or CASES), flags.repeats, report, flags.only)
     if flags.plot:
         plot(found["rows"], flags.plot)
     return found
@@ -64,7 +65,7 @@ def measure(
 
 def _of(case: Case, only: Sequence[str]) -> dict[str, Any]:
     x, y = data(case)
-    steps = max(32, round(TARGET_S * 100e9 / (case.flops_per_sample * case.batch)))
+    steps = case.steps(TARGET_S, least=32)
     plain = ((x - x.mean(dtype=np.float64)) / x.std()).astype(np.float32)
     known = {
         "jmlp": lambda: jmlp(case, x, y, steps),
@@ -89,19 +90,7 @@ def data(case: Case) -> tuple[np.ndarray, np.ndarray]:
 
 def jmlp(case: Case, x: np.ndarray, y: np.ndarray, steps: int) -> Measured:
     """`jmlp train`'s own loop over these rows, on one device."""
-    from jmlp.build import prepare
-    from jmlp.loop import Loop
-
-    config = parse_config(
-        {
-            "model": {"hidden": list(case.hidden)},
-            "step": "single",
-            "data": {"val_fraction": 0.0, "test_fraction": 0.0},
-            "optim": {"name": "adam", "schedule": "constant"},
-            "train": {"steps": steps, "batch_size": case.batch, "eval_every": f"{steps} steps"},
-        }
-    )
-    loop = Loop(prepare(config, (x, y)), Reporter.quiet())
+    loop = adam_loop(case, (x, y), {"steps": steps, "eval_every": f"{steps} steps"})
 
     def once() -> float:
         return loop.fit().summary["samples_per_second"]

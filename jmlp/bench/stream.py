@@ -19,21 +19,32 @@ from typing import Any
 import numpy as np
 
 from jmlp.bench.resume import chosen, described
-from jmlp.bench.timing import CLASSES, FEATURES, Case, Row, compared, parse_cases, say
-from jmlp.bench.turns import taking_turns
+from jmlp.bench.timing import (
+    CLASSES,
+    FEATURES,
+    Case,
+    Measured,
+    Row,
+    adam_loop,
+    compared,
+    interleaved,
+    parse_cases,
+    say,
+)
+from jmlp.bench.turns import Turns, taking_turns
 from jmlp.data.store import cuts, spool_folder
 from jmlp.report import Reporter
 
 AGAINST = "device"
 FILE_BYTES = 1_000_000_000  # of float32
 LIMIT_BYTES = 100_000_000
-TARGET_S = 3.0  # of one timed run, at about 100 GFLOP/s
-_CASES = ("512-512/256",)
+TARGET_S = 3.0  # of one timed run
+CASES = ("512-512/256",)
 
 
 def run(flags: Any, report: Reporter) -> Row:
     """`measure` with the command line's cases, rows and repeats; files go to $TMPDIR."""
-    cases = parse_cases([c for c in flags.cases if c in _CASES] or flags.cases[:1])
+    cases = parse_cases(flags.cases or CASES)
     table: list[Row] = []
     with tempfile.TemporaryDirectory(prefix="jmlp-stream-", dir=spool_folder()) as folder:
         files = write(Path(folder), FILE_BYTES)
@@ -53,23 +64,22 @@ def measure(
 ) -> list[Row]:
     """Rows with `samples_per_second, ratio, peak_bytes, bare_bytes`."""
     known = chosen({"device": "npz", "npz": "npz", "parquet": "parquet"}, only, always=[AGAINST])
-    steps = max(16, round(TARGET_S * 100e9 / (case.flops_per_sample * case.batch)))
-    speeds: dict[str, list[float]] = {name: [] for name in known}
+    steps = case.steps(TARGET_S, least=16)
     memory: dict[str, Row] = {}
+
+    def timed(name: str, turn: Turns) -> float:
+        ((speed, memory[name]),) = turn.take()
+        return speed
+
     with ExitStack() as stack:
-        turns = {}
+        turns: dict[str, Measured] = {}
         for name, kind in known.items():
             told: dict[str, Any] = {"path": str(files[kind])}
             told |= {"target": "y"} if kind == "parquet" else {}
             told |= {} if name == AGAINST else {"memory_limit": limit_bytes}
-            turns[name] = stack.enter_context(
-                taking_turns(name, partial(_trained, case, told, steps))
-            )
-        for round_ in range(repeats + 1):
-            for name, turn in turns.items():
-                ((speed, memory[name]),) = turn.take()
-                if round_:
-                    speeds[name].append(round(speed, 1))
+            make = partial(_trained, case, told, steps)
+            turns[name] = partial(timed, name, stack.enter_context(taking_turns(name, make)))
+        speeds = interleaved(turns, repeats)
     rows = [row | memory[row["name"]] for row in compared(case, speeds, AGAINST)]
     say(rows, report)
     for row in rows:
@@ -103,22 +113,9 @@ def _trained(case: Case, data: dict[str, Any], steps: int) -> Callable[[], tuple
     """jmlp's loop over a file; a turn returns samples/s and the memory it took."""
     import jax
 
-    from jmlp.build import prepare
-    from jmlp.config import parse_config
-    from jmlp.loop import Loop
-
     jax.block_until_ready(jax.numpy.ones(1))  # what is held from here on is jmlp's doing
     bare = _memory("VmRSS")
-    config = parse_config(
-        {
-            "model": {"hidden": list(case.hidden)},
-            "step": "single",
-            "data": {"val_fraction": 0.0, "test_fraction": 0.0} | data,
-            "optim": {"name": "adam", "schedule": "constant"},
-            "train": {"steps": steps, "batch_size": case.batch, "eval_every": f"{steps} steps"},
-        }
-    )
-    loop = Loop(prepare(config), Reporter.quiet())
+    loop = adam_loop(case, None, {"steps": steps, "eval_every": f"{steps} steps"}, data)
 
     def once() -> tuple[float, Row]:
         speed = loop.fit().summary["samples_per_second"]

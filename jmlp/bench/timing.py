@@ -10,6 +10,7 @@ from jmlp.errors import ConfigError
 from jmlp.report import Reporter
 
 FEATURES, CLASSES = 784, 10
+CASES = ("64-64/64", "512-512/256", "2048-2048/1024")
 
 Measured = Callable[[], float]
 Row = dict[str, Any]
@@ -35,6 +36,31 @@ class Case(NamedTuple):
     def flops_per_sample(self) -> int:
         """Of the matrix products of a training step: no gradient is taken by the inputs."""
         return sum(6 * a * b for a, b in self.sizes) - 2 * self.sizes[0][0] * self.sizes[0][1]
+
+    def steps(self, seconds: float, least: int) -> int:
+        """Training steps that take so long at about 100 GFLOP/s."""
+        return max(least, round(seconds * 100e9 / (self.flops_per_sample * self.batch)))
+
+
+def adam_loop(case: Case, rows: Any, train: Row, data: Row | None = None) -> Any:
+    """jmlp's own `Loop` for `case` on one device: Adam at a constant rate, no rows held out.
+
+    Args:
+      rows: as `prepare` takes them; None where `data` names a file.
+      train, data: keys of these sections of the config.
+    """
+    from jmlp.build import prepare
+    from jmlp.config import parse_config
+    from jmlp.loop import Loop
+
+    config = {
+        "model": {"hidden": list(case.hidden)},
+        "step": "single",
+        "data": {"val_fraction": 0.0, "test_fraction": 0.0} | (data or {}),
+        "optim": {"name": "adam", "schedule": "constant"},
+        "train": {"batch_size": case.batch} | train,
+    }
+    return Loop(prepare(parse_config(config), rows), Reporter.quiet())
 
 
 def parse_cases(texts: Sequence[str]) -> list[Case]:
