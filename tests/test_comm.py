@@ -1,6 +1,7 @@
 """Topologies: the sum, its bits on every device, its gradient, and what is really sent."""
 
 import functools
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -119,6 +120,13 @@ def test_a_pattern_is_made_of_its_own_messages(name):
     found = wire.collectives(compiled(name, 8).as_text())
     kinds = [c.kind for c in found]
     assert {kind: kinds.count(kind) for kind in kinds} == MADE_OF[name]
+
+
+@pytest.mark.parametrize("name", sorted(MADE_OF.keys() - {"psum"}))
+def test_no_device_takes_a_way_of_its_own(name):
+    """A select by device may be compiled to a loop for each side, which round differently."""
+    text = traced(name, 6).lower(jax.ShapeDtypeStruct((6, 37, 3), jnp.float32)).as_text()
+    assert not re.findall(r"stablehlo\.select.*xf32", text)
 
 
 def test_a_ring_talks_to_neighbours_and_a_tree_to_its_parent():

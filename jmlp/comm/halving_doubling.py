@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jmlp.comm.base import Axis, Pairs, Traffic, checked, cut, pick, size_of, uncut
+from jmlp.comm.base import Axis, Pairs, Traffic, checked, cut, only, pick, put, size_of, uncut
 
 
 def _members(n: int) -> tuple[int, list[int]]:
@@ -56,13 +56,14 @@ def all_reduce(x: jax.Array, axis: Axis) -> jax.Array:
         part = kept + lax.ppermute(given, axis, _partners(members, distance))
     # `part` is now the full sum of chunk `rank`.
     for distance in reversed(distances):
+        mine = (rank // distance) % 2
         other = lax.ppermute(part, axis, _partners(members, distance))
-        first = (rank // distance) % 2 == 0
-        part = jnp.where(first, jnp.stack([part, other]), jnp.stack([other, part])).reshape(-1)
+        halves = put(jnp.zeros((2, part.size), part.dtype), part, mine)
+        part = put(halves, other, 1 - mine).reshape(-1)
 
     if extra:
         back = lax.ppermute(part, axis, [(2 * i + 1, 2 * i) for i in range(extra)])
-        part = jnp.where(folded & (me % 2 == 0), back, part)
+        part = only(part, axis, members) + back
     return uncut(part, x)
 
 

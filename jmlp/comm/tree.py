@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jmlp.comm.base import Axis, Pairs, Traffic, checked, cut, size_of, uncut
+from jmlp.comm.base import Axis, Pairs, Traffic, checked, cut, only, size_of, uncut
 
 
 def _low_bit(i: int) -> int:
@@ -79,13 +79,13 @@ def _schedule(kind: str, n: int) -> tuple[Pairs, ...]:
 
 def _along(x: jax.Array, axis: Axis, rounds: tuple[Pairs, ...]) -> jax.Array:
     """The sum over `axis`: up by `rounds`, down by their reverse."""
-    me = lax.axis_index(axis)
     for pairs in rounds:
         x = x + lax.ppermute(x, axis, pairs)  # who gets nothing gets zeros
+    if rounds:
+        [(_, root)] = rounds[-1]
+        x = only(x, axis, [root])
     for pairs in reversed(rounds):
-        total = lax.ppermute(x, axis, [(parent, child) for child, parent in pairs])
-        here = jnp.isin(me, jnp.array([child for child, _ in pairs]))
-        x = jnp.where(here, total, x)
+        x = x + lax.ppermute(x, axis, [(parent, child) for child, parent in pairs])
     return x
 
 
