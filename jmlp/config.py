@@ -16,7 +16,7 @@ from pydantic import Field
 from jmlp.errors import ConfigError
 from jmlp.fields import Bool, Count, Int, Section
 from jmlp.sections import (
-    LINEAR,
+    CODED,
     CommConfig,
     DataConfig,
     LocalConfig,
@@ -181,9 +181,9 @@ class Config(Section):
              "Use layer or rms"),
             (self.comm != CommConfig(reducer=reducer),
              "step=async has no all-reduce: of comm it takes the reducer alone"),
-            (reducer.name in ("random_k", "low_rank") or server.pull.name in LINEAR[1:],
-             "random_k and low_rank live on devices adding up; a push or pull may be "
-             "none, bf16, fp8, int8, int4, sign or top_k"),
+            ({reducer.name, server.pull.name} - {"none", *CODED},
+             f"a push or pull is a message: it may be none, {', '.join(CODED)}. Other reducers "
+             "live on devices adding up"),
             (reducer.momentum or reducer.warmup_steps,
              "comm.reducer.momentum and warmup_steps are for step=explicit"),
             (server.rate == "inverse" and optim.ema,

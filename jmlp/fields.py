@@ -1,6 +1,7 @@
 """What config keys are made of: strict numbers, lists as a shell user writes them."""
 
 import re
+import sys
 from typing import Annotated, Any
 
 import pydantic
@@ -52,6 +53,21 @@ def _every(value: Any) -> Any:
 
 
 EveryField = Annotated[str, pydantic.PlainValidator(_every, json_schema_input_type=int | str)]
+
+
+def in_table(module: str, table: str) -> Any:
+    """A validator of names that are in `module.table`, where a user may put entries of their own.
+
+    The module is not loaded for it: unless somebody has loaded it, nobody has added to it.
+    """
+
+    def check(name: str) -> str:
+        known = getattr(sys.modules.get(module), table, {})
+        if name not in known:
+            raise ValueError(f"one of your own, added to {module}.{table} before this is read")
+        return name
+
+    return pydantic.AfterValidator(check)
 
 
 class Section(BaseModel):

@@ -5,7 +5,7 @@ fraction of a second.
 """
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 import pydantic
 from pydantic import Field
@@ -21,6 +21,7 @@ from jmlp.fields import (
     Rate,
     Section,
     Widths,
+    in_table,
 )
 
 
@@ -160,12 +161,13 @@ def _named(value: Any) -> Any:
     return {"name": value} if isinstance(value, str) else value
 
 
+BuiltIn = Literal["none", "bf16", "fp8", "int8", "int4", "sign", "top_k", "random_k", "low_rank"]
+
+
 class ReducerConfig(Section):
     """How gradients are compressed. Which settings go with which: `SETTINGS`."""
 
-    name: Literal[
-        "none", "bf16", "fp8", "int8", "int4", "sign", "top_k", "random_k", "low_rank"
-    ] = "none"  # fmt: skip
+    name: BuiltIn | Annotated[str, in_table("jmlp.compress", "REDUCERS")] = "none"
     """The code on the wire."""
     error_feedback: Bool = False
     """Add what was lost to the next gradient. A must below 8 bits."""
@@ -202,6 +204,7 @@ class ReducerConfig(Section):
 
 
 LINEAR = ("none", "random_k", "low_rank")  # reducers that take any topology
+CODED = tuple(name for name in get_args(BuiltIn) if name not in LINEAR)  # and those that do not
 
 
 def own_exchanges(reducer: str) -> tuple[str, ...]:
@@ -215,7 +218,7 @@ class CommConfig(Section):
     all_reduce: Literal[
         "psum", "full", "gather", "ring", "ring2", "tree", "double_tree", "halving_doubling",
         "hierarchical", "torus", "auto",
-    ] = "psum"  # fmt: skip
+    ] | Annotated[str, in_table("jmlp.comm", "ALL_REDUCE")] = "psum"  # fmt: skip
     """The topology. auto: by the cost model, bucket by bucket."""
     reducer: Annotated[ReducerConfig, pydantic.BeforeValidator(_named)] = ReducerConfig()
     """The compressor."""
@@ -231,7 +234,7 @@ class CommConfig(Section):
     @pydantic.model_validator(mode="after")
     def _reducer_fits_topology(self) -> "CommConfig":
         name, own = self.reducer.name, own_exchanges(self.reducer.name)
-        if name not in LINEAR and self.all_reduce not in ("psum", "auto", *own):
+        if name in CODED and self.all_reduce not in ("psum", "auto", *own):
             raise ValueError(
                 f"all_reduce={self.all_reduce} cannot carry reducer {name}: sums of its codes "
                 f"mean nothing, so it brings its own exchange ({', '.join(own)}). "

@@ -13,7 +13,7 @@ data.store data.base data.batches data.builtin data.idx data.npz data.table data
 data.labels data.prepare data.sources
 tensor stages model mesh layout optim
 comm.base comm.psum comm.full comm.ring comm.tree comm.halving_doubling comm.two_level comm
-comm.buckets comm.cost
+comm.buckets comm.cost comm.rounds
 compress.base compress.packing compress.two_phase compress.none compress.cast
 compress.quantize compress.sign compress.sparse compress.low_rank compress.feedback
 compress compress.make compress.message
@@ -23,7 +23,8 @@ digest fingerprint environment cache kernels program
 server server.state server.shards server.parts server.cluster server.replay server.threads
 server.journal server.again server.actors server.ray_engine server.programs
 wire
-rundir progress plots report carry leaves checkpoint feed build interrupt ledger show choices
+rundir progress plots.base plots.run plots.bench plots.comm plots.pipeline report carry leaves
+checkpoint feed build memory plots.layouts plots interrupt ledger show choices
 summary loop
 run inference
 bench.resume bench.timing bench.loops bench.step bench.turns bench.peer_loops
