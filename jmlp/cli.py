@@ -4,6 +4,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +78,10 @@ def run_train(flags: Train, overrides: list[str]) -> int:
 
 
 def _train(flags: Train, overrides: list[str]) -> int:
+    if flags.plot and not flags.print_layout:
+        raise ConfigError("--plot goes with --print-layout; a run draws curves.png by itself")
     config = load_config(flags.config, overrides)
+    _check_plot(flags.plot)
     if not (config.data.name or config.data.path):
         raise ConfigError(f"{flags.config}: data: give data.name (e.g. digits) or data.path")
     run_dir = flags.run_dir or Path("runs") / flags.config.stem
@@ -91,6 +95,8 @@ def _train(flags: Train, overrides: list[str]) -> int:
         from jmlp.show import layout_rows, pipeline_rows, print_layout, print_pipeline
 
         programs = prepare(config).programs
+        if flags.plot:
+            _draw(flags.plot, partial(_layout_picture, flags.config.stem, programs), report)
         print_layout(programs, report)
         found: dict[str, Any] = {"layout": layout_rows(programs)}
         if config.step == "pipeline":
@@ -123,17 +129,24 @@ def _flags_again(flags: Train, run_dir: Path) -> list[str]:
 
 
 def run_eval(flags: Eval, overrides: list[str]) -> int:
+    _check_plot(flags.plot)
     config = _run_config(flags, overrides)
-    from jmlp.inference import evaluate, open_run
+    from jmlp.inference import open_run, score, splits
 
     report = _reporter(flags.json_)
     run = open_run(flags.run_dir, config, flags.checkpoint)
     for problem in run.problems:
         report.warn(problem)
-    metrics = evaluate(run, flags.data)
+    found = splits(run, flags.data)
+    metrics = score(run, found)
     for split, values in metrics.items():
         said = "  ".join(f"{name} {value:.4f}" for name, value in values.items())
         report.note(f"{split:6} {said}")
+    if flags.plot:
+        from jmlp import plots
+
+        name = next(name for name in ("data", "test", "val", "train") if name in found)
+        _draw(flags.plot, partial(plots.evaluation, run, found[name]), report)
     held_out = metrics.get("data") or metrics.get("test") or metrics.get("val") or {}
     return _finish(flags.json_, {"step": run.step, **metrics, "eval": held_out})
 
@@ -188,18 +201,42 @@ def run_devices(flags: DevicesCommand, overrides: list[str]) -> int:
 def run_comm(flags: Comm, overrides: list[str]) -> int:
     if min((*flags.n, *flags.size)) < 1:
         raise ConfigError("--n and --size are at least 1")
+    _check_plot(flags.plot)
     start_devices(flags.cpu_devices, MeshConfig(data=max(flags.n)))
     from jmlp import ledger
     from jmlp.show import print_comm
 
     report = _reporter(flags.json_)
+    if flags.rounds:
+        return _rounds(flags, report)
     pairs = ledger.combinations(flags.topology, flags.reducer)
-    table = ledger.rows(pairs, flags.n, flags.size, report.note)
+    table = ledger.rows(pairs, flags.n, flags.size or (247_766,), report.note)
     print_comm(table, report)
     if flags.plot:
-        ledger.plot(table, flags.plot)
-        report.note(f"drawn: {flags.plot}")
+        from jmlp import plots
+
+        _draw(flags.plot, partial(plots.table, table), report)
     return _finish(flags.json_, {"rows": table})
+
+
+def _rounds(flags: Comm, report: Any) -> int:
+    """One topology, message by message."""
+    from jmlp.comm import ALL_REDUCE
+    from jmlp.comm.rounds import rounds_of
+    from jmlp.show import print_rounds
+
+    known = [name for name in ALL_REDUCE if name != "psum"]
+    name, n = flags.topology[0], flags.n[0]
+    if len(flags.topology) != 1 or name not in known:
+        raise ConfigError(f"--rounds: give one --topology of {', '.join(known)}")
+    found = rounds_of(ALL_REDUCE[name].all_reduce, n, flags.size[0] if flags.size else 4 * n)
+    print_rounds(found, report)
+    if flags.plot:
+        from jmlp import plots
+
+        _draw(flags.plot, partial(plots.messages, found, name), report)
+    messages = [message._asdict() for message in found.messages]
+    return _finish(flags.json_, {"rounds": found.total, "messages": messages})
 
 
 def run_bench(flags: Bench, overrides: list[str]) -> int:
@@ -207,12 +244,46 @@ def run_bench(flags: Bench, overrides: list[str]) -> int:
 
     if flags.what not in BENCHES:
         raise ConfigError(f"bench {flags.what!r}: there are {', '.join(BENCHES)}")
-    result = BENCHES[flags.what](flags, _reporter(flags.json_))
+    _check_plot(flags.plot)
+    report = _reporter(flags.json_)
+    result = BENCHES[flags.what](flags, report)
     if flags.out:
         from jmlp.rundir import write_atomically
 
         write_atomically(flags.out, json.dumps(result, indent=1) + "\n")
+    if flags.plot:
+        from jmlp import plots
+
+        _draw(flags.plot, partial(plots.bench, result), report)
     return _finish(flags.json_, result)
+
+
+def _check_plot(file: Path | None) -> None:
+    """Refuses, before any work, a picture that cannot be drawn or written."""
+    if file:
+        from jmlp.plots.base import check
+
+        check(file)
+
+
+def _draw(file: Path, figure: Callable[[], Any], report: Any) -> None:
+    """Draws on every process, since devices of all may be asked, and writes on the first."""
+    from jmlp.plots.base import save
+
+    drawn = figure()
+    if _is_first():
+        save(drawn, file)
+    report.note(f"drawn: {file}")
+
+
+def _layout_picture(name: str, programs: Any) -> Any:
+    from jmlp import plots
+    from jmlp.step.pipeline import make_plan
+
+    if programs.config.step != "pipeline":
+        return plots.layouts({name: programs})
+    plan = make_plan(programs.abstract.params, programs.mesh, programs.config)
+    return plots.schedule([plan.schedule])
 
 
 def start_devices(cpu_devices: int | None, mesh: MeshConfig, shards: int = 1) -> None:

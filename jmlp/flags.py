@@ -31,6 +31,8 @@ class Train:
     """simulate N CPU devices (default without an accelerator: the mesh's size)"""
     print_layout: Flag = False
     """show where every parameter lives, and do not train"""
+    plot: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """with --print-layout: draw which device holds what, or a pipeline's schedule"""
     explain: Flag = False
     """show what was chosen where the config says auto, and why, and do not train"""
     wire: Flag = False
@@ -55,6 +57,8 @@ class Eval:
     """evaluate these labelled rows instead of the run's own data"""
     checkpoint: str = "auto"
     """best, last or a step; auto is the best if the run selects it, else the last"""
+    plot: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """draw the confusion matrix, or predicted against true values: .png, .pdf or .svg"""
     cpu_devices: Devices = None
     """simulate N CPU devices (default without an accelerator: the mesh's size)"""
     json_: Json = False
@@ -125,10 +129,12 @@ class Comm:
     """none bf16 fp8 int8 int4 sign top_k random_k low_rank"""
     n: tuple[int, ...] = (8,)
     """numbers of devices"""
-    size: tuple[int, ...] = (247_766,)
-    """float32 elements; the default is the parameters of 784-256-128-100-10"""
+    size: tuple[int, ...] = ()
+    """float32 elements. None: 247,766, the parameters of 784-256-128-100-10; with --rounds 4 n"""
     plot: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
-    """draw the table, e.g. comm.png"""
+    """draw the table, or with --rounds the messages: .png, .pdf or .svg"""
+    rounds: Flag = False
+    """show who sends what to whom, round by round, instead: of one topology, the first n, size"""
     cpu_devices: Devices = None
     """simulate N CPU devices (default without an accelerator: the largest n)"""
     json_: Json = False
@@ -167,7 +173,7 @@ class Bench:
     out: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """write the result here as JSON"""
     plot: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
-    """draw the result, e.g. compress.png; not of stream and reproducible"""
+    """draw the result: .png, .pdf or .svg"""
     json_: Json = False
     """print the result as one JSON line on stdout; the rest goes to stderr"""
 

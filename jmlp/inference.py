@@ -12,7 +12,7 @@ import numpy as np
 from jmlp.build import chosen_step, make_programs, open_checkpoints, resolve_mesh
 from jmlp.checkpoint import Checkpoints
 from jmlp.config import Config
-from jmlp.data.base import Schema
+from jmlp.data.base import Schema, Split
 from jmlp.data.sources import load, read_features, read_labelled
 from jmlp.errors import ConfigError, RunDirError
 from jmlp.processes import is_first
@@ -89,20 +89,28 @@ def _pick(which: str, config: Config, checkpoints: Checkpoints, steps: list[int]
     return int(which)
 
 
-def evaluate(run: OpenRun, data: str | None = None) -> dict[str, dict[str, float]]:
-    """Metrics of every split of the run's data, or of the file `data`, exactly."""
+def splits(run: OpenRun, data: str | None = None) -> dict[str, Split]:
+    """The splits of the run's data, or the rows of the file `data` as one called so."""
     if data is not None:
-        return {"data": run.programs.evaluate(run.state, read_labelled(data, run.schema))}
+        return {"data": read_labelled(data, run.schema)}
     dataset = load(run.config.data, run.config.seed)
     if dataset.fingerprint != run.data_fingerprint:
         raise RunDirError(
             f"the data has changed since the run: fingerprint {dataset.fingerprint[:12]}, "
             f"{run.data_fingerprint[:12]} then. To evaluate other rows name them: --data FILE"
         )
-    splits = {"train": dataset.train, "val": dataset.val, "test": dataset.test}
-    return {
-        name: run.programs.evaluate(run.state, split) for name, split in splits.items() if split
-    }
+    found = {"train": dataset.train, "val": dataset.val, "test": dataset.test}
+    return {name: split for name, split in found.items() if split}
+
+
+def evaluate(run: OpenRun, data: str | None = None) -> dict[str, dict[str, float]]:
+    """Metrics of every split of the run's data, or of the file `data`, exactly."""
+    return score(run, splits(run, data))
+
+
+def score(run: OpenRun, found: dict[str, Split]) -> dict[str, dict[str, float]]:
+    """Metrics of each split, over every row."""
+    return {name: run.programs.evaluate(run.state, split) for name, split in found.items()}
 
 
 class Predictions(NamedTuple):

@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -143,23 +142,3 @@ def grouped(found: Sequence[wire.Collective]) -> list[Row]:
         row["messages"] += c.messages * c.times
         row["bytes"] += c.sent_bytes * c.times
     return sorted(rows.values(), key=lambda row: -row["bytes"])
-
-
-def plot(table: Sequence[Row], file: Path) -> None:
-    """Bytes and steps of each row, side by side, as a picture at `file`."""
-    from matplotlib.figure import Figure
-
-    labels = [f"{r['topology']} · {r['reducer']} (n={r['n']}, {r['size']:,})" for r in table]
-    figure = Figure(figsize=(9, 1 + 0.24 * len(table)), layout="constrained")
-    axes = figure.subplots(1, 2, sharey=True, width_ratios=(2, 1))
-    place = range(len(table))
-    axes[0].barh(place, [r["bytes_compiled"] for r in table], color="#0072b2")
-    axes[0].set(xscale="log", xlabel="bytes sent per device, compiled program")
-    axes[0].set_yticks(place, labels)
-    axes[0].invert_yaxis()
-    axes[1].barh(place, [r["steps"] for r in table], color="#e69f00")
-    axes[1].set(xlabel="steps, one after another")
-    for panel in axes:
-        panel.grid(axis="x", alpha=0.3)
-        panel.spines[["top", "right"]].set_visible(False)
-    figure.savefig(file, dpi=130)

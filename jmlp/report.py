@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from jmlp.rundir import read_events
+from jmlp.errors import ConfigError
 
 
 class Reporter:
@@ -82,13 +82,14 @@ class Reporter:
         self.note(f"epoch {epoch:6.2f}  step {step:6d}  train loss {loss:.4f}  {held_out}")
 
     def curves(self, run_dir: Path, summary: dict[str, Any]) -> None:
-        """Draws curves.png."""
-        from jmlp.plots import run_curves
+        """Draws curves.png, where matplotlib is."""
+        try:
+            from jmlp.plots.base import save
+            from jmlp.plots.run import run_curves
 
-        figure = run_curves(read_events(run_dir), summary.get("server"))
-        temporary = run_dir / ".curves.png"
-        figure.savefig(temporary, format="png")
-        temporary.replace(run_dir / "curves.png")
+            save(run_curves(run_dir, summary.get("server")), run_dir / "curves.png")
+        except ConfigError as error:  # the run itself is done and kept
+            self.note(f"curves.png left out: {error}")
 
 
 class _Silent(Reporter):

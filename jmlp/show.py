@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 
+from jmlp.comm.rounds import Rounds
 from jmlp.environment import cpu_model, versions
 from jmlp.layout import bytes_per_device, path_of, placements
 from jmlp.mesh import thread_pool_size
@@ -13,6 +14,8 @@ from jmlp.program import Programs
 from jmlp.report import Reporter
 from jmlp.stages import kept_bytes, stage_rows
 from jmlp.step.pipeline import make_plan
+
+_MESSAGES = 16  # of a round, shown by name
 
 
 def layout_rows(programs: Programs) -> list[dict[str, Any]]:
@@ -178,6 +181,23 @@ def print_comm(rows: list[dict[str, Any]], report: Reporter) -> None:
                    row["bytes_predicted"], row["bytes_compiled"])  # fmt: skip
         table.add_row(row["topology"], row["reducer"], *(f"{x:,}" for x in numbers), share)
     report.table(table)
+
+
+def print_rounds(rounds: Rounds, report: Reporter) -> None:
+    """Who sends what to whom, a line a round."""
+    for number in range(1, rounds.total + 1):
+        some = [message for message in rounds.messages if message.round == number]
+        sizes = sorted({message.nbytes for message in some})
+        size = " to ".join(f"{nbytes:,}" for nbytes in sizes if nbytes in (sizes[0], sizes[-1]))
+        shown = " ".join(f"{m.source}>{m.target}" for m in some[:_MESSAGES])
+        more = f" and {len(some) - _MESSAGES} more" if len(some) > _MESSAGES else ""
+        report.note(f"round {number:2d}: {len(some)} x {size} bytes: {shown}{more}")
+    n = rounds.addends.shape[1]
+    sent = sum(message.nbytes for message in rounds.messages)
+    report.note(
+        f"{rounds.total} rounds, {len(rounds.messages)} messages, {sent / n:,.0f} bytes sent by "
+        f"each of {n} devices in the mean"
+    )
 
 
 def print_wire(rows: list[dict[str, Any]], warnings: list[str], report: Reporter) -> None:

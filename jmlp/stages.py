@@ -10,7 +10,9 @@ interleaved schedule of Narayanan et al. 2021, arXiv:2104.04473, section 2.2.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from jmlp.tensor import Tensor
 
@@ -57,6 +59,18 @@ class Schedule(NamedTuple):
     def bubble(self) -> float:
         """Share of the ticks in which a device has no work."""
         return 1 - self.microbatches * self.rounds / self.ticks
+
+    def work(self, tick: Any, device: Any) -> Any:
+        """round * slots + slot that `device` works on at `tick`, if it is in 0 .. slots * rounds.
+
+        Slots from `microbatches` on are empty. Numbers or arrays.
+        """
+        return tick - device
+
+    def table(self) -> np.ndarray:
+        """(devices, ticks) int: `work`, and -1 for none."""
+        work = self.work(np.arange(self.ticks)[None], np.arange(self.devices)[:, None])
+        return np.where((work >= 0) & (work < self.slots * self.rounds), work, -1)
 
 
 class Plan(NamedTuple):

@@ -9,7 +9,6 @@ the simulation's, and the same on any machine.
 
 import json
 import tempfile
-from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
@@ -81,7 +80,7 @@ def run(flags: Any, report: Reporter) -> Row:
     """Rows of `name, runs` (a seed: accuracy, and bytes or virtual time), `mean, spread`.
 
     Args:
-      flags: `repeats` (seeds), `only` (names; none means all), `out`, `plot`.
+      flags: `repeats` (seeds), `only` (names; none means all), `out`.
     """
     from jmlp.mesh import request_cpu_devices
 
@@ -99,9 +98,6 @@ def run(flags: Any, report: Reporter) -> Row:
     result = described("async", BASE, _with_means(rows))
     for row in result["rows"]:
         report.note(f"{row['name']:24} " + "  ".join(f"{k} {v}" for k, v in row["mean"].items()))
-    if flags.plot:
-        plot(result["rows"], flags.plot)
-        report.note(f"drawn: {flags.plot}")
     return result
 
 
@@ -136,61 +132,3 @@ def _with_means(rows: dict[str, Row]) -> list[Row]:
                 else:
                     row[what][key] = round(summary(values), 4)
     return list(rows.values())
-
-
-def plot(rows: list[Row], file: Path) -> None:
-    """Three panels: staleness, time to the goal, DiLoCo."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(13, 4.3), layout="constrained")
-    stale, times, local = figure.subplots(1, 3)
-    by_name = {row["name"]: row for row in rows}
-    bounds = ["0", "1", "2", "4", "8", "none"]
-    for suffix, color, marker in (("", "#e69f00", "o"), (" compensated", "#0072b2", "s")):
-        some = [by_name.get(f"staleness {bound}{suffix}") for bound in bounds]
-        points = [(i, row) for i, row in enumerate(some) if row]
-        stale.errorbar(
-            [i for i, _ in points], [row["mean"]["accuracy"] for _, row in points],
-            [row["spread"]["accuracy"] or 0 for _, row in points], color=color, marker=marker,
-            capsize=2, label=suffix.strip() or "as it is",
-        )  # fmt: skip
-    stale.set(
-        xticks=range(len(bounds)), xticklabels=bounds, xlabel="staleness bound, clocks",
-        ylabel="test accuracy after 3 epochs", title="Staleness",
-    )  # fmt: skip
-    ways = ["bsp", "ssp 2", "asp", "backup 1", "shared"]
-    for shift, (speed, color) in enumerate((("jitter", "#56b4e9"), ("straggler", "#d55e00"))):
-        for place, way in enumerate(ways):
-            row = by_name.get(f"{speed} {way}")
-            if row and row["mean"]["to_goal"]:
-                times.bar(
-                    place + 0.4 * shift - 0.2, row["mean"]["to_goal"], 0.38, color=color,
-                    yerr=row["spread"]["to_goal"] or 0, capsize=2,
-                    label=speed if place == 0 else None,
-                )  # fmt: skip
-    times.set(
-        xticks=range(len(ways)), xticklabels=ways, ylabel="virtual time (a push takes about 1)",
-        title=f"Time to {GOAL:.0%}; straggler: one worker 4 times slower",
-    )  # fmt: skip
-    found = [row for row in rows if row["name"].startswith("diloco")]
-    if found:
-        local.errorbar(
-            [row["mean"]["bytes"] for row in found], [row["mean"]["accuracy"] for row in found],
-            [row["spread"]["accuracy"] or 0 for row in found], color="#009e73", marker="o",
-            capsize=2, label="DiLoCo",
-        )  # fmt: skip
-    for row in found:
-        local.annotate(
-            f"H = {row['name'].split()[1]}", (row["mean"]["bytes"], row["mean"]["accuracy"]),
-            (3, 5), textcoords="offset points", fontsize=8,
-        )  # fmt: skip
-    local.set(
-        xscale="log", xlabel="bytes sent per device and step", ylabel="test accuracy",
-        title="DiLoCo: steps between exchanges",
-    )  # fmt: skip
-    for axes in (stale, times, local):
-        axes.grid(alpha=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
-        if axes.get_legend_handles_labels()[0]:
-            axes.legend(frameon=False)
-    figure.savefig(file, dpi=130)

@@ -8,7 +8,6 @@ network, the table says so, and no ratio is given. For bytes see `jmlp comm`.
 
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -50,8 +49,6 @@ def run(flags: Any, report: Reporter) -> Row:
             speed = median(row["samples_per_second"])
             ratio = "" if row["ratio"] is None else f"   {row['ratio']:.2f} of {AGAINST}"
             report.note(f"{size:10,} floats  {row['name']:22} {1e3 / speed:9.2f} ms{ratio}")
-    if flags.plot:
-        plot(table, len(devices), simulated, flags.plot)
     recipe = {"devices": len(devices), "sizes": SIZES, "sample": "an exchange"}
     return described("comm", recipe, table)
 
@@ -102,25 +99,3 @@ def _timed(topology: str, reducer: str, devices: Sequence[Any], size: int) -> Me
         return times / (time.perf_counter() - begun_s)
 
     return once
-
-
-def plot(table: Sequence[Row], devices: int, simulated: bool, file: Path) -> None:
-    """Milliseconds an exchange, a panel a size, a dot a run."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(10, 1.2 + 0.24 * len(table) / len(SIZES)), layout="constrained")
-    panels = figure.subplots(1, len(SIZES), sharey=True, squeeze=False)[0]
-    for axes, size in zip(panels, SIZES, strict=True):
-        rows = [row for row in table if row["size"] == size]
-        for place, row in enumerate(rows):
-            times = [1e3 / speed for speed in row["samples_per_second"]]
-            axes.barh(place, median(times), color="#bbbbbb")
-            axes.plot(times, [place] * len(times), ".", color="k", ms=4)
-        axes.set_yticks(range(len(rows)), [row["name"] for row in rows])
-        axes.set(title=f"{size:,} floats", xlabel="ms an exchange")
-        axes.grid(axis="x", alpha=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
-    panels[0].invert_yaxis()
-    what = "simulated devices: not a measure of speed" if simulated else "devices"
-    figure.suptitle(f"{devices} {what}", fontsize=10)
-    figure.savefig(file, dpi=130)

@@ -8,14 +8,12 @@ A variant's runs are written as they end: with --out, a bench that was stopped g
 on where it was.
 """
 
-from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
 from jmlp.bench.resume import chosen, described, keep, rows_of
 from jmlp.report import Reporter
 
-PUBLISHED = 0.8833
 DEVICES = 8
 BASE: dict[str, Any] = {
     "data": {"path": "fashion-mnist", "val_fraction": 0.0},
@@ -75,7 +73,7 @@ def run(flags: Any, report: Reporter) -> dict[str, Any]:
 
     Args:
       flags: `repeats` (seeds), `epochs`, `only` (names; none means all), `out` (read for
-        what is done), `plot`.
+        what is done).
     """
     from jmlp.mesh import request_cpu_devices
 
@@ -97,9 +95,6 @@ def run(flags: Any, report: Reporter) -> dict[str, Any]:
             f"{row['name']:32} accuracy {row['mean']:.4f} ± {row['spread']:.4f}"
             f"   {row['bytes']:9,} bytes a step   {row['share']:.4f}"
         )
-    if flags.plot:
-        plot(result["rows"], flags.plot)
-        report.note(f"drawn: {flags.plot}")
     return result
 
 
@@ -119,50 +114,3 @@ def _result(rows: dict[str, Any], recipe: dict[str, Any]) -> dict[str, Any]:
         row["spread"] = round(stdev(scores), 4) if len(scores) > 1 else 0.0
         row["share"] = round(row["bytes"] / dense, 5)
     return described("compress", recipe, rows.values())
-
-
-def plot(rows: list[dict[str, Any]], file: Path) -> None:
-    """Draws test accuracy against bytes a step, with and without error feedback."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 5.5), layout="constrained")
-    axes = figure.subplots()
-    axes.axhline(PUBLISHED, color="0.5", lw=1, ls="--")
-    axes.annotate(
-        "published, uncompressed: 88.33 %", (1, PUBLISHED), (-4, -4), color="0.35",
-        xycoords=("axes fraction", "data"), textcoords="offset points", ha="right", va="top",
-    )  # fmt: skip
-    looks = {False: ("#e69f00", "o", "as it is"), True: ("#0072b2", "s", "with error feedback")}
-    for fed, (color, marker, label) in looks.items():
-        some = [row for row in rows if (" + " in row["name"]) == fed]
-        axes.errorbar(
-            [row["bytes"] for row in some], [row["mean"] for row in some],
-            [row["spread"] for row in some], color=color, marker=marker, ls="none", capsize=2,
-            label=label,
-        )  # fmt: skip
-    best = max(row["mean"] for row in rows)
-    for row in rows:
-        if row["mean"] > PUBLISHED - 0.06:
-            label = row["name"].removesuffix(" + feedback")
-            label = label.replace("top_k 0.0025 bfloat16 + DGC", "DGC 0.0025")
-            above = row["mean"] > PUBLISHED and row["name"] not in ("int8", "int4 + feedback")
-            axes.annotate(
-                label, (row["bytes"], row["mean"]), (3, 6 if above else -11),
-                textcoords="offset points", fontsize=7,
-            )  # fmt: skip
-    axes.set(
-        xscale="log", ylim=(PUBLISHED - 0.06, best + 0.01),
-        xlabel="bytes sent per device and step, from the compiled program",
-        ylabel="test accuracy",
-        title=f"Fashion-MNIST, 256-128-100, {DEVICES} devices, {len(rows[0]['accuracy'])} seeds",
-    )  # fmt: skip
-    low = [row["name"] for row in rows if row["mean"] <= PUBLISHED - 0.06]
-    if low:
-        axes.annotate(
-            "below the picture: " + ", ".join(low), (0.01, 0.02), xycoords="axes fraction",
-            fontsize=7, color="0.35", wrap=True,
-        )  # fmt: skip
-    axes.legend(frameon=False, loc="upper left")
-    axes.grid(alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(file, dpi=130)

@@ -15,7 +15,7 @@ import numpy as np
 
 from jmlp.bench.peer_loops import PEERS, WORLD, Rows, Trained
 from jmlp.bench.resume import chosen, described
-from jmlp.bench.timing import CASES, Case, Row, compared, interleaved, parse_cases, plot, say
+from jmlp.bench.timing import CASES, Case, Row, compared, interleaved, parse_cases, say
 from jmlp.bench.turns import Turns, taking_turns
 from jmlp.config import parse_config
 from jmlp.errors import ConfigError
@@ -48,8 +48,6 @@ def run(flags: Any, report: Reporter) -> Row:
             rows = _measure(case, peers, flags.repeats)
         say(rows, report)
         table += rows
-    if flags.plot:
-        plot(table, flags.plot)
     return described("peers", {"cases": [case.name for case in cases]}, table)
 
 

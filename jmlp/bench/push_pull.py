@@ -49,7 +49,7 @@ def run(flags: Any, report: Reporter) -> Row:
     """Rows of `name, exchanges_per_second` (all samples), `ratio` to `against`.
 
     Args:
-      flags: `repeats`, `only` (names; none means all), `plot`.
+      flags: `repeats`, `only` (names; none means all).
     """
     from jmlp.mesh import request_cpu_devices
 
@@ -83,11 +83,7 @@ def run(flags: Any, report: Reporter) -> Row:
         said = f"   {row['ratio']:.2f} of by hand" if "ratio" in row else ""
         rate = 2 * row["bytes"] * row["median"] / 1e6
         report.note(f"{name:15} {row['median']:8.2f} exchanges/s {rate:8,.0f} MB/s{said}")
-    result = described("push-pull", {"workers": WORKERS, "exchanges": EXCHANGES}, rows.values())
-    if flags.plot:
-        plot(result["rows"], flags.plot)
-        report.note(f"drawn: {flags.plot}")
-    return result
+    return described("push-pull", {"workers": WORKERS, "exchanges": EXCHANGES}, rows.values())
 
 
 def _ray_if_there(report: Reporter) -> Any:
@@ -211,23 +207,3 @@ def _by_hand(megabytes: int, exchanges: int) -> float:
     for one in (server, *workers):
         ray.kill(one)
     return exchanges / seconds
-
-
-def plot(rows: list[Row], file: Any) -> None:
-    """Bars of exchanges a second, a panel a size."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 3.4), layout="constrained")
-    panels = figure.subplots(1, len(EXCHANGES))
-    colors = {"threads": "#0072b2", "ray": "#e69f00", "by hand": "0.6"}
-    for axes, size in zip(panels, EXCHANGES, strict=True):
-        some = [row for row in rows if row["name"].startswith(f"{size} MB ")]
-        for row in some:
-            way = row["name"].split(" MB ")[1]
-            axes.bar(way, row["median"], color=colors[way])
-            axes.plot([way] * len(row["exchanges_per_second"]), row["exchanges_per_second"],
-                      ".", color="k", ms=4)  # fmt: skip
-        axes.set(title=f"{size} MB", ylabel="exchanges per second")
-        axes.grid(axis="y", alpha=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(file, dpi=130)

@@ -32,7 +32,6 @@ from jmlp.bench.timing import (
     compared,
     interleaved,
     parse_cases,
-    plot,
     say,
 )
 from jmlp.report import Reporter
@@ -44,10 +43,7 @@ ROWS = 60_000
 
 def run(flags: Any, report: Reporter) -> dict[str, Any]:
     """`measure` with the command line's cases, rows and repeats."""
-    found = measure(parse_cases(flags.cases or CASES), flags.repeats, report, flags.only)
-    if flags.plot:
-        plot(found["rows"], flags.plot)
-    return found
+    return measure(parse_cases(flags.cases or CASES), flags.repeats, report, flags.only)
 
 
 def measure(

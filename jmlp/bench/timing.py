@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
@@ -120,36 +119,3 @@ def say(rows: Sequence[Row], report: Reporter) -> None:
         report.note(
             f"{row['case']:14} {row['name']:22} {speed:11,.0f} samples/s   {_ratio(row)}{more}"
         )
-
-
-def plot(rows: Sequence[Row], file: Path) -> None:
-    """Speeds by `against`'s, a panel a case, a dot a run; the accuracy where there is one."""
-    from matplotlib.figure import Figure
-
-    cases = list(dict.fromkeys(row["case"] for row in rows))
-    tall = 1.4 + 0.32 * len(rows) / len(cases)
-    figure = Figure(figsize=(4.2 * len(cases), tall), layout="constrained")
-    panels = figure.subplots(1, len(cases), squeeze=False)[0]
-    for axes, case in zip(panels, cases, strict=True):
-        some = [row for row in rows if row["case"] == case]
-        against = some[0]["against"]
-        base = median(next(r for r in some if r["name"] == against)["samples_per_second"])
-        for place, row in enumerate(some):
-            speeds = [speed / base for speed in row["samples_per_second"]]
-            mine = row["name"] == "jmlp"
-            axes.barh(place, median(speeds), color="#0072b2" if mine else "#bbbbbb")
-            axes.plot(speeds, [place] * len(speeds), ".", color="k", ms=4)
-            ratio = "not ranked" if row["ratio"] is None else f"{row['ratio']:.2f}"
-            more = f"   acc. {median(row['accuracy']):.3f}" if "accuracy" in row else ""
-            axes.annotate(
-                ratio + more, (1.02, place), xycoords=("axes fraction", "data"),
-                va="center", fontsize=8,
-            )  # fmt: skip
-        axes.set_yticks(range(len(some)), [row["name"] for row in some])
-        axes.invert_yaxis()
-        axes.set(title=case, xlabel=f"samples/s, by those of {against}", xlim=(0, None))
-        axes.grid(axis="x", alpha=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
-        if axes is not panels[0]:
-            axes.set_yticklabels([])
-    figure.savefig(file, dpi=130)

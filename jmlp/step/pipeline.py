@@ -305,7 +305,7 @@ def _run(plan: Plan, stages: list[StageRun], micro: Micro, config: Config) -> ja
 
     def tick(carry: Any, t: jax.Array) -> Any:
         buffer, waiting, loss = carry
-        u = t - me
+        u = plan.schedule.work(t, me)
         round_, m = u // slots, u % slots
         stage = jnp.where((u >= 0) & (u < slots * rounds), me + devices * round_, idle)
         if rounds > 1:
