@@ -146,7 +146,7 @@ def run_eval(flags: Eval, overrides: list[str]) -> int:
         from jmlp import plots
 
         name = next(name for name in ("data", "test", "val", "train") if name in found)
-        _draw(flags.plot, partial(plots.evaluation, run, found[name]), report)
+        _draw(flags.plot, partial(plots.evaluation, run.programs, run.state, found[name]), report)
     held_out = metrics.get("data") or metrics.get("test") or metrics.get("val") or {}
     return _finish(flags.json_, {"step": run.step, **metrics, "eval": held_out})
 
@@ -314,9 +314,11 @@ def _reporter(as_json: bool) -> Any:
 
     if not _is_first():
         return Reporter.silent()
-    console = Console(stderr=as_json)
-    if not console.is_terminal:  # a file or a pipe has no width to keep to
-        console = Console(stderr=as_json, width=200)
+    # Asked of the stream itself: notebooks set FORCE_COLOR, and a bar would fill their cells.
+    terminal = (sys.stderr if as_json else sys.stdout).isatty()
+    # A file or a pipe has no width to keep to.
+    width = None if terminal else 200
+    console = Console(stderr=as_json, force_terminal=terminal, width=width)
     return Reporter(console)
 
 

@@ -238,6 +238,8 @@ class Loop:
         epoch = round(step / self.plan.per_epoch, 4)
         speed = p.rows / max(p.seconds, 1e-9)
         common = {"samples_per_second": round(speed, 1), "seconds": round(p.seconds, 3)}
+        if p.server:
+            common["updates"] = p.server["shards"][0]["version"]
         if p.server and "now" in p.server["engine"]:
             common["virtual_seconds"] = p.server["engine"]["now"]
         train_loss = p.loss_sum / max(p.loss_rows, 1)

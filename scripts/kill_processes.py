@@ -41,7 +41,7 @@ def newest_step(run_dir: Path) -> int:
     return max(steps, default=0)
 
 
-def start(folder: Path, name: str, flags: list[str]) -> subprocess.Popen:
+def start(folder: Path, name: str, args: argparse.Namespace, *flags: str) -> subprocess.Popen:
     cache = {
         "JAX_COMPILATION_CACHE_DIR": str(folder / "cache"),  # most of a short life is compiling
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
@@ -49,9 +49,24 @@ def start(folder: Path, name: str, flags: list[str]) -> subprocess.Popen:
     }
     config = folder / "config.yaml"
     config.write_text(CONFIG)
-    command = [sys.executable, "-m", "jmlp", "launch", "-n", "4", *flags, "--", "train"]
+    command = [
+        sys.executable,
+        "-m",
+        "jmlp",
+        "launch",
+        f"-n={args.processes}",
+        *flags,
+        "--",
+        "train",
+    ]
     return subprocess.Popen(
-        [*command, str(config), f"--run-dir={folder / name}"],
+        [
+            *command,
+            str(config),
+            f"--run-dir={folder / name}",
+            f"--mesh.data={args.processes}",
+            *args.extra,
+        ],
         env=os.environ | cache,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
@@ -93,18 +108,21 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--signal", choices=("KILL", "STOP"), default="KILL")
-    parser.add_argument("--elastic", action="store_true", help="down to two processes")
+    parser.add_argument("--elastic", action="store_true", help="one less each time")
+    parser.add_argument("--processes", type=int, default=4)
+    parser.add_argument("extra", nargs="*", help="more --key=value settings")
     args = parser.parse_args()
     random.seed(args.seed)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        undisturbed = start(folder, "undisturbed", [])
+        undisturbed = start(folder, "undisturbed", args)
         _, said = undisturbed.communicate()
         if undisturbed.returncode:
             sys.exit(said)
         flags = [f"--restarts={args.kills}"]
-        flags += ["--elastic", "--min-processes=2"] if args.elastic else []
-        launcher, lines = start(folder, "killed", flags), []
+        least = max(1, args.processes - 2)
+        flags += ["--elastic", f"--min-processes={least}"] if args.elastic else []
+        launcher, lines = start(folder, "killed", args, *flags), []
         reader = threading.Thread(target=lambda: lines.extend(launcher.stderr))
         reader.start()
         life: set[int] = set()

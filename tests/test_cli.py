@@ -281,3 +281,11 @@ def test_help_names_every_command_and_key(folder):
     out = jmlp("train", "--help", cwd=path).stdout
     for key in ("--model.hidden", "--optim.learning-rate", "--cpu-devices", "--print-layout"):
         assert key in out
+
+
+def test_no_bar_where_there_is_no_terminal(folder, tmp_path):
+    path, _ = folder
+    run = ["train", "small.yaml", f"--run-dir={tmp_path / 'run'}", "--train.epochs=1"]
+    done = jmlp(*run, cwd=path, env={"FORCE_COLOR": "1"})  # as notebooks set it
+    assert done.returncode == 0, done.stderr
+    assert "\x1b" not in done.stdout + done.stderr

@@ -40,3 +40,12 @@ def test_simulated_devices_do_not_hang():
     done = script("soak.py", "--times", "1", "--steps", "1000")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "1 of 1 ended; 0 hung or failed" in done.stdout
+
+
+@pytest.mark.slow
+def test_losing_a_process_does_not_change_the_run():
+    """One of two is hung; the other one is ended, and trains on alone."""
+    told = ("--processes", "2", "--kills", "1", "--signal", "STOP", "--elastic")
+    done = script("kill_processes.py", *told, "--", "--train.epochs=40")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "1 losses; outlived by" in done.stdout

@@ -80,13 +80,11 @@ def test_a_confusion_matrix_counts():
 def test_evaluations_are_of_the_model(run, blobs, curve):
     _, result = run
     setup = result.setup
-    opened = type("Run", (), {"programs": setup.programs, "state": result.state})
-    figure = plots.evaluation(opened, setup.dataset.test)
+    figure = plots.evaluation(setup.programs, result.state, setup.dataset.test)
     accuracy = result.summary["test"]["accuracy"]
     assert f"{accuracy:.1%} of {setup.dataset.test.rows} rows correct" in texts(figure)
     numbers = jmlp.train(SMALL, curve)
-    opened = type("Run", (), {"programs": numbers.setup.programs, "state": numbers.state})
-    figure = plots.evaluation(opened, numbers.setup.dataset.test)
+    figure = plots.evaluation(numbers.setup.programs, numbers.state, numbers.setup.dataset.test)
     rmse = [float(title.split()[1]) for title in texts(figure) if title.startswith("rmse")]
     assert len(rmse) == 2
     assert np.sqrt(np.mean(np.square(rmse))) == pytest.approx(

@@ -96,17 +96,21 @@ def bytes_and_accuracy(
             f"published, uncompressed: {published:.2%}", (1, published), (-4, -4), color="0.35",
             xycoords=("axes fraction", "data"), textcoords="offset points", ha="right", va="top",
         )  # fmt: skip
-    looks = {False: (ORANGE, "o", "as it is"), True: (BLUE, "s", "with error feedback")}
+    # The ring shows around a square on the same place.
+    looks = {
+        False: {"color": ORANGE, "marker": "o", "ms": 9, "mfc": "none", "mew": 2},
+        True: {"color": BLUE, "marker": "s", "ms": 5},
+    }
     shown = [row for row in rows if row["mean"] > floor]
-    for fed, (color, marker, label) in looks.items():
+    for fed, look_ in looks.items():
         some = [row for row in shown if (" + " in row["name"]) == fed]
         axes.errorbar(
             [row["bytes"] for row in some], [row["mean"] for row in some],
-            [row["spread"] for row in some], color=color, marker=marker, ls="none", capsize=2,
-            label=label,
+            [row["spread"] for row in some] if any(row["spread"] for row in some) else None,
+            ls="none", capsize=2, label="with error feedback" if fed else "as it is", **look_,
         )  # fmt: skip
     axes.set(
-        xscale="log", ylim=(floor, best + 0.1 * (best - floor) + 1e-3), title=title,
+        xscale="log", ylim=(floor, best + 0.18 * (best - floor) + 1e-3), title=title,
         xlabel="bytes sent per device and step, from the compiled program",
         ylabel="test accuracy",
     )  # fmt: skip
@@ -125,21 +129,23 @@ def bytes_and_accuracy(
 def _name_points(axes: Any, rows: Sequence[Row]) -> None:
     """Names beside the points, each on a side where no earlier one is."""
     to_dots = axes.transData.transform
-    taken: list[tuple[float, float]] = [tuple(to_dots((r["bytes"], r["mean"]))) for r in rows]
+    names: dict[tuple[float, float], dict[str, None]] = {}  # by place, in order
     for row in sorted(rows, key=lambda row: row["bytes"]):
         name = row["name"].removesuffix(" + feedback")
         name = name.replace("top_k 0.0025 bfloat16 + DGC", "DGC 0.0025")
-        x, y = to_dots((row["bytes"], row["mean"]))
-        long = 7.5 * len(name)
+        names.setdefault((row["bytes"], row["mean"]), {})[name] = None
+    taken: list[tuple[float, float]] = [tuple(to_dots(point)) for point in names]
+    for point, some in names.items():
+        text = ", ".join(some)
+        x, y = to_dots(point)
         for dy in (9, -17, 21, -29, 33, -41):
-            spots = [(x + part * long, y + dy * 1.5) for part in (0.1, 0.5, 0.9)]
+            spots = [(x + part * 7.5 * len(text), y + dy * 1.5) for part in (0.1, 0.5, 0.9)]
             if all(abs(a - u) > 12 or abs(b - v) > 13 for a, b in spots for u, v in taken):
                 break
         taken += spots
         axes.annotate(
-            name, (row["bytes"], row["mean"]), (3, dy if dy > 0 else dy + 6),
-            textcoords="offset points", fontsize=7,
-        )  # fmt: skip
+            text, point, (3, dy if dy > 0 else dy + 6), textcoords="offset points", fontsize=7
+        )
 
 
 def asynchronous(result: Row) -> Figure:

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib.ticker import MaxNLocator
 
 from jmlp.comm.cost import FLAT, Link, estimates
 from jmlp.comm.rounds import Rounds
@@ -104,23 +105,39 @@ def _held(axes: Any, addends: np.ndarray, n: int, labels: bool) -> Any:
 
 def table(rows: Sequence[Row]) -> Figure:
     """Bytes and steps of each row of `jmlp comm`, side by side."""
-    labels = [f"{r['topology']} · {r['reducer']} (n={r['n']}, {r['size']:,})" for r in rows]
+    columns = ("topology", "reducer", "n", "size")
+    differ = [c for c in columns if len({row[c] for row in rows}) > 1] or ["topology"]
+    same = [c for c in columns if c not in differ]
+    labels = [", ".join(_cell(row, column) for column in differ) for row in rows]
     figure, ((sent, steps),) = new(
-        2, width=9, height=1 + 0.24 * len(rows), sharey=True, width_ratios=(2, 1)
+        2, width=9, height=1.2 + 0.24 * len(rows), sharey=True, width_ratios=(2, 1)
     )
+    figure.suptitle(", ".join(_cell(rows[0], column) for column in same), fontsize=9)
     place = range(len(rows))
     sent.barh(place, [r["bytes_compiled"] for r in rows], color=BLUE, label="compiled program")
     sent.plot([r["bytes_predicted"] for r in rows], place, "|", color=ORANGE, ms=8, mew=2,
               label="formula")  # fmt: skip
-    sent.set(xscale="log", xlabel="bytes sent per device, mean over devices")
+    sent.set(xlabel="bytes sent per device, mean over devices", xlim=(0, None))
+    counts = [r["bytes_compiled"] for r in rows if r["bytes_compiled"]]
+    if counts and max(counts) > 30 * min(counts):
+        sent.set(xscale="log", xlim=(min(counts) / 3, None))
     sent.set_yticks(place, labels)
     sent.invert_yaxis()
     legend(sent, loc="lower left", bbox_to_anchor=(0, 1), ncols=2, fontsize=8)
     steps.barh(place, [r["steps"] for r in rows], color=ORANGE)
     steps.set(xlabel="steps, one after another")
+    steps.xaxis.set_major_locator(MaxNLocator(integer=True))
     tidy(sent, "x")
     tidy(steps, "x")
     return figure
+
+
+def _cell(row: Row, column: str) -> str:
+    value = row[column]
+    return {
+        "topology": f"{value}", "reducer": f"{value}", "n": f"n={value}",
+        "size": f"{value:,} floats" if isinstance(value, int) else "",
+    }[column]  # fmt: skip
 
 
 def costs(links: Mapping[str, Link], n: int = 8, names: Sequence[str] = FLAT) -> Figure:

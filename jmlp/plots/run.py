@@ -30,6 +30,7 @@ Server = Mapping[str, Any]
 AXES = {
     "step": "step",
     "epoch": "epoch",
+    "updates": "updates of the server",
     "seconds": "seconds of training",
     "virtual_seconds": "virtual seconds, simulated",
 }
@@ -45,8 +46,10 @@ def run_curves(events: Events | Path | str, server: Server | None = None) -> Fig
     """
     events = _events(events)
     names = ["loss"] + [n for n in ("accuracy", "r2") if any(n in e for e in events)]
-    panels = len(names) + (2 if server else 0)
-    figure, ((*axes,),) = new(panels, width=4.5 * panels)
+    lines = 2 if server else 1
+    columns = 2 if server else len(names)
+    figure, panels = new(columns, lines, width=4.5 * columns, height=3.4 * lines)
+    axes = panels.reshape(-1)
     by = "virtual_seconds" if any("virtual_seconds" in event for event in events) else "step"
     for one, name in zip(axes, names, strict=False):
         for split, colour in SPLITS.items():
@@ -58,6 +61,8 @@ def run_curves(events: Events | Path | str, server: Server | None = None) -> Fig
         _waits(axes[-1], server)
     for one in axes:
         tidy(one)
+    if len(names) < len(axes) - 2:  # a run without a metric beside its loss
+        axes[len(names)].set_axis_off()
     return figure
 
 
@@ -67,15 +72,17 @@ def compare(
     by: Sequence[str] = ("step",),
     split: str | None = None,
     log: bool = False,
+    nested: bool = False,
 ) -> Figure:
     """One metric of several runs, a line a run, a panel for each of `by`.
 
     Args:
       runs: label -> run directory, or its events.
       name: `loss`, `accuracy`, `rmse`, `mae` or `r2`.
-      by: of `step`, `epoch`, `seconds`, `virtual_seconds`.
+      by: of `step`, `epoch`, `updates`, `seconds`, `virtual_seconds`.
       split: `train`, `val` or `test`; None: the one that is held out.
       log: a logarithmic axis for the metric.
+      nested: for curves that lie on each other: the first are thick and show behind the last.
     """
     found = {label: _events(events) for label, events in runs.items()}
     if split is None:
@@ -84,7 +91,8 @@ def compare(
     figure, ((*axes,),) = new(len(by), width=max(6.0, 4.5 * len(by)), sharey=True)
     for one, x in zip(axes, by, strict=True):
         for number, (label, events) in enumerate(found.items()):
-            _line(one, events, name, x, split, label=label, **look(number))
+            told = {"linewidth": 1.5 + 2.5 * (len(found) - 1 - number)} if nested else {}
+            _line(one, events, name, x, split, label=label, **look(number), **told)
         one.set(xlabel=AXES[x])
         if log:
             one.set_yscale("log")
@@ -115,8 +123,10 @@ def staleness(servers: Mapping[str, Server]) -> Figure:
                               sharex=True)  # fmt: skip
     for one, (label, server) in zip(axes, servers.items(), strict=True):
         _staleness(one, server)
-        one.set(title=label, ylabel="pushes" if one is axes[0] else "")
-        one.axvline(server["staleness_mean"], color=VERMILION, ls="--")
+        # Few pushes are very stale, and they matter.
+        one.set(title=label, ylabel="pushes" if one is axes[0] else "", yscale="log")
+        one.set_ylim(0.7, None)
+        one.axvline(server["staleness_mean"], color=VERMILION, ls="--", zorder=0.5)
         one.annotate(
             f"mean {server['staleness_mean']:.1f}", (server["staleness_mean"], 0.97), (4, 0),
             xycoords=("data", "axes fraction"), textcoords="offset points", va="top",
@@ -129,6 +139,7 @@ def staleness(servers: Mapping[str, Server]) -> Figure:
 def _staleness(axes: Any, server: Server) -> None:
     counts = {int(versions): count for versions, count in server["staleness"].items()}
     axes.bar(list(counts), list(counts.values()), color=SKY)
+    axes.set_xlim(-0.6, max(4, *counts) + 0.6)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set(
         xlabel="updates between pull and push", ylabel="pushes",
@@ -147,15 +158,15 @@ def _waits(axes: Any, server: Server) -> None:
 # What a model says.
 
 
-def evaluation(run: Any, split: Split) -> Figure:
+def evaluation(programs: Any, state: Any, split: Split) -> Figure:
     """`confusion` of a classifier, `predicted_against_true` of a regression.
 
     Args:
-      run: of `jmlp.open_run`, or anything with `programs` and `state`.
+      programs, state: of `jmlp.open_run`, or `result.setup.programs` and `result.state`.
       split: rows with their labels, e.g. `result.setup.dataset.test`.
     """
-    schema = run.programs.schema
-    outputs = run.programs.outputs(run.state, split.x)
+    schema = programs.schema
+    outputs = programs.outputs(state, split.x)
     if schema.task == "classification":
         return confusion(split.y, outputs.argmax(-1), schema.classes)
     scale, mean = np.array(schema.y_scale), np.array(schema.y_mean)

@@ -4,6 +4,7 @@ Needs the `ray` extra.
 """
 
 import importlib.util
+import json
 import sys
 import threading
 import time
@@ -139,4 +140,19 @@ def test_a_run_that_fails_leaves_no_actor(blobs):
             server(policy="asp"),
             {"optim": {"learning_rate": 1e3}, "data": {"scale": "none"}},
         )
+    assert not actors("")
+
+
+def test_bench_push_pull_measures_all_three(tmp_path, monkeypatch):
+    from jmlp.bench import push_pull
+    from jmlp.cli import main
+
+    monkeypatch.setattr(push_pull, "EXCHANGES", {4: 4})
+    out, picture = tmp_path / "push_pull.json", tmp_path / "push_pull.png"
+    told = ["bench", "push-pull", "--repeats", "1", "--out", str(out), "--plot", str(picture)]
+    assert main(told) == 0
+    rows = json.loads(out.read_text())["rows"]
+    assert [row["name"] for row in rows] == ["4 MB threads", "4 MB ray", "4 MB by hand"]
+    assert all(row["exchanges_per_second"][0] > 0 for row in rows)
+    assert picture.stat().st_size > 5000
     assert not actors("")
