@@ -1,9 +1,9 @@
 # %% [markdown]
 # # 3. Topologies
 #
-# Eight devices have a gradient each, and all want the sum. How should messages go? Below, each
-# way is drawn as its compiled steps really are: jmlp runs the all-reduce's own program for all
-# devices and looks at every message. Devices stand in a circle; an arrow is a message, the
+# Eight devices have a gradient each, and all want the sum. How should messages go? Nothing below
+# is drawn from a formula: jmlp runs the program of each all-reduce for all devices, and looks at
+# every message. Devices stand in a circle; an arrow is a message, the
 # thicker the more bytes. Underneath, a line is a device and a column an element of the array, the
 # darker the more of the eight addends its sum has. When all is dark, everybody has the sum.
 

@@ -50,6 +50,7 @@ def execute(notebook: nbformat.NotebookNode) -> float:
     with tempfile.TemporaryDirectory(prefix="jmlp-notebook-") as folder:
         client = nbclient.NotebookClient(
             notebook, timeout=LIMIT_S, kernel_name="python3", record_timing=False,
+            coalesce_streams=True,
             resources={"metadata": {"path": folder}},
         )  # fmt: skip
         client.execute()

@@ -56,11 +56,12 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--limit", type=float, default=300, help="seconds allowed to each")
     parser.add_argument("--server", action="store_true", help="step=async in place of meshes")
+    parser.add_argument("extra", nargs="*", help="more --key=value settings")
     args = parser.parse_args()
     ways = SERVERS if args.server else MESHES
     bad = 0
     for number in range(args.times):
-        settings = ways[number % len(ways)]
+        settings = [*ways[number % len(ways)], *args.extra]
         # One step a call is the hardest on the thread pool: a dispatch each.
         per_call = "auto" if number % 2 else "1"
         begun = time.monotonic()

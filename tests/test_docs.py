@@ -46,6 +46,8 @@ ELSEWHERE = [
     ("scripts/kill_run.py", "test_faults.py", '"kill_run.py"'),
     ("scripts/corrupt.py", "test_faults.py", '"corrupt.py"'),
     ("scripts/kill_processes.py", "test_faults.py", '"kill_processes.py"'),
+    ("srun jmlp train", "test_processes.py", '"SLURM_PROCID"'),
+    ("jmlp launch -n 4 -- train", "test_processes.py", '"launch", f"-n='),
     ("scripts/soak.py --times", "test_faults.py", '"soak.py"'),
     ("scripts/kill_actors.py", "actors/test_actors.py", "kill_actors"),
     ("jmlp bench peers", "peers/test_bench.py", '"bench", "peers"'),
@@ -74,7 +76,7 @@ SMALL = [
     (r"--(repeats|kills|seeds|epochs) \d+", r"--\1 1"),
     (r"--steps 4000", "--steps 50"),
     (r"fashion_mnist\.yaml$", "fashion_mnist.yaml --seeds 1"),
-    (r"soak.py --server", "soak.py --server --times 1 --steps 20"),
+    (r"soak.py --server", "soak.py --server --times 1 --steps 20 -- --mesh.data=2"),
     (r"--widths [\d ]+", "--widths 8 "),
 ]
 BENCHES = {
@@ -154,25 +156,21 @@ def as_processes(command, folder):
     """Commands that start others, as a shell would."""
     tools = folder / "bin"
     tools.mkdir(exist_ok=True)
-    python = f"#!{sys.executable}\nimport os, subprocess, sys\n"
-    for name, variables in {
-        # As Slurm and Open MPI start tasks and tell them of each other: two, whatever is asked.
-        "srun": "{'SLURM_JOB_ID': str(os.getpid()), 'SLURM_STEP_NODELIST': 'localhost',"
-        " 'SLURM_NTASKS': '2', 'SLURM_PROCID': str(i), 'SLURM_LOCALID': str(i)}",
-        "mpirun": "{'OMPI_MCA_orte_hnp_uri': f'{os.getpid()}.0;tcp://127.0.0.1:1',"
-        " 'OMPI_COMM_WORLD_SIZE': '2', 'OMPI_COMM_WORLD_RANK': str(i),"
-        " 'OMPI_COMM_WORLD_LOCAL_RANK': str(i)}",
-        "jmlp": "",
-    }.items():
-        body = (
-            "args = sys.argv[sys.argv.index('jmlp'):]\n"
-            f"tasks = [subprocess.Popen(args, env=os.environ | {variables}) for i in range(2)]\n"
-            "sys.exit(max(task.wait() for task in tasks))\n"
-            if variables
-            else "from jmlp.cli import entry\nentry()\n"
-        )
-        (tools / name).write_text(python + body)
-        (tools / name).chmod(0o755)
+    # As Open MPI starts tasks and tells them of each other: two, whatever is asked.
+    (tools / "mpirun").write_text(
+        f"#!{sys.executable}\n"
+        "import os, subprocess, sys\n"
+        "told = {'OMPI_MCA_orte_hnp_uri': f'{os.getpid()}.0;tcp://127.0.0.1:1'}\n"
+        "args, tasks = sys.argv[sys.argv.index('jmlp'):], []\n"
+        "for i in range(2):\n"
+        "    told |= {'OMPI_COMM_WORLD_SIZE': '2', 'OMPI_COMM_WORLD_RANK': str(i)}\n"
+        "    told |= {'OMPI_COMM_WORLD_LOCAL_RANK': str(i)}\n"
+        "    tasks.append(subprocess.Popen(args, env=os.environ | told))\n"
+        "sys.exit(max(task.wait() for task in tasks))\n"
+    )
+    (tools / "jmlp").write_text(f"#!{sys.executable}\nfrom jmlp.cli import entry\nentry()\n")
+    for tool in tools.iterdir():
+        tool.chmod(0o755)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         command = command.replace("host:port", f"127.0.0.1:{free.getsockname()[1]}")

@@ -74,7 +74,7 @@ def test_half_a_cluster_is_refused(env, said):
 # Who runs what: all of it in all of them takes minutes, and is `python -m jmlp launch -n 4 --
 # python tests/member.py FOLDER 12` away.
 SHARES = {
-    4: ("gated", "pmap", "ring", "pipeline"),
+    4: ("pmap", "ring", "pipeline"),
     2: (
         "adamw, dropout",
         "fsdp, model",
@@ -83,7 +83,6 @@ SHARES = {
         "gossip",
         "streamed",
         "sharded",
-        "bfloat16",
     ),
 }
 

@@ -52,6 +52,13 @@ def test_a_wrong_all_reduce_is_seen_to_be_wrong():
 def test_what_cannot_be_shown_is_refused():
     with pytest.raises(ConfigError, match=r"backend's own.*e\.g\. ring"):
         rounds_of(ALL_REDUCE["psum"].all_reduce, 4, 8)
+
+    def loops(x, axis):
+        right = [(i, (i + 1) % 4) for i in range(4)]
+        return lax.fori_loop(0, 3, lambda _, s: x + lax.ppermute(s, axis, right), x)
+
+    with pytest.raises(ConfigError, match="write the rounds out"):
+        rounds_of(loops, 4, 8)
     for n, size in ((MOST + 1, 4), (8, 10**6), (0, 4)):
         with pytest.raises(ConfigError, match="messages are shown for up to"):
             rounds_of(lambda x, axis: jnp.asarray(x), n, size)

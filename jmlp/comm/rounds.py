@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AbstractMesh
+from jax.sharding import AbstractMesh, AxisType
 from jax.sharding import PartitionSpec as P
 
 from jmlp.comm.base import AllReduce
@@ -23,7 +23,8 @@ AXIS = "data"
 MOST = 24  # devices: sums of powers of two are exact in float32 up to here
 MOST_ELEMENTS = 65_536
 _ITEMSIZE = 4
-_INNER = ("jaxpr", "call_jaxpr")  # of a call, by primitive
+_CALLS = ("jaxpr", "call_jaxpr")  # where a call keeps its program, by primitive
+_LOOPS = ("scan", "while", "cond")
 
 
 class Message(NamedTuple):
@@ -69,7 +70,7 @@ def rounds_of(all_reduce: AllReduce, n: int, size: int) -> Rounds:
             f"{size:,} elements over {n} devices: messages are shown for up to {MOST} devices "
             f"and {MOST_ELEMENTS:,} elements on all of them"
         )
-    mesh = AbstractMesh((n,), (AXIS,))
+    mesh = AbstractMesh((n,), (AXIS,), axis_types=(AxisType.Auto,))
     program = jax.make_jaxpr(
         jax.shard_map(
             lambda x: all_reduce(x, AXIS), mesh=mesh, in_specs=P(), out_specs=P(), check_vma=False
@@ -153,8 +154,13 @@ class _Run:
             [value] = values
             array = COLLECTIVES[name](self, value.array, params, round_ + 1)
             return [_Value(array, round_ + 1)]
-        inner = next((params[key] for key in _INNER if key in params), None)
-        if inner is not None:
+        if name in _LOOPS:
+            if any(collective in str(eqn) for collective in (*COLLECTIVES, "psum")):
+                raise ConfigError(
+                    f"messages inside {name} are not told apart: write the rounds out, by a loop "
+                    "of Python's"
+                )
+        elif inner := next((params[key] for key in _CALLS if key in params), None):
             return self.program(inner, values)
         if AXIS in str(params.get("axes", params.get("axis_name", ""))):
             raise ConfigError(

@@ -3,6 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
+from jax.tree_util import tree_leaves_with_path
+from matplotlib.patches import Rectangle
+
 from jmlp import layout
 from jmlp.memory import Memory
 from jmlp.plots.base import (
@@ -52,8 +55,6 @@ def layouts(programs: Mapping[str, Programs]) -> Figure:
 
 def _arrays(programs: Programs) -> list[tuple[str, tuple[int, ...], Any]]:
     """(name, shape, sharding) of a batch's rows, and of kernels."""
-    from jax.tree_util import tree_leaves_with_path
-
     leaves = tree_leaves_with_path(programs.abstract.params)
     shardings = [at for _, at in tree_leaves_with_path(programs.shardings.params)]
     kernels = [
@@ -88,7 +89,8 @@ def _parts(axes: Any, shape: tuple[int, ...], sharding: Any) -> None:
     for number, ((top, bottom, left, right), devices) in enumerate(sorted(holders.items())):
         corner = (left / width, top / height)
         size = ((right - left) / width, (bottom - top) / height)
-        axes.add_patch(_rectangle(corner, size, TINTS[number % len(TINTS)]))
+        colour = TINTS[number % len(TINTS)]
+        axes.add_patch(Rectangle(corner, *size, facecolor=colour, edgecolor="0.25", lw=0.8))
         room = max(1, round(9 / across))
         lines = max(1, round(6 / rows))
         text = _named(devices, room * lines)
@@ -97,12 +99,6 @@ def _parts(axes: Any, shape: tuple[int, ...], sharding: Any) -> None:
         middle = (corner[0] + size[0] / 2, corner[1] + size[1] / 2)
         axes.text(*middle, wrapped, ha="center", va="center", fontsize=7)
     axes.set(xlim=(0, 1), ylim=(1, 0), xticks=[], yticks=[])
-
-
-def _rectangle(corner: tuple[float, float], size: tuple[float, float], colour: str) -> Any:
-    from matplotlib.patches import Rectangle
-
-    return Rectangle(corner, *size, facecolor=colour, edgecolor="0.25", lw=0.8)
 
 
 def _named(devices: list[int], room: int) -> str:
