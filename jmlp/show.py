@@ -147,7 +147,9 @@ def print_summary(summary: dict[str, Any], run_dir: Path, report: Reporter) -> N
     report.note(f"{summary['steps']} steps of step={summary['step']} over {mesh}, {took}")
     if server:
         print_server(server, report)
-    report.note(f"run directory {run_dir}: summary.json, curves.png, checkpoints/")
+    files = ["summary.json", "curves.png", "checkpoints"]
+    there = ", ".join(name for name in files if (run_dir / name).exists())
+    report.note(f"run directory {run_dir}: {there}")
 
 
 def print_server(server: dict[str, Any], report: Reporter) -> None:

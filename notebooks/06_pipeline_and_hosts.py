@@ -78,7 +78,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-Path("hosts.yaml").write_text("""
+Path("runs").mkdir(exist_ok=True)
+Path("runs/hosts.yaml").write_text("""
 data: {name: digits}
 model: {hidden: [64]}
 reproducible: true
@@ -87,7 +88,7 @@ optim: {learning_rate: 1e-2}
 train: {epochs: 3}
 """)
 jmlp_command = [sys.executable, "-m", "jmlp"]  # `jmlp` in a terminal
-train = ["train", "hosts.yaml", "--run-dir"]
+train = ["train", "runs/hosts.yaml", "--run-dir"]
 
 # %%
 one = [*jmlp_command, *train, "runs/one", "--cpu-devices", "8"]

@@ -48,6 +48,7 @@ ELSEWHERE = [
     ("scripts/kill_processes.py", "test_faults.py", '"kill_processes.py"'),
     ("srun jmlp train", "test_processes.py", '"SLURM_PROCID"'),
     ("jmlp launch -n 4 -- train", "test_processes.py", '"launch", f"-n='),
+    ("scripts/notebooks.py", "test_notebooks.py", '"notebooks.py"'),
     ("scripts/soak.py --times", "test_faults.py", '"soak.py"'),
     ("scripts/kill_actors.py", "actors/test_actors.py", "kill_actors"),
     ("jmlp bench peers", "peers/test_bench.py", '"bench", "peers"'),

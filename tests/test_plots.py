@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import ASYNC, merged
 
 import jmlp
 from jmlp import memory, plots
@@ -61,6 +62,22 @@ def test_runs_beside_each_other(run):
     assert [line.get_label() for line in figure.axes[0].lines] == ["a", "b"]
     looks = {(line.get_color(), line.get_linestyle()) for line in figure.axes[0].lines}
     assert len(looks) == 2
+
+
+def test_a_server_s_runs_by_time_and_by_updates(tmp_path, blobs):
+    told = {"server": {"engine": "replay", "policy": "asp"}, "data": {"test_fraction": 0.2}}
+    server = jmlp.train(merged(ASYNC, told), blobs, run_dir=tmp_path / "run").summary["server"]
+    figure = plots.compare({"asp": tmp_path / "run"}, by=("virtual_seconds", "updates"))
+    time, updates = (panel.lines[0].get_xdata() for panel in figure.axes)
+    assert time[-1] == server["virtual_seconds"]
+    assert updates[-1] == server["updates"]
+    assert (np.diff(updates) > 0).all()
+    curves = plots.run_curves(tmp_path / "run", server)
+    assert len(curves.axes) == 4
+    assert curves.get_size_inches()[0] <= 9
+    bars = plots.staleness({"asp": server}).axes[0].patches
+    heights = {round(bar.get_x() + bar.get_width() / 2): bar.get_height() for bar in bars}
+    assert heights == {int(k): count for k, count in server["staleness"].items()}
 
 
 def test_no_two_lines_look_alike():
