@@ -225,6 +225,8 @@ def test_the_command_line_draws(run, tmp_path, capsys):
         assert file.stat().st_size > 5000
         assert main([*line, "--plot", str(tmp_path / "x.gif")]) == 2  # before any work
         assert "expected a name ending in" in capsys.readouterr().err
+    assert main(["bench", "comm", "--plot", str(tmp_path / "x.gif")]) == 2
+    assert "expected a name ending in" in capsys.readouterr().err
     assert main(["train", str(config), "--plot", "x.png"]) == 2
     assert "--print-layout" in capsys.readouterr().err
     assert main(["comm", "--rounds"]) == 2
