@@ -187,7 +187,7 @@ def as_processes(command, folder):
     assert "Traceback" not in done.stderr
 
 
-def script(command, folder, monkeypatch):
+def script(command, folder):
     name, *args = shlex.split(command)
     if name.startswith("scripts/aot"):
         args = ["--help"]  # compiles for a TPU, by libtpu, which is not here
@@ -227,7 +227,7 @@ def test_commands_run(command, checkout, quick, monkeypatch, capsys):
     if first in FIRST:
         checked(told)
     elif first.startswith("scripts/"):
-        script(told, checkout, monkeypatch)
+        script(told, checkout)
     elif first == "jmlp" and "launch -n" not in told:
         import jax
 
