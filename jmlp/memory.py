@@ -43,8 +43,9 @@ def of_setup(setup: Setup) -> Memory:
     state = programs.init(config.seed)
     feed = choose_feed(programs, dataset, plan, lambda text: None)
     call = next(iter(feed.calls(0)))
-    compiled = programs.run.lower(state, call.source, call.first, call.stop).compile()
-    found: Any = compiled.memory_analysis()
+    started = programs.start(state, call.source, call.first, call.stop, dataset, plan, None)
+    compiled: Any = started.call  # the very program that trains
+    found = compiled.memory_analysis()
     return Memory(
         parameters=held(state.params),
         optimizer=held(state.opt_state),

@@ -49,24 +49,10 @@ def start(folder: Path, name: str, args: argparse.Namespace, *flags: str) -> sub
     }
     config = folder / "config.yaml"
     config.write_text(CONFIG)
-    command = [
-        sys.executable,
-        "-m",
-        "jmlp",
-        "launch",
-        f"-n={args.processes}",
-        *flags,
-        "--",
-        "train",
-    ]
+    jmlp = [sys.executable, "-m", "jmlp"]
+    told = [f"--run-dir={folder / name}", f"--mesh.data={args.processes}", *args.extra]
     return subprocess.Popen(
-        [
-            *command,
-            str(config),
-            f"--run-dir={folder / name}",
-            f"--mesh.data={args.processes}",
-            *args.extra,
-        ],
+        [*jmlp, "launch", f"-n={args.processes}", *flags, "--", "train", str(config), *told],
         env=os.environ | cache,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,

@@ -1,58 +1,40 @@
 """A topology and a compressor of one's own: a few lines, a name in the table, the config."""
 
+import ast
+from pathlib import Path
+
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import ASYNC, assert_trees_close, prepared, run_steps
-from jax import lax
 
 from jmlp import ledger
-from jmlp.comm import ALL_REDUCE, Topology, Traffic
-from jmlp.comm.full import gather_traffic
+from jmlp.comm import ALL_REDUCE, Topology
 from jmlp.comm.rounds import rounds_of
 from jmlp.compress import REDUCERS
-from jmlp.compress.base import of_vectors
 from jmlp.config import parse_config
 from jmlp.errors import ConfigError
 
-
-def star(x, axis):
-    """Everybody sends to device 0, which sends the sum to everybody, itself included."""
-    n = lax.axis_size(axis)
-    total = x
-    for other in range(1, n):
-        total = total + lax.ppermute(x, axis, [(other, 0)])
-    # Who gets nothing gets zeros.
-    return sum(lax.ppermute(total, axis, [(0, other)]) for other in range(n))
+NOTEBOOK = Path(__file__).parent.parent / "notebooks" / "07_your_own.py"
 
 
-def star_traffic(size, itemsize, n):
-    sent = 2 * (n - 1) * size * itemsize
-    return Traffic(2, 2 * (n - 1), sent / n, sent)
+def of_the_notebook():
+    """The functions that notebooks/07_your_own defines: what users copy is what is tested."""
+    kept = (ast.Import, ast.ImportFrom, ast.FunctionDef)
+    tree = ast.parse(NOTEBOOK.read_text())
+    names: dict = {}
+    body = [node for node in tree.body if isinstance(node, kept)]
+    exec(compile(ast.Module(body, []), NOTEBOOK.name, "exec"), names)
+    return names
 
 
-def ternary(exchange):
-    """TernGrad (Wen et al. 2017, arXiv:1705.07878): -1, 0 or 1 times the largest."""
-
-    def mean(vector, axis, key):
-        mine = jax.random.fold_in(key, lax.axis_index(axis))
-        scale = jnp.abs(vector).max()
-        keep = jax.random.uniform(mine, vector.shape) * scale < jnp.abs(vector)
-        codes = jnp.where(keep, jnp.sign(vector), 0).astype(jnp.int8)
-        scales = lax.all_gather(scale, axis)
-        return (lax.all_gather(codes, axis) * scales[:, None]).mean(0), codes * scale
-
-    def traffic(size, n):
-        return [gather_traffic(size, 1, n), gather_traffic(1, 4, n)]
-
-    return of_vectors(exchange, mean, traffic)
+OWN = of_the_notebook()
 
 
 @pytest.fixture
 def added(monkeypatch):
-    monkeypatch.setitem(ALL_REDUCE, "star", Topology(star, star_traffic))
-    monkeypatch.setitem(REDUCERS, "ternary", ternary)
+    monkeypatch.setitem(ALL_REDUCE, "star", Topology(OWN["star"], OWN["star_traffic"]))
+    monkeypatch.setitem(REDUCERS, "ternary", OWN["ternary"])
 
 
 def test_a_topology_of_ones_own_trains_as_one_device_does(added, blobs):
@@ -69,7 +51,7 @@ def test_a_topology_of_ones_own_trains_as_one_device_does(added, blobs):
 def test_its_messages_are_counted_like_any_other(added):
     row = ledger.row("star", "none", jax.devices()[:8], 1001)
     assert row["bytes_compiled"] == row["bytes_predicted"] > 0
-    seen = rounds_of(star, 8, 33)
+    seen = rounds_of(OWN["star"], 8, 33)
     assert (seen.total, len(seen.messages)) == (2, 14)
     assert {message.target for message in seen.messages if message.round == 1} == {0}
 

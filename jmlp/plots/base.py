@@ -19,7 +19,7 @@ except ImportError:
     raise ConfigError("pictures need matplotlib: pip install 'jmlp[plots]'") from None
 
 BLUE, VERMILION, GREEN, ORANGE = "#0072b2", "#d55e00", "#009e73", "#e69f00"
-SKY, PURPLE, YELLOW, GREY = "#56b4e9", "#cc79a7", "#f0e442", "#8c8c8c"
+SKY, PURPLE, GREY = "#56b4e9", "#cc79a7", "#8c8c8c"
 CYCLE = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY, GREY)
 DASHES = ("-", "--", ":")
 SPLITS = {"train": BLUE, "val": VERMILION, "test": GREEN}
@@ -44,12 +44,11 @@ def new(
     return figure, figure.subplots(rows, columns, squeeze=False, **told)
 
 
-def tidy(axes: Any, grid: str | None = "both") -> None:
+def tidy(axes: Any, grid: str = "both") -> None:
     """Fewer lines: no box, and a grid that stays behind."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_axisbelow(True)
-    if grid:
-        axes.grid(axis=grid, alpha=0.3)
+    axes.grid(axis=grid, alpha=0.3)
 
 
 def look(number: int) -> dict[str, Any]:

@@ -4,8 +4,19 @@ from collections.abc import Sequence
 from statistics import median
 from typing import Any
 
-from jmlp.plots.base import BLUE, GREEN, GREY, ORANGE, SKY, VERMILION, Figure, legend, look, new
-from jmlp.plots.base import tidy as tidied
+from jmlp.plots.base import (
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    SKY,
+    VERMILION,
+    Figure,
+    legend,
+    look,
+    new,
+    tidy,
+)
 
 Row = dict[str, Any]
 PUBLISHED = 0.8833  # of 784-256-128-100-10 on Fashion-MNIST, Xiao, Rasul & Vollgraf 2017
@@ -41,7 +52,7 @@ def speeds(result: Row) -> Figure:
         axes.set_yticks(range(len(some)), [row["name"] for row in some])
         axes.invert_yaxis()
         axes.set(title=case, xlabel=f"samples/s, by those of {against}", xlim=(0, None))
-        tidied(axes, "x")
+        tidy(axes, "x")
         if axes is not panels[0]:
             axes.set_yticklabels([])
     return figure
@@ -61,7 +72,7 @@ def exchanges(result: Row) -> Figure:
             axes.plot(times, [place] * len(times), ".", color="k", ms=4)
         axes.set_yticks(range(len(rows)), [row["name"] for row in rows])
         axes.set(title=f"{size:,} floats", xlabel="ms an exchange")
-        tidied(axes, "x")
+        tidy(axes, "x")
     panels[0].invert_yaxis()
     what = "simulated devices: not a measure of speed" if result["simulated"] else "devices"
     figure.suptitle(f"{recipe['devices']} {what}", fontsize=10)
@@ -122,7 +133,7 @@ def bytes_and_accuracy(
             fontsize=7, color="0.35", wrap=True,
         )  # fmt: skip
     legend(axes, loc="upper left")
-    tidied(axes)
+    tidy(axes)
     return figure
 
 
@@ -184,7 +195,7 @@ def asynchronous(result: Row) -> Figure:
         title="DiLoCo: steps between exchanges",
     )  # fmt: skip
     for axes in (stale, times, local):
-        tidied(axes)
+        tidy(axes)
         legend(axes)
     return figure
 
@@ -222,7 +233,7 @@ def push_pull(result: Row) -> Figure:
                 axes.bar(way, row["median"], color=colors[way])
                 axes.plot([way] * len(speeds), speeds, ".", color="k", ms=4)
         axes.set(title=f"{size} MB", ylabel="exchanges per second")
-        tidied(axes, "y")
+        tidy(axes, "y")
     return figure
 
 
@@ -244,7 +255,7 @@ def reproducible(result: Row) -> Figure:
     )  # fmt: skip
     axes.set_xticks(ticks, list(map(str, ticks)))
     axes.minorticks_off()
-    tidied(axes)
+    tidy(axes)
     legend(axes)
     return figure
 

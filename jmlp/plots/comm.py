@@ -134,10 +134,9 @@ def table(rows: Sequence[Row]) -> Figure:
 
 def _cell(row: Row, column: str) -> str:
     value = row[column]
-    return {
-        "topology": f"{value}", "reducer": f"{value}", "n": f"n={value}",
-        "size": f"{value:,} floats" if isinstance(value, int) else "",
-    }[column]  # fmt: skip
+    if column == "size":
+        return f"{value:,} floats"
+    return f"n={value}" if column == "n" else value
 
 
 def costs(links: Mapping[str, Link], n: int = 8, names: Sequence[str] = FLAT) -> Figure:
