@@ -8,29 +8,37 @@ of one of them: importing it would put the module in the function's place.
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from jmlp.distributed import forks as forks  # it sees forks from here on
+
 if TYPE_CHECKING:
-    from jmlp.build import prepare
     from jmlp.config import Config, load_config
     from jmlp.data import SOURCES
+    from jmlp.distributed.joining import join
     from jmlp.errors import JmlpError
+    from jmlp.estimators import MLPClassifier, MLPRegressor
     from jmlp.inference import evaluate, open_run, predict
-    from jmlp.mesh import make_mesh, simulate_devices
     from jmlp.model import MLP
-    from jmlp.processes import join
-    from jmlp.run import train
-    from jmlp.step import STEPS
+    from jmlp.parallel import STEPS
+    from jmlp.sharding.devices import simulate_devices
+    from jmlp.sharding.mesh import make_mesh
+    from jmlp.training.callbacks import Callback
+    from jmlp.training.run import train
+    from jmlp.training.setup import prepare
 
 _HOME = {
     "Config": "config", "load_config": "config", "SOURCES": "data", "JmlpError": "errors",
-    "join": "processes", "make_mesh": "mesh", "simulate_devices": "mesh", "MLP": "model",
-    "STEPS": "step",
+    "join": "distributed.joining", "make_mesh": "sharding.mesh",
+    "simulate_devices": "sharding.devices", "MLP": "model",
+    "MLPClassifier": "estimators", "MLPRegressor": "estimators",
+    "STEPS": "parallel", "Callback": "training.callbacks",
     "evaluate": "inference", "open_run": "inference", "predict": "inference",
-    "prepare": "build", "train": "run",
+    "prepare": "training.setup", "train": "training.run",
 }  # fmt: skip
 
 __all__ = [
-    "MLP", "SOURCES", "STEPS", "Config", "JmlpError", "evaluate", "join", "load_config",
-    "make_mesh", "open_run", "predict", "prepare", "simulate_devices", "train",
+    "MLP", "SOURCES", "STEPS", "Callback", "Config", "JmlpError", "MLPClassifier", "MLPRegressor",
+    "evaluate", "join", "load_config", "make_mesh", "open_run", "predict", "prepare",
+    "simulate_devices", "train",
 ]  # fmt: skip
 
 
@@ -42,3 +50,7 @@ def __getattr__(name: str) -> Any:
     value = getattr(importlib.import_module(f"jmlp.{_HOME[name]}"), name)
     globals()[name] = value
     return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

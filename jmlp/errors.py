@@ -40,6 +40,16 @@ class CheckpointError(JmlpError):
     """No checkpoint in the directory can be restored; the message lists why."""
 
 
+class MismatchError(CheckpointError):
+    """A checkpoint is whole, but of another model, optimizer or kind of random key."""
+
+    exit_code = 2
+
+
+class GoneError(CheckpointError):
+    """A checkpoint was deleted by the run's writer while it was read: there are newer ones."""
+
+
 class ClusterError(JmlpError):
     """The other processes of a job could not be joined."""
 

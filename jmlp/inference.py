@@ -3,22 +3,42 @@
 import csv
 import io
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeVar
 
+import jax
 import numpy as np
+import optax
 
-from jmlp.build import chosen_step, make_programs, open_checkpoints, resolve_mesh
-from jmlp.checkpoint import Checkpoints
-from jmlp.config import Config
-from jmlp.data.base import Schema, Split
-from jmlp.data.sources import load, read_features, read_labelled
-from jmlp.errors import ConfigError, RunDirError
-from jmlp.processes import is_first
-from jmlp.program import Programs
-from jmlp.rundir import read_config
-from jmlp.step import TrainState
+from jmlp.checkpoint.checkpoints import Checkpoints
+from jmlp.checkpoint.leaves import average_of
+from jmlp.config import Config, parse_config
+from jmlp.config.fields import expanded
+from jmlp.config.sections import MeshConfig
+from jmlp.data.dataset import Dataset, Schema, Split
+from jmlp.data.frames import is_frame
+from jmlp.data.load import features_of, labelled_of, load, read_features, read_labelled
+from jmlp.distributed.agreement import first, is_first
+from jmlp.distributed.forks import refuse_forked
+from jmlp.errors import CheckpointError, ConfigError, DataError, GoneError, RunDirError
+from jmlp.losses import LossLike
+from jmlp.metrics import MetricsLike
+from jmlp.optim import average_weights
+from jmlp.parallel import TrainState, strategy_of
+from jmlp.programs.bundle import Programs
+from jmlp.training.loop import Result
+from jmlp.training.run_dir import read_config
+from jmlp.training.setup import (
+    ModelFactory,
+    make_programs,
+    open_checkpoints,
+    resolve_mesh,
+    selects_best,
+)
+
+T = TypeVar("T")
 
 
 class OpenRun(NamedTuple):
@@ -33,79 +53,232 @@ class OpenRun(NamedTuple):
     """checkpoints that did not verify and were passed over"""
     data_fingerprint: str
 
+    def __repr__(self) -> str:
+        schema = self.schema
+        what = f"{schema.outputs} classes" if schema.classes else ", ".join(schema.target_names)
+        passed = f"; {len(self.problems)} newer passed over" if self.problems else ""
+        return f"OpenRun: step {self.step}, {schema.features} features to {what}{passed}"
 
-def open_run(run_dir: Path | str, config: Config | None = None, which: str = "auto") -> OpenRun:
+
+def open_run(
+    run_dir: Path | str,
+    config: Config | Mapping[str, object] | Path | str | None = None,
+    which: str = "auto",
+    *,
+    model: ModelFactory | None = None,
+    loss: LossLike = None,
+    metrics: MetricsLike = (),
+) -> OpenRun:
     """Restores the weights of the run in `run_dir`; writes nothing there.
 
+    It may be open while the run goes on, and on other devices than the run has.
+
     Args:
-      config: replaces the run's own, e.g. with another mesh.
+      config: replaces the run's own, with a mesh that is taken as it is.
       which: `auto` (the best if the run selects it, else the newest), `best`,
         `last`, or a step.
+      model: the `nnx.Rngs -> nnx.Module` that the run was trained with, if it had its own.
+      loss: what it was trained with, if it had its own. Without it the metrics have no loss.
+      metrics: to evaluate besides those of the config, as for `train`.
 
     Raises:
-      RunDirError: there is no run or no checkpoint.
-      CheckpointError: no checkpoint verifies.
+      RunDirError: there is no run, no checkpoint or no best one, or it has its own model.
+      CheckpointError: no checkpoint verifies, or the one that was named does not.
+      MismatchError: they are of another model.
     """
-    config, mesh = resolve_mesh(config or read_config(run_dir))
-    checkpoints = open_checkpoints(config, Path(run_dir) / "checkpoints")
+    refuse_forked()
+    run_dir = expanded(run_dir)
+    settings = for_reading(read_config(run_dir)) if config is None else parse_config(config)
+    checkpoints = open_checkpoints(settings, run_dir / "checkpoints")
+
+    def pick() -> tuple[int, list[str], list[int]]:
+        step, lost, steps = first(_pick, run_dir, which, settings, checkpoints)
+        return step, lost, steps  # lists, on the way between processes
+
+    meta = _patiently(lambda: checkpoints.readable_meta(pick()[0]))
+    if "model" in meta["custom"] and model is None:
+        raise RunDirError(
+            f"{run_dir} was trained from Python with its own model; "
+            "give it: jmlp.open_run(run_dir, model=...)"
+        )
+    schema = Schema.model_validate(meta["schema"])
+    averaged = bool(average_of(meta["digests"]))
+    settings, programs = reading_programs(settings, schema, averaged, model, loss, metrics)
+    if "loss" in meta["custom"] and loss is None:
+        programs.drop_metric("loss")
+
+    def read() -> OpenRun:
+        step, lost, steps = pick()
+        found = checkpoints.restore(
+            programs.abstract, programs.shardings, step=step, weights_only=True
+        )
+        assert found is not None
+        problems = (*lost, *found.problems)
+        if which not in ("auto", "last") and found.step != step:
+            raise CheckpointError(
+                f"{run_dir}: {' '.join(problems)}\nAnother one can be used: --checkpoint=last is "
+                f"step {found.step}; there are {steps}"
+            )
+        fingerprint = found.meta["data"]
+        return OpenRun(settings, schema, programs, found.state, found.step, problems, fingerprint)
+
+    return _patiently(read)
+
+
+def _patiently(read: Callable[[], T]) -> T:
+    """Reads again where the run has deleted meanwhile what was to be read."""
+    for _ in range(20):
+        with suppress(GoneError):
+            return read()
+    return read()
+
+
+def for_reading(config: Config) -> Config:
+    """`config` with a mesh of the devices that are here, its own if they suffice."""
+    here, mesh = jax.device_count(), config.mesh
+    split = mesh.fsdp * mesh.pipe * mesh.model
+    alone = jax.process_count() == 1
+    strategy = strategy_of(config)
+    if alone and (strategy.one_device or not strategy.any_order):
+        mine = MeshConfig(data=1)
+    elif alone and mesh.size(here) <= here:
+        mine = mesh
+    elif here % split:
+        mine = MeshConfig(fsdp=here)  # what one device may be too small for
+    else:
+        mine = mesh.model_copy(update={"data": "auto"})
+    return config.model_copy(update={"mesh": mine})
+
+
+def reading_programs(
+    config: Config,
+    schema: Schema,
+    averaged: bool,
+    model: ModelFactory | None,
+    loss: LossLike,
+    metrics: MetricsLike,
+) -> tuple[Config, Programs]:
+    """What evaluates, on the config's mesh whatever the step; and the config with its sizes."""
+    mesh = config.mesh  # arrays at rest are cut over pipe as over fsdp
+    mesh = mesh.model_copy(update={"fsdp": mesh.fsdp * mesh.pipe, "pipe": 1})
+    parts = {name: getattr(config, name) for name in ("seed", "data", "model", "optim", "train")}
+    plain = Config(**parts, mesh=mesh)
+    plain, made = resolve_mesh(plain)
+    # Sums over the rows are then the same on any mesh.
+    plain = plain.model_copy(update={"reproducible": config.reproducible})
+    tx = average_weights(0.0) if averaged else optax.identity()
+    programs = make_programs(
+        plain, schema, made, total_steps=1, model=model, tx=tx, loss=loss, metrics=metrics
+    )
+    return config.model_copy(update={"mesh": plain.mesh}), programs
+
+
+def _pick(
+    run_dir: Path, which: str, config: Config, checkpoints: Checkpoints
+) -> tuple[int, list[str], list[int]]:
+    """The step that `which` means, what to say if a run's best is not the one it had; all steps."""
     steps = checkpoints.steps()
     if not steps:
         raise RunDirError(f"{run_dir} has no checkpoint yet. Run jmlp train on it first.")
-    step = _pick(which, config, checkpoints, steps)
-    schema = Schema.model_validate(checkpoints.readable_meta(step)["schema"])
-    programs = make_programs(config, schema, mesh, total_steps=1)
-    seen: dict[str, Any] = {}
-
-    def accept(meta: dict[str, Any]) -> None:
-        seen.update(meta)
-        if meta["custom"]:
-            raise RunDirError(
-                f"{run_dir} was trained from Python with its own {' and '.join(meta['custom'])}; "
-                "use it from Python: jmlp.train with the same arguments continues it"
-            )
-
-    restored = checkpoints.restore(
-        programs.abstract,
-        programs.shardings,
-        step=step,
-        accept=accept,
-        params_only=not config.optim.ema,  # averaged weights lie in the optimizer's state
-    )
-    assert restored is not None
-    return OpenRun(
-        config, schema, programs, restored.state, restored.step, restored.problems, seen["data"]
-    )
-
-
-def _pick(which: str, config: Config, checkpoints: Checkpoints, steps: list[int]) -> int | None:
-    if which == "auto":
-        return chosen_step(config, checkpoints)
-    if which == "best":
-        return checkpoints.best_step()
-    if which == "last":
-        return steps[-1]
+    if which == "last" or (which == "auto" and not selects_best(config)):
+        return steps[-1], [], steps
+    if which in ("auto", "best"):
+        told, best = checkpoints.told_best(), checkpoints.best_step()
+        if checkpoints.steps() != steps:  # the best may have been looked for among some only
+            raise GoneError(f"{checkpoints.directory} has changed while the best was looked for")
+        if told == best and best is not None:
+            return best, [], steps
+        at = checkpoints.directory
+        if told is None or best is None:
+            lost = f"{at}: no checkpoint is the best one, as none has a val {checkpoints.monitor}"
+        else:
+            lost = f"{at}: the best step, {told}, cannot be used; the best of the others is {best}"
+        if which == "best":
+            raise RunDirError(f"{lost}. Choose --checkpoint=last or one of {steps}")
+        return best or steps[-1], [lost], steps
     if not which.isdigit() or int(which) not in steps:
         raise ConfigError(f"checkpoint {which!r}: expected best, last or one of {steps}")
-    return int(which)
+    return int(which), [], steps
 
 
-def splits(run: OpenRun, data: str | None = None) -> dict[str, Split]:
-    """The splits of the run's data, or the rows of the file `data` as one called so."""
+Trained = OpenRun | Result | Path | str
+"""A run that was opened, the result of `jmlp.train`, or a run directory"""
+
+
+def _opened(run: Trained) -> OpenRun:
+    refuse_forked()
+    if isinstance(run, OpenRun):
+        return run
+    if isinstance(run, Result):
+        config, dataset, programs, _ = run.setup
+        step = int(run.state.step)
+        return OpenRun(
+            config, dataset.schema, programs, run.state, step, (), dataset.fingerprint
+        )  # fmt: skip
+    if isinstance(run, str | Path):
+        return open_run(run)
+    raise ConfigError(
+        f"run: {type(run).__name__}; expected what jmlp.open_run or jmlp.train returns, or a "
+        "run directory"
+    )
+
+
+def splits(run: OpenRun, data: object = None) -> dict[str, Split]:
+    """The splits of the run's data, or the rows of `data` as one called so."""
+    if isinstance(data, str | Path):
+        return {"data": read_labelled(str(data), run.schema)}
     if data is not None:
-        return {"data": read_labelled(data, run.schema)}
-    dataset = load(run.config.data, run.config.seed)
+        return {"data": labelled_of(schema=run.schema, **_rows(data))}
+    if not (run.config.data.name or run.config.data.path):
+        raise RunDirError(
+            "the rows of this run were given from Python. Give those to evaluate: "
+            "jmlp.evaluate(run, (x, y)), or --data FILE"
+        )
+    config, loss = run.config.data, run.programs.evaluation.loss
+    dataset = load(config, config.split_seed, targets=loss.targets)
     if dataset.fingerprint != run.data_fingerprint:
         raise RunDirError(
             f"the data has changed since the run: fingerprint {dataset.fingerprint[:12]}, "
             f"{run.data_fingerprint[:12]} then. To evaluate other rows name them: --data FILE"
         )
-    found = {"train": dataset.train, "val": dataset.val, "test": dataset.test}
-    return {name: split for name, split in found.items() if split}
+    return _by_name(dataset)
 
 
-def evaluate(run: OpenRun, data: str | None = None) -> dict[str, dict[str, float]]:
-    """Metrics of every split of the run's data, or of the file `data`, exactly."""
-    return score(run, splits(run, data))
+def _by_name(dataset: Dataset) -> dict[str, Split]:
+    splits = zip(("train", "val", "test"), dataset[:3], strict=True)
+    return {name: split for name, split in splits if split}
+
+
+def _rows(data: object) -> dict[str, object]:
+    """x, y and perhaps weight; None for y where x is a table that has them."""
+    if isinstance(data, Mapping) and set(data) in ({"x", "y"}, {"x", "y", "weight"}):
+        return dict(data)
+    if isinstance(data, Mapping) or is_frame(data):
+        return {"x": data, "y": None}
+    if isinstance(data, tuple | list) and len(data) == 2:
+        return {"x": data[0], "y": data[1]}
+    raise DataError(
+        "data: expected the path of a file, (x, y), {'x': ..., 'y': ..., 'weight': ...}, or a "
+        f"DataFrame with the columns of the targets; got {type(data).__name__}"
+    )
+
+
+def evaluate(run: Trained, data: object = None) -> dict[str, dict[str, float]]:
+    """Metrics of every split of the run's data, or of the rows in `data`, exactly.
+
+    Args:
+      run: what `open_run` or `train` returned, or a run directory.
+      data: raw labelled rows as they were given to `train`: a file's path, `(x, y)`, a
+        mapping of x, y and weight, or a DataFrame with those. Metrics are then under "data".
+
+    Raises:
+      DataError: names the file or argument, the row and column.
+      RunDirError: the run's own data is not what it was, or was given from Python.
+    """
+    opened = _opened(run)
+    if isinstance(run, Result) and data is None:
+        return score(opened, _by_name(run.setup.dataset))
+    return score(opened, splits(opened, data))
 
 
 def score(run: OpenRun, found: dict[str, Split]) -> dict[str, dict[str, float]]:
@@ -121,25 +294,42 @@ class Predictions(NamedTuple):
     missing: int
     """rows that could not be predicted (data.missing=drop): empty in every column"""
 
+    def __repr__(self) -> str:
+        rows = len(next(iter(self.columns.values()), ()))
+        names = list(self.columns)
+        some = ", ".join(names[:8]) + (f", ... ({len(names)} in all)" if len(names) > 8 else "")
+        missing = f", {self.missing} of them empty" if self.missing else ""
+        return f"Predictions: {rows} rows{missing}; columns {some}"
 
-def predict(run: OpenRun, x: np.ndarray, valid: np.ndarray | None = None) -> Predictions:
-    """Predictions for scaled rows `x` (N, F), as `read_features` returns them."""
+
+def predict(run: Trained, x: object) -> Predictions:
+    """Predictions for raw rows, prepared as the training rows were.
+
+    Args:
+      run: what `open_run` or `train` returned, or a run directory.
+      x: (N, F) rows in the units of the training data: an array, lists, a DataFrame, a mapping
+        of names to columns, or the path of a file. Columns are matched by name where both the
+        run and x have names, whatever their order.
+
+    Returns:
+      A row for each of x, the same as `jmlp predict` writes.
+
+    Raises:
+      DataError: a column is missing or no number, x has not F of them, or a value is missing
+        and `data.missing` is error.
+    """
+    run = _opened(run)
+    found = read_features(str(x), run.schema) if isinstance(x, str | Path) else None
+    return _predicted(run, *(found or features_of(x, run.schema)))
+
+
+def _predicted(run: OpenRun, x: np.ndarray, valid: np.ndarray) -> Predictions:
+    """Of prepared rows (N, F), as `read_features` returns them."""
     outputs = run.programs.outputs(run.state, x).astype(np.float64)
-    valid = np.ones(len(x), bool) if valid is None else valid
     outputs[~valid] = np.nan
-    schema = run.schema
-    if schema.task == "regression":
-        values = outputs * np.array(schema.y_scale) + np.array(schema.y_mean)
-        columns = {name: values[:, i] for i, name in enumerate(schema.target_names)}
-        return Predictions(columns, int((~valid).sum()))
-    shifted = outputs - outputs.max(1, initial=-np.inf, keepdims=True)
-    chance = np.exp(shifted)
-    chance /= chance.sum(1, keepdims=True)
-    best = np.where(valid, outputs.argmax(1), 0) if len(x) else np.zeros(0, int)
-    labels = np.array(schema.classes, object)[best]
-    labels[~valid] = None
-    columns = {"prediction": labels}
-    columns |= {f"p_{label}": chance[:, i] for i, label in enumerate(schema.classes)}
+    columns = run.programs.evaluation.loss.predictions(outputs, run.schema)
+    for column in columns.values():
+        column[~valid] = None if column.dtype == object else np.nan
     return Predictions(columns, int((~valid).sum()))
 
 
@@ -147,7 +337,7 @@ def predict_file(run: OpenRun, source: str, out: Path) -> Predictions:
     """Predicts every row of the file `source` and writes the table to `out`."""
     check_out(out)
     x, valid = read_features(source, run.schema)
-    predictions = predict(run, x, valid)
+    predictions = _predicted(run, x, valid)
     if not is_first():
         return predictions
     temporary = out.with_name(f".{out.name}.{os.getpid()}")
@@ -180,7 +370,7 @@ def _write_csv(path: Path, columns: dict[str, np.ndarray]) -> None:
     path.write_text(text.getvalue())
 
 
-def _empty(value: Any) -> bool:
+def _empty(value: object) -> bool:
     return value is None or (isinstance(value, float) and np.isnan(value))
 
 

@@ -1,72 +1,165 @@
 """From a config's optimizer section to one optax transformation.
 
-The order is: clip, direction (Adam, Lion, ...), decoupled decay of kernels,
-times the learning rate, and last the moving average of weights, which sees the
-very update that is applied. Accumulation and reduction over devices come
+The order is: L2 penalty, clip, direction (Adam, Lion, ...), decoupled decay of
+kernels, times the learning rate, and last the moving average of weights, which
+sees the very update that is applied. Accumulation and reduction over devices come
 before all of it, in the step.
+
+An optimizer is a function from the section to its direction, and a line in `OPTIMIZERS`; its
+settings are a subclass of `OptimConfig`. A schedule is a function, and a line in `SCHEDULES`.
 """
 
-from typing import Any, NamedTuple
+from __future__ import annotations
 
-import jax
-import jax.numpy as jnp
-import optax
-from optax.contrib import MuonDimensionNumbers, scale_by_muon
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeAlias
 
+from jmlp.config.sections import OptimConfig
+from jmlp.config.tables import Lines
+from jmlp.deferred import lazy_imports
 from jmlp.errors import ConfigError
-from jmlp.sections import OptimConfig
+from jmlp.sharding.layout import path_of
+from jmlp.types import Grads, OptState, Params, PyTree
+
+with lazy_imports():
+    import jax
+    import jax.numpy as jnp
+    import optax
+    from optax import contrib
+
+Direction: TypeAlias = "Callable[[Any], optax.GradientTransformation]"
+"""a config's `optim` section -> where to go, before decay and the learning rate"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimizer:
+    """A line of `OPTIMIZERS`: a direction, with its settings and facts."""
+
+    direction: Direction | None = None
+    """None: along the gradient"""
+    settings: type[OptimConfig] = OptimConfig
+    """a config's `optim` section with it; the keys that it adds are the settings of its own"""
+    after_decay: Direction | None = None
+    """what goes over the direction and the decay together"""
+    decays: bool = True
+    """whether it takes `optim.weight_decay`"""
+    each_number: bool = False
+    """whether it goes number by number, so that a part of an array can be updated alone"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """A line of `SCHEDULES`: how the learning rate moves after the warm-up."""
+
+    rates: Callable[[OptimConfig, int], optax.Schedule]
+    """(a config's `optim` section, steps) -> learning rate of step 0 .. steps - 1"""
+    warms_up: bool = False
+    """it has a warm-up of its own, and is given all steps"""
 
 
 def learning_rate(config: OptimConfig, total_steps: int) -> optax.Schedule:
     """Learning rate as a function of the step, 0 .. total_steps - 1."""
-    peak, end = config.learning_rate, config.learning_rate * config.final_fraction
-    if config.schedule == "one_cycle":
-        # optax warms up from peak/25 over pct_start; Smith & Topin 2018 take 0.3.
-        rise = config.warmup or 0.3
-        return optax.cosine_onecycle_schedule(max(total_steps, 2), peak, pct_start=rise)
+    schedule, peak = SCHEDULES[config.schedule], config.learning_rate
+    if schedule.warms_up:
+        return schedule.rates(config, total_steps)
     warm = round(config.warmup * total_steps)
-    rest = max(total_steps - warm, 1)
-    after = {
-        "constant": lambda: optax.constant_schedule(peak),
-        "cosine": lambda: optax.cosine_decay_schedule(peak, rest, config.final_fraction),
-        "linear": lambda: optax.linear_schedule(peak, end, rest),
-    }[config.schedule]()
+    after = schedule.rates(config, max(total_steps - warm, 1))
     if not warm:
         return after
     # From peak/warm, not 0: the first step of a run should do something.
     return optax.join_schedules([optax.linear_schedule(peak / warm, peak, warm), after], [warm])
 
 
-def make_optimizer(config: OptimConfig, total_steps: int) -> optax.GradientTransformation:
-    """The optax transformation that `config` describes."""
-    if config.name == "adam" and config.weight_decay:
-        raise ConfigError("optim.name=adam has no weight decay; use adamw for the decoupled kind")
+def make_optimizer(
+    config: OptimConfig, total_steps: int, freeze: Sequence[str] = ()
+) -> optax.GradientTransformation:
+    """The optax transformation that `config` describes.
+
+    Args:
+      config: its learning rate, decay, penalty and momenta may be traced arrays.
+      freeze: patterns on paths of parameters whose updates are zero.
+    """
+    kind = OPTIMIZERS[config.name]
+    decays = _is_on(config.weight_decay)
+    if decays and not kind.decays:
+        raise ConfigError(
+            f"optim.name={config.name} has no weight decay; use adamw for the decoupled kind"
+        )
     rate = learning_rate(config, total_steps)
     parts: list[optax.GradientTransformation] = []
+    if _is_on(config.l2):
+        parts.append(optax.add_decayed_weights(config.l2, kernels))
     if config.clip_norm is not None:
-        parts.append(optax.clip_by_global_norm(config.clip_norm))
-    parts += _direction(config)
+        parts.append(clip_by_global_norm(config.clip_norm))
+    if kind.direction:
+        parts.append(kind.direction(config))
+    if decays:
+        parts.append(optax.add_decayed_weights(config.weight_decay, kernels))
+    if kind.after_decay:
+        parts.append(kind.after_decay(config))
     parts.append(optax.scale_by_learning_rate(rate))
+    if freeze:
+        parts.append(hold(freeze))
     if config.ema:
         parts.append(average_weights(config.ema))
     return optax.chain(*parts)
 
 
-def _direction(config: OptimConfig) -> list[optax.GradientTransformation]:
-    b2 = config.b2 if config.b2 is not None else (0.99 if config.name == "lion" else 0.999)
-    adam = scale_by_adam(config.b1, b2, config.eps)
-    before, after = {
-        "sgd": ([], []),
-        "momentum": ([optax.trace(config.momentum)], []),
-        "adam": ([adam], []),
-        "adamw": ([adam], []),
-        "muon": ([_muon(config)], []),
-        "lion": ([optax.scale_by_lion(config.b1, b2)], []),
-        # LAMB's trust ratio is taken after decay has been added (You et al. 2020, alg. 2).
-        "lamb": ([adam], [optax.scale_by_trust_ratio()]),
-    }[config.name]
-    decay = [optax.add_decayed_weights(config.weight_decay, kernels)] if config.weight_decay else []
-    return [*before, *decay, *after]
+def hold(patterns: Sequence[str]) -> optax.GradientTransformation:
+    """No update, nor decay, of parameters on paths that one of the patterns matches."""
+
+    def held(params: Params) -> PyTree:
+        return jax.tree_util.tree_map_with_path(
+            lambda path, _: any(re.search(p, path_of(path)) for p in patterns), params
+        )
+
+    return optax.masked(optax.set_to_zero(), held)
+
+
+def _is_on(number: float | jax.Array) -> bool:
+    """Whether it does anything; of one that is traced nobody knows, and it may."""
+    return not isinstance(number, int | float) or number != 0
+
+
+def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
+    """optax's of that name, for gradients of any size; the same bits where optax's are right.
+
+    optax squares the gradients as they are: of 2e19 and more the norm is infinite and the
+    step zero, of 1e-23 and less it is zero. There they are scaled to size 1 first, by a power
+    of two, which rounds nothing.
+    """
+
+    def clipped(updates: Grads, norm: jax.Array, bound: jax.Array | float) -> Grads:
+        # Divided before it is multiplied, as optax does: bound / norm may be subnormal.
+        return jax.tree.map(lambda t: jnp.where(norm < bound, t, (t / norm) * max_norm), updates)
+
+    def rescaled(updates: Grads) -> Grads:
+        largest = jnp.max(jnp.stack([jnp.max(jnp.abs(t), initial=0) for t in _leaves(updates)]))
+        scale = jnp.ldexp(jnp.float32(1), jnp.clip(-jnp.frexp(largest)[1], -126, 126))
+        small = jax.tree.map(lambda t: t * scale, updates)
+        norm = optax.tree.norm(small)
+        fits = norm < max_norm * scale
+        return jax.tree.map(
+            lambda t, whole: jnp.where(fits, whole, t), clipped(small, norm, 0.0), updates
+        )
+
+    def update(
+        updates: Grads, state: OptState, params: Params | None = None
+    ) -> tuple[Grads, OptState]:
+        norm = optax.tree.norm(updates)
+        # A branch of its own: inside one expression the compiler would round otherwise.
+        plain = jnp.isfinite(norm) & (norm > 1e-15)
+        return jax.lax.cond(
+            plain, lambda updates: clipped(updates, norm, max_norm), rescaled, updates
+        ), state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
+def _leaves(tree: Grads) -> list[jax.Array]:
+    return jax.tree.leaves(tree) or [jnp.zeros(())]
 
 
 def scale_by_adam(b1: float, b2: float, eps: float) -> optax.GradientTransformation:
@@ -77,7 +170,10 @@ def scale_by_adam(b1: float, b2: float, eps: float) -> optax.GradientTransformat
     """
     optaxs = optax.scale_by_adam(b1, b2, eps)
 
-    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, optax.ScaleByAdamState]:
+    def update(
+        updates: Grads, state: OptState, params: Params | None = None
+    ) -> tuple[Grads, optax.ScaleByAdamState]:
+        assert isinstance(state, optax.ScaleByAdamState)  # which `init` made
         count = optax.safe_increment(state.count)
         by_mu, by_nu = (1 / (1 - jnp.float32(b) ** count) for b in (b1, b2))
         mu = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.mu, updates)
@@ -94,32 +190,96 @@ def _muon(config: OptimConfig) -> optax.GradientTransformation:
     Not `optax.contrib.muon`: that one decays the biases of its Adam part.
     """
 
-    def labels(params: Any) -> Any:
-        def label(path: tuple[Any, ...], leaf: jax.Array) -> str:
+    def labels(params: Params) -> PyTree:
+        def label(path: jax.tree_util.KeyPath, leaf: jax.Array) -> str:
             is_head = any(getattr(part, "key", None) == "head" for part in path)
             return "muon" if leaf.ndim == 2 and not is_head else "adam"
 
         return jax.tree_util.tree_map_with_path(label, params)
 
-    def as_matrices(params: Any) -> Any:
-        return jax.tree.map(lambda _: MuonDimensionNumbers(0, 1), params)
+    def as_matrices(params: Params) -> PyTree:
+        return jax.tree.map(lambda _: contrib.MuonDimensionNumbers(0, 1), params)
 
-    def match_rms(updates: Any, params: Any) -> Any:
+    def match_rms(updates: Grads, params: Params | None) -> Grads:
         # Brings Muon's updates to the size of Adam's (Liu et al. 2025, arXiv:2502.16982,
         # eq. 4), so that one learning rate and one decay serve both.
         return jax.tree.map(lambda u: 0.2 * max(u.shape) ** 0.5 * u, updates)
 
-    b2 = 0.999 if config.b2 is None else config.b2
     direction = optax.chain(
-        scale_by_muon(beta=config.momentum, weight_dimension_numbers=as_matrices),
+        contrib.scale_by_muon(beta=config.momentum, weight_dimension_numbers=as_matrices),
         optax.stateless(match_rms),
     )
-    return optax.partition(
-        {"muon": direction, "adam": scale_by_adam(config.b1, b2, config.eps)}, labels
-    )
+    return optax.partition({"muon": direction, "adam": _adam(config)}, labels)
 
 
-def kernels(params: Any) -> Any:
+def _momentum(config: OptimConfig) -> optax.GradientTransformation:
+    return optax.trace(config.momentum)
+
+
+def _adam(config: OptimConfig) -> optax.GradientTransformation:
+    return scale_by_adam(config.b1, 0.999 if config.b2 is None else config.b2, config.eps)
+
+
+def _lion(config: OptimConfig) -> optax.GradientTransformation:
+    return optax.scale_by_lion(config.b1, 0.99 if config.b2 is None else config.b2)
+
+
+def _trust_ratio(config: OptimConfig) -> optax.GradientTransformation:
+    return optax.scale_by_trust_ratio()
+
+
+def _optimizer(given: Optimizer | Direction) -> Optimizer:
+    return given if isinstance(given, Optimizer) else Optimizer(direction=given)
+
+
+OPTIMIZERS: Lines[Optimizer] = Lines({
+    "sgd": Optimizer(each_number=True),
+    "momentum": Optimizer(direction=_momentum, each_number=True),
+    "adam": Optimizer(direction=_adam, decays=False, each_number=True),
+    "adamw": Optimizer(direction=_adam, each_number=True),
+    "lion": Optimizer(direction=_lion, each_number=True),
+    # LAMB's trust ratio is taken after decay has been added (You et al. 2020, alg. 2).
+    "lamb": Optimizer(direction=_adam, after_decay=_trust_ratio),
+    "muon": _muon,
+}, whole=_optimizer)  # fmt: skip
+"""The optimizers by the names that `optim.name` takes; one's own may be added, also a function
+`config -> optax.GradientTransformation` alone, without the learning rate."""
+
+
+def _constant(config: OptimConfig, steps: int) -> optax.Schedule:
+    return optax.constant_schedule(config.learning_rate)
+
+
+def _cosine(config: OptimConfig, steps: int) -> optax.Schedule:
+    return optax.cosine_decay_schedule(config.learning_rate, steps, config.final_fraction)
+
+
+def _linear(config: OptimConfig, steps: int) -> optax.Schedule:
+    end = config.learning_rate * config.final_fraction
+    return optax.linear_schedule(config.learning_rate, end, steps)
+
+
+def _one_cycle(config: OptimConfig, steps: int) -> optax.Schedule:
+    # optax warms up from peak/25 over pct_start; Smith & Topin 2018 take 0.3.
+    rise = config.warmup or 0.3
+    return optax.cosine_onecycle_schedule(max(steps, 2), config.learning_rate, pct_start=rise)
+
+
+def _schedule(given: Any) -> Schedule:
+    return given if isinstance(given, Schedule) else Schedule(rates=given)
+
+
+SCHEDULES: Lines[Schedule] = Lines({
+    "constant": _constant,
+    "cosine": _cosine,
+    "linear": _linear,
+    "one_cycle": Schedule(rates=_one_cycle, warms_up=True),
+}, whole=_schedule)  # fmt: skip
+"""The schedules by the names that `optim.schedule` takes; one's own may be added, also a
+function `(config, steps) -> optax.Schedule` alone."""
+
+
+def kernels(params: Params) -> PyTree:
     """True for what decays: matrices. Biases and norm scales are left alone."""
     return jax.tree.map(lambda leaf: leaf.ndim >= 2, params)
 
@@ -128,7 +288,7 @@ class AveragedWeights(NamedTuple):
     """State of `average_weights`: `average` has the parameters' tree."""
 
     steps: jax.Array
-    average: Any
+    average: Params
 
 
 def average_weights(decay: float) -> optax.GradientTransformation:
@@ -138,10 +298,13 @@ def average_weights(decay: float) -> optax.GradientTransformation:
     short run is not held back by the initial weights.
     """
 
-    def init(params: Any) -> AveragedWeights:
+    def init(params: Params) -> AveragedWeights:
         return AveragedWeights(jnp.zeros((), jnp.int32), jax.tree.map(jnp.copy, params))
 
-    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+    def update(
+        updates: Grads, state: OptState, params: Params | None = None
+    ) -> tuple[Grads, OptState]:
+        assert isinstance(state, AveragedWeights)  # which `init` made
         if params is None:
             raise ValueError("average_weights needs params: call tx.update(grads, state, params)")
         t = state.steps.astype(jnp.float32)
@@ -153,7 +316,7 @@ def average_weights(decay: float) -> optax.GradientTransformation:
     return optax.GradientTransformation(init, update)
 
 
-def evaluation_params(params: Any, opt_state: Any) -> Any:
+def evaluation_params(params: Params, opt_state: OptState) -> Params:
     """The averaged weights if the optimizer keeps them, else `params`."""
     is_average = lambda node: isinstance(node, AveragedWeights)  # noqa: E731
     for node in jax.tree.leaves(opt_state, is_leaf=is_average):

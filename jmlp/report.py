@@ -1,12 +1,24 @@
-"""What a person sees of a run: notes, a progress bar or plain lines, curves.png."""
+"""What a person sees of a run: notes, a progress bar or plain lines."""
 
+import io
+import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
+from collections.abc import Generator
+from contextlib import ExitStack, contextmanager, suppress
+from typing import TYPE_CHECKING, TextIO
 
-from jmlp.errors import ConfigError
+from jmlp.errors import JmlpError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress, TaskID
+    from rich.table import Table
+
+
+def _in_notebook() -> bool:
+    """Whether this is a kernel of Jupyter's."""
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return hasattr(shell, "kernel")
 
 
 class Reporter:
@@ -16,14 +28,22 @@ class Reporter:
       console: a rich Console; None tells nothing but warnings, on stderr.
     """
 
-    def __init__(self, console: Any = None):
+    def __init__(self, console: "Console | None" = None):
         self._console = console
-        self._bar: Any = None
-        self._task: Any = None
+        self._bar: Progress | None = None
+        self._task: TaskID | None = None
 
     @classmethod
     def quiet(cls) -> "Reporter":
         return cls(None)
+
+    @classmethod
+    def heard(cls, verbose: bool | None) -> "Reporter":
+        """For a call from Python; None: where somebody looks on, a terminal or a notebook."""
+        notebook = _in_notebook()
+        if not (_is_terminal(sys.stderr) or notebook if verbose is None else verbose):
+            return cls.quiet()
+        return cls(_console(stderr=not notebook))
 
     @classmethod
     def silent(cls) -> "Reporter":
@@ -34,7 +54,7 @@ class Reporter:
         if self._console:
             self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
-    def table(self, table: Any) -> None:
+    def table(self, table: "Table") -> None:
         if self._console:
             self._console.print(table)
 
@@ -45,7 +65,7 @@ class Reporter:
             print(f"jmlp: warning: {text}", file=sys.stderr, flush=True)
 
     @contextmanager
-    def progress(self, step: int, total: int) -> Iterator[None]:
+    def progress(self, step: int, total: int) -> Generator[None, None, None]:
         """Shows a bar inside, where there is a terminal."""
         if not (self._console and self._console.is_terminal):
             yield
@@ -71,7 +91,7 @@ class Reporter:
                 self._bar = None
 
     def advance(self, step: int, loss: float, samples_per_second: float) -> None:
-        if self._bar is not None:
+        if self._bar is not None and self._task is not None:
             said = f"loss {loss:.4f}  {samples_per_second:,.0f} samples/s"
             self._bar.update(self._task, completed=step, said=said)
 
@@ -81,20 +101,106 @@ class Reporter:
         held_out = "  ".join(f"{split} {name} {value:.4f}" for name, value in metrics.items())
         self.note(f"epoch {epoch:6.2f}  step {step:6d}  train loss {loss:.4f}  {held_out}")
 
-    def curves(self, run_dir: Path, summary: dict[str, Any]) -> None:
-        """Draws curves.png, where matplotlib is."""
-        try:
-            from jmlp.plots.base import save
-            from jmlp.plots.run import run_curves
 
-            save(run_curves(run_dir, summary.get("server")), run_dir / "curves.png")
-        except ConfigError as error:  # the run itself is done and kept
-            self.note(f"curves.png left out: {error}")
+class Spared(Reporter):
+    """Another reporter, whose failures are warnings: once a kind, and the run goes on."""
+
+    def __init__(self, inner: Reporter):
+        super().__init__()
+        self._inner = inner
+        self._failed: set[str] = set()
+
+    @contextmanager
+    def spare(self, what: str) -> Generator[None, None, None]:
+        """Inside, an error is a warning that names `what`; jmlp's own errors are raised."""
+        try:
+            yield
+        except JmlpError:
+            raise
+        except Exception as error:  # of a disk, a terminal, a library: nothing to stop for
+            if what not in self._failed:
+                self._failed.add(what)
+                said = (str(error).splitlines() or [""])[0][:200]
+                self.warn(f"{what}: {type(error).__name__}: {said}; the run goes on without it")
+
+    def note(self, text: str) -> None:
+        with self.spare("what is shown"):
+            self._inner.note(text)
+
+    def table(self, table: "Table") -> None:
+        with self.spare("what is shown"):
+            self._inner.table(table)
+
+    def warn(self, text: str) -> None:
+        try:
+            self._inner.warn(text)
+        except JmlpError:
+            raise
+        except Exception:  # nowhere is left to say it but here
+            with suppress(Exception):
+                print(f"jmlp: warning: {text}", file=sys.stderr, flush=True)
+
+    @contextmanager
+    def progress(self, step: int, total: int) -> Generator[None, None, None]:
+        shown = ExitStack()
+        with self.spare("the progress bar"):
+            shown.enter_context(self._inner.progress(step, total))
+        try:
+            yield
+        finally:
+            with self.spare("the progress bar"):
+                shown.close()
+
+    def advance(self, step: int, loss: float, samples_per_second: float) -> None:
+        with self.spare("the progress bar"):
+            self._inner.advance(step, loss, samples_per_second)
+
+    def event(
+        self, step: int, epoch: float, loss: float, split: str | None, metrics: dict[str, float]
+    ) -> None:
+        with self.spare("what is shown"):
+            self._inner.event(step, epoch, loss, split, metrics)
+
+
+def on_terminal(stderr: bool) -> Reporter:
+    """Tells on stdout or stderr, whatever these can take."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")  # a class called 'espèce', in ascii
+    return Spared(Reporter(_console(stderr)))
+
+
+def _is_terminal(stream: TextIO | None) -> bool:
+    return stream is not None and not stream.closed and stream.isatty()
+
+
+def _console(stderr: bool) -> "Console":
+    """A rich Console that neither ends the process nor draws a kernel's own kind of output."""
+    from rich.console import Console
+
+    class Lasting(Console):
+        def on_broken_pipe(self) -> None:  # rich's own ends the process
+            self.quiet = True
+            if stderr:  # where it would be said; stdout goes on
+                return
+            hang_up()
+            print("jmlp: warning: stdout is closed: no more is shown", file=sys.stderr, flush=True)
+
+    # Asked of the stream itself: notebooks set FORCE_COLOR, and a bar would fill their cells.
+    terminal = _is_terminal(sys.stderr if stderr else sys.stdout)
+    # A file or a pipe has no width to keep to.
+    width = None if terminal else 200
+    return Lasting(stderr=stderr, force_terminal=terminal, force_jupyter=False, width=width)
+
+
+def hang_up() -> None:
+    """Sends what is still to be written to a closed stdout nowhere."""
+    with suppress(Exception):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, 1)
+        os.close(nowhere)
 
 
 class _Silent(Reporter):
     def warn(self, text: str) -> None:
-        pass
-
-    def curves(self, run_dir: Path, summary: dict[str, Any]) -> None:
         pass

@@ -41,10 +41,10 @@ test = result.setup.dataset.test
 plots.evaluation(run.programs, run.state, test)
 
 # %%
-predicted = jmlp.predict(run, test.x[:20]).columns["prediction"].astype(int)
-true = test.y[:20]
 schema = result.setup.dataset.schema
-pixels = test.x[:20] * schema.x_scale + schema.x_mean  # rows are kept as the model takes them
+pixels = test.x[:20] * schema.x_scale + schema.x_mean  # a data set has rows as the model takes them
+predicted = jmlp.predict(run, pixels).columns["prediction"].astype(int)  # a run takes raw ones
+true = test.y[:20]
 titles = [f"{p}" if p == t else f"{p}, not {t}" for p, t in zip(predicted, true, strict=True)]
 plots.images(pixels, titles, wrong=predicted != true)
 
@@ -72,12 +72,12 @@ plots.evaluation(own.setup.programs, own.state, own.setup.dataset.test)
 # ## One level down
 #
 # `jmlp.prepare` stops before the loop and hands out the parts: the resolved config, the data,
-# the compiled programs. One call of `programs.run` takes as many steps as it is told, in one
+# the compiled programs. One call of `programs.train.run` takes as many steps as it is told, in one
 # dispatch.
 
 # %%
 from jmlp.data.batches import epoch_index
-from jmlp.program import Resident
+from jmlp.programs.placement import Resident
 
 setup = jmlp.prepare(config)
 programs, rows = setup.programs, setup.dataset.train
@@ -88,7 +88,7 @@ images, labels = programs.place(rows)
 for epoch in range(5):
     order = epoch_index(0, epoch, rows.rows, 128, programs.width)  # (steps, rows of a batch)
     source = Resident(images, labels, programs.place_index(order))
-    state, losses = programs.run(state, source, np.int32(0), np.int32(len(order)))
+    state, losses = programs.train.run(state, source, np.int32(0), np.int32(len(order)))
     print(f"epoch {epoch}: loss {np.nanmean(losses):.3f}")
 programs.evaluate(state, setup.dataset.test)
 
@@ -102,5 +102,5 @@ print("the first kernel:", kernel.shape, "cut by", kernel.sharding.spec)
 print("what one device holds of it:", kernel.addressable_shards[0].data.shape)
 
 batch = {"x": rows.x[:128], "y": rows.y[:128], "weight": np.ones(128, np.float32)}
-state, metrics = programs.step(state, batch)
+state, metrics = programs.train.step(state, batch)
 print("loss of that batch:", float(metrics["loss"]))

@@ -46,7 +46,7 @@ plots.layouts({name: setup.programs for name, setup in setups.items()})
 # since they are few.
 
 # %%
-from jmlp import memory
+from jmlp.analysis import memory
 
 found = {name: memory.of_setup(setup) for name, setup in setups.items()}
 plots.memory(found)
@@ -60,12 +60,13 @@ plots.memory(found)
 # %%
 runs = {"single": {"step": "single"}} | {name: {"mesh": mesh} for name, mesh in layouts.items()}
 results = {
-    name: jmlp.train(base | keys, run_dir=f"runs/layouts/{name}") for name, keys in runs.items()
+    name: jmlp.train(base | keys, run_dir=f"runs/layouts/{name}", verbose=False)
+    for name, keys in runs.items()
 }
 plots.compare({name: f"runs/layouts/{name}" for name in runs}, split="train", nested=True)
 
 # %%
-from jmlp.rundir import read_events
+from jmlp.training.run_dir import read_events
 
 losses = {
     name: [e["loss"] for e in read_events(f"runs/layouts/{name}") if e["split"] == "train"]

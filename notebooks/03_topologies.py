@@ -13,8 +13,8 @@ import jmlp
 jmlp.simulate_devices(8)
 
 from jmlp import plots
+from jmlp.analysis.messages import rounds_of
 from jmlp.comm import ALL_REDUCE
-from jmlp.comm.rounds import rounds_of
 
 n, size = 8, 32
 seen = {
@@ -68,7 +68,7 @@ for name in ("gather", "ring2", "double_tree", "hierarchical", "torus"):
 # collectives in the HLO of the program that XLA compiled. They must agree, for any n.
 
 # %%
-from jmlp import ledger
+from jmlp.analysis import ledger
 
 sent = 247_766  # the parameters of 784-256-128-100-10
 rows = ledger.rows(ledger.combinations(["all"], ["none"]), [n], [sent])
@@ -114,9 +114,9 @@ config = {
     "optim": {"name": "momentum", "learning_rate": 0.05},
     "train": {"epochs": 3},
 }
-single = jmlp.train(config | {"step": "single"}).summary
+single = jmlp.train(config | {"step": "single"}, verbose=False).summary
 print(f"{'one device':18} loss {single['train']['loss']:.6f}")
 for name in ("psum", "ring", "tree", "halving_doubling"):
     told = {"step": "explicit", "mesh": {"data": 8}, "comm": {"all_reduce": name}}
-    summary = jmlp.train(config | told).summary
+    summary = jmlp.train(config | told, verbose=False).summary
     print(f"{name:18} loss {summary['train']['loss']:.6f}")

@@ -42,7 +42,7 @@ for reducer in reducers:
         if feedback and reducer["name"] == "none":
             continue  # nothing is lost
         comm = {"reducer": reducer | {"error_feedback": feedback}}
-        summary = jmlp.train(base | {"comm": comm}).summary
+        summary = jmlp.train(base | {"comm": comm}, verbose=False).summary
         name = " ".join(map(str, reducer.values())) + (" + feedback" if feedback else "")
         accuracy, sent = summary["test"]["accuracy"], summary["wire_bytes_per_step"]
         rows.append({"name": name, "bytes": sent, "mean": accuracy, "spread": 0.0})
@@ -58,7 +58,7 @@ plots.bytes_and_accuracy(rows, "digits, 64-128-10 over 8 devices, 4 epochs, one 
 # Down to four bits nothing is lost. Below, error feedback decides: a sign, a top 1 % of the numbers
 # or a single rank, fed back, come close to the whole gradient at a few hundredths of its bytes. One
 # seed of a small data set has noise of a percent or so: `jmlp bench compress` does the same on
-# Fashion-MNIST over several seeds, and its table is in the README.
+# Fashion-MNIST over several seeds, and its table is in docs/benchmarks.md.
 #
 # ## What travels
 #
@@ -66,7 +66,7 @@ plots.bytes_and_accuracy(rows, "digits, 64-128-10 over 8 devices, 4 epochs, one 
 # other its share in codes, adds up what comes in, and sends the coded sum to all.
 
 # %%
-from jmlp import ledger
+from jmlp.analysis import ledger
 
 pairs = (
     ledger.combinations(["ring"], ["none"])

@@ -39,7 +39,7 @@ for speed, simulate in speeds.items():
         server = keys | {"engine": "replay", "simulate": simulate}
         folders[policy, speed] = f"runs/server/{policy} {speed}"
         config = base | {"server": server, "optim": optim}
-        summary = jmlp.train(config, run_dir=folders[policy, speed]).summary
+        summary = jmlp.train(config, run_dir=folders[policy, speed], verbose=False).summary
         servers[policy, speed] = found = summary["server"]
         print(
             f"{speed:10} {policy:13} {found['updates']:5} updates, "
@@ -103,7 +103,7 @@ for name, (keys, optim) in ways.items():
     server = keys | {"engine": "replay", "simulate": speeds["straggler"]}
     folders[name] = f"runs/server/{name}"
     config = base | {"server": server, "optim": optim}
-    summary = jmlp.train(config, run_dir=folders[name]).summary
+    summary = jmlp.train(config, run_dir=folders[name], verbose=False).summary
     print(
         f"{name:18} all work done at {summary['server']['virtual_seconds']:6.0f}, "
         f"test accuracy {summary['test']['accuracy']:.3f}"

@@ -10,7 +10,7 @@ import jmlp
 jmlp.simulate_devices(8)
 
 from jmlp import plots
-from jmlp.stages import Schedule
+from jmlp.parallel.pipeline_stages import Schedule
 
 plots.schedule([Schedule(4, 4, 1), Schedule(4, 8, 1), Schedule(4, 8, 2)])
 
@@ -30,7 +30,7 @@ plots.bubble([2, 4, 8])
 # costliest stage is cheapest.
 
 # %%
-from jmlp.show import pipeline_rows
+from jmlp.analysis.layout_table import pipeline_rows
 
 base = {
     "data": {"name": "digits"},
@@ -49,7 +49,7 @@ print(f"bubble {found['bubble']:.1%}; a message between stages: {found['message_
 # input alone and computes the rest again for the backward pass.
 
 # %%
-from jmlp import memory
+from jmlp.analysis import memory
 
 ways = {
     "one device": {"step": "single"},
@@ -59,7 +59,7 @@ ways = {
 held = {}
 for name, keys in ways.items():
     held[name] = memory.of_setup(jmlp.prepare(base | keys))
-    summary = jmlp.train(base | keys).summary
+    summary = jmlp.train(base | keys, verbose=False).summary
     print(f"{name:20} train loss {summary['train']['loss']:.6f}")
 plots.memory(held)
 

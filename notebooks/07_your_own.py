@@ -42,7 +42,7 @@ class Gated(nnx.Module):
 
 rules = [("(up|gate)/kernel$", (None, "model")), ("down/kernel$", ("model", None))]
 split = base | {"mesh": {"data": 4, "model": 2}}
-result = jmlp.train(split, model=Gated, rules=rules)
+result = jmlp.train(split, model=Gated, rules=rules, verbose=False)
 result.summary["test"]
 
 # %%
@@ -68,7 +68,7 @@ def signed_momentum(learning_rate, decay=0.9):
     )
 
 
-jmlp.train(base, tx=signed_momentum(1e-3)).summary["test"]
+jmlp.train(base, tx=signed_momentum(1e-3), verbose=False).summary["test"]
 
 # %% [markdown]
 # ## A topology
@@ -99,12 +99,12 @@ def star_traffic(size, itemsize, n):
 ALL_REDUCE["star"] = Topology(star, star_traffic)
 
 # %%
-from jmlp import ledger
+from jmlp.analysis import ledger
+from jmlp.analysis.messages import rounds_of
 from jmlp.comm import cost
-from jmlp.comm.rounds import rounds_of
 
 told = {"step": "explicit", "comm": {"all_reduce": "star"}}
-print(jmlp.train(base | told).summary["test"])
+print(jmlp.train(base | told, verbose=False).summary["test"])
 row = ledger.row("star", "none", jax.devices(), 250_000)
 print("bytes by formula and as compiled:", row["bytes_predicted"], row["bytes_compiled"])
 plots.messages(rounds_of(star, 8, 32), "star")
@@ -121,9 +121,9 @@ plots.costs({"between hosts": cost.DATA_CENTRE}, names=("star", "full", "ring", 
 # around it.
 
 # %%
-from jmlp.comm.full import gather_traffic
+from jmlp.comm.fully_connected import gather_traffic
 from jmlp.compress import REDUCERS
-from jmlp.compress.base import of_vectors
+from jmlp.compress.reducer import of_vectors
 
 
 def ternary(exchange):
@@ -146,7 +146,7 @@ REDUCERS["ternary"] = ternary
 # %%
 for reducer in ({"name": "none"}, {"name": "ternary"}):
     told = {"step": "explicit", "comm": {"reducer": reducer}}
-    summary = jmlp.train(base | told).summary
+    summary = jmlp.train(base | told, verbose=False).summary
     sent = summary["wire_bytes_per_step"]
     print(f"{reducer['name']:8} {sent:9,} bytes a step, accuracy {summary['test']['accuracy']:.3f}")
 

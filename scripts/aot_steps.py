@@ -47,12 +47,12 @@ def compile_step(way: dict, devices: list) -> dict:
     import jax
     import numpy as np
 
-    from jmlp import wire
-    from jmlp.build import make_programs
     from jmlp.config import parse_config
-    from jmlp.data.base import Schema
-    from jmlp.layout import batch_sharding
-    from jmlp.mesh import make_mesh
+    from jmlp.data.dataset import Schema
+    from jmlp.programs import collectives
+    from jmlp.sharding.layout import batch_sharding
+    from jmlp.sharding.mesh import make_mesh
+    from jmlp.training.setup import make_programs
 
     config = parse_config({"model": MODEL, "train": {"batch_size": BATCH}} | way)
     mesh = make_mesh(config.mesh, devices[: config.mesh.size()])
@@ -75,7 +75,7 @@ def compile_step(way: dict, devices: list) -> dict:
     }
     if config.step == "local":
         batch["total"] = array((), np.float32, programs.everywhere)
-    step = jax.jit(programs.step, donate_argnums=0, out_shardings=(programs.shardings, None))
+    step = jax.jit(programs.train.step, donate_argnums=0, out_shardings=(programs.shardings, None))
     begun_s = time.perf_counter()
     compiled = step.lower(state, batch).compile()
     took_s = time.perf_counter() - begun_s
@@ -85,7 +85,7 @@ def compile_step(way: dict, devices: list) -> dict:
         + memory.output_size_in_bytes - memory.alias_size_in_bytes
     )  # fmt: skip
     text = compiled.as_text()
-    found = wire.collectives(text)
+    found = collectives.collectives(text)
     kinds = Counter()
     for collective in found:
         kinds[collective.kind] += collective.times
@@ -93,7 +93,8 @@ def compile_step(way: dict, devices: list) -> dict:
     return {
         "way": way, "chips": mesh.size,
         "bytes_held": held, "temporary_bytes": memory.temp_size_in_bytes,
-        "collectives": dict(kinds), "bytes_sent": wire.total(found) or 0, "asynchronous": starts,
+        "collectives": dict(kinds), "bytes_sent": collectives.total(found) or 0,
+        "asynchronous": starts,
         "with_work_meanwhile": hidden, "compile_seconds": round(took_s, 1),
     }  # fmt: skip
 

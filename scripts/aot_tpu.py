@@ -53,7 +53,7 @@ def main() -> None:
     os.environ.update(QUIET)
     from jax.experimental import topologies
 
-    from jmlp import ledger
+    from jmlp.analysis import ledger
 
     try:
         found = topologies.get_topology_desc(platform="tpu", topology_name=flags.topology)
@@ -82,11 +82,11 @@ def step(comm: dict, devices: list) -> dict:
     import jax
     import numpy as np
 
-    from jmlp import wire
-    from jmlp.build import make_programs
     from jmlp.config import parse_config
-    from jmlp.data.base import Schema
-    from jmlp.mesh import make_mesh
+    from jmlp.data.dataset import Schema
+    from jmlp.programs import collectives
+    from jmlp.sharding.mesh import make_mesh
+    from jmlp.training.setup import make_programs
 
     config = parse_config(
         {"step": "explicit", "mesh": {"data": len(devices)}, "comm": comm,
@@ -105,11 +105,12 @@ def step(comm: dict, devices: list) -> dict:
         "y": jax.ShapeDtypeStruct((rows,), np.int32),
         "weight": jax.ShapeDtypeStruct((rows,), np.float32),
     }
-    text = programs.step.lower(state, batch).compile().as_text()
-    found = wire.collectives(text)
+    text = programs.train.step.lower(state, batch).compile().as_text()
+    found = collectives.collectives(text)
     hidden, starts = overlap(text)
     return {
-        "step": "explicit", "comm": comm, "bytes": wire.total(found), "collectives": len(found),
+        "step": "explicit", "comm": comm, "bytes": collectives.total(found),
+        "collectives": len(found),
         "asynchronous": starts, "with work meanwhile": hidden,
     }  # fmt: skip
 

@@ -23,8 +23,8 @@ from jmlp import simulate_devices
 simulate_devices(2)
 
 from jmlp import load_config, open_run, train  # noqa: E402 (devices first)
+from jmlp.checkpoint.digest import fingerprint  # noqa: E402
 from jmlp.errors import JmlpError  # noqa: E402
-from jmlp.fingerprint import fingerprint  # noqa: E402
 
 CONFIG = Path(__file__).parent.parent / "configs" / "digits.yaml"
 SETTINGS = ["--mesh.model=1", "--mesh.data=2", "--train.epochs=3", "--train.checkpoint_every=1",

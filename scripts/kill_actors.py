@@ -22,10 +22,10 @@ from typing import Any
 import psutil
 
 import jmlp
-from jmlp.build import prepare
+from jmlp.checkpoint.digest import fingerprint
 from jmlp.config import Config, load_config
-from jmlp.fingerprint import fingerprint
-from jmlp.server.again import run_again
+from jmlp.parameter_server.ray_rerun import Log, rerun
+from jmlp.training.setup import prepare
 
 CONFIG = os.path.join(os.path.dirname(__file__), "..", "configs", "parameter_server.yaml")
 
@@ -70,23 +70,27 @@ class Killer(threading.Thread):
         self.join()
 
 
-def each_once(logs: Any, pieces: int) -> bool:
-    """Whether every piece of work was pushed, and accepted once by each shard."""
-    first = {(e[1], e[2]): e[6] for e in logs[0] if e[0] == "pull"}
+def each_once(logs: Sequence[Log], items: int) -> bool:
+    """Whether every item of work was pushed, and accepted once by each shard."""
+    pulled = {(e.worker, e.clock): e.item for e in logs[0] if e.kind == "pull"}
     accepted = [
-        [(e[1], e[2]) for e in log if e[0] == "push" and e[5] in ("applied", "waiting")]
+        [
+            (e.worker, e.clock)
+            for e in log
+            if e.kind == "push" and e.answer in ("applied", "waiting")
+        ]
         for log in logs
     ]
-    done = sorted(first[push] for push in accepted[0])
-    return done == list(range(pieces)) and all(sorted(a) == sorted(accepted[0]) for a in accepted)
+    done = sorted(pulled[push] for push in accepted[0])
+    return done == list(range(items)) and all(sorted(a) == sorted(accepted[0]) for a in accepted)
 
 
-def from_its_logs(config: Config, logs: Any, data: Any = None) -> str:
+def from_its_logs(config: Config, logs: Sequence[Log], data: Any = None) -> str:
     """The fingerprint of a run that is made again from what its shards logged."""
     setup = prepare(config, data)
     programs: Any = setup.programs
-    cluster = programs.make_cluster(programs.init(config.seed), setup.dataset, setup.plan)
-    return fingerprint(run_again(cluster, logs))
+    group = programs.train.make_group(programs.init(config.seed), setup.dataset, setup.plan)
+    return fingerprint(rerun(group, logs))
 
 
 def main() -> None:
@@ -109,7 +113,7 @@ def main() -> None:
     random.Random(0).shuffle(kinds)
     with Killer(kinds, flags.pause) as killer:
         done = jmlp.train(config)
-    summary, engine = done.summary, done.setup.programs.engine  # type: ignore[attr-defined]
+    summary, engine = done.summary, done.setup.programs.train.engine  # type: ignore[attr-defined]
     killed = Counter(kinds) - Counter(killer.left)
     score, seconds = summary["test"]["accuracy"], summary["seconds"]
     print(f"killed {dict(killed)}; accuracy {score:.4f} in {seconds} s")

@@ -1,35 +1,54 @@
-"""Eight simulated devices, set up before anything else uses jax; never fewer."""
+"""Eight simulated devices, set up before anything else uses jax; never fewer.
+
+Compiled programs are kept between sessions and shared by all processes of one, in pytest's
+own cache (`pytest --cache-clear` deletes them), or where JAX_COMPILATION_CACHE_DIR says.
+"""
 
 import os
-import tempfile
 
 import jax
 import numpy as np
 import pytest
 
-from jmlp import simulate_devices
+from jmlp import Callback, simulate_devices
+from jmlp.programs import cache
+from jmlp.training.callbacks import CALLBACKS
 
 simulate_devices(8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-# Most of a small run is compiling, and tests compile the same programs again and again:
-# here, and in the processes that they start.
-_cache = tempfile.TemporaryDirectory(prefix="jmlp-tests-")
-for name, value in {
-    "jax_compilation_cache_dir": _cache.name,
-    "jax_persistent_cache_min_compile_time_secs": 0,
-    "jax_persistent_cache_min_entry_size_bytes": -1,
-}.items():
-    jax.config.update(name, value)
-    os.environ[name.upper()] = str(value)
+
+def pytest_configure(config):
+    """Most of a small run is compiling, and tests compile the same programs again and again:
+    here, in other workers, and in the processes that they start."""
+    kept = getattr(config, "cache", None)  # none with -p no:cacheprovider
+    if kept is not None:
+        os.environ["JMLP_CACHE"] = str(kept.mkdir("jmlp-programs"))
+    path = cache.start_cache()  # none where jax was told of a folder, as workers are by this one
+    if path is not None:
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = str(path)
+    for name, value in {
+        "jax_persistent_cache_min_compile_time_secs": 0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }.items():
+        jax.config.update(name, value)
+        os.environ[name.upper()] = str(value)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config):
+    """A worker a core; none where files or tests are named, or somebody looks on.
+
+    xdist itself starts none with --pdb. `-n 4` and `-n 0` say otherwise.
+    """
+    named = all(".py" in arg for arg in config.args)
+    watched = config.getoption("lf", False) or config.option.trace
+    watched = watched or config.option.capture == "no"
+    return 0 if named or watched else len(os.sched_getaffinity(0))
 
 
 def pytest_sessionstart(session):
     assert jax.device_count() == 8, f"{jax.device_count()} devices; need 8"
-
-
-def pytest_sessionfinish(session):
-    _cache.cleanup()
 
 
 @pytest.fixture(scope="session")
@@ -48,3 +67,10 @@ def curve():
     x = rng.normal(size=(150, 5))
     y = np.stack([x @ rng.normal(size=5) * 40 + 300, np.sin(x[:, 0])], 1)
     return x, y
+
+
+@pytest.fixture
+def no_pictures(monkeypatch, request):
+    """Runs draw no curves.png, which takes as long as all else of a small one."""
+    if "curves" not in request.node.name:
+        monkeypatch.setitem(CALLBACKS, "curves", Callback)

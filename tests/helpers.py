@@ -2,17 +2,23 @@
 
 import os
 import signal
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+import pytest
 
-from jmlp.build import Setup, prepare
+import jmlp
+from jmlp.checkpoint import digest
 from jmlp.config import Config, parse_config
+from jmlp.data import weights
 from jmlp.data.batches import epoch_index
-from jmlp.program import Resident
+from jmlp.programs.placement import Resident
 from jmlp.report import Reporter
+from jmlp.training.interrupt import stop_on_signal
+from jmlp.training.setup import Setup, prepare
 
 # A small run by a parameter server.
 ASYNC = {
@@ -49,18 +55,40 @@ def run_steps(setup: Setup, epochs: int = 2) -> tuple[Any, np.ndarray]:
     config, dataset, programs, _ = setup
     state, losses = programs.init(config.seed), []
     placed = programs.place(dataset.train)
+    weight = weights.in_training(dataset.train, dataset.schema).weight
     for epoch in range(epochs):
         index = epoch_index(
             config.seed, epoch, dataset.train.rows, config.train.batch_size, programs.width
         )
-        source = Resident(*placed, programs.place_index(index))
-        state, seen = programs.run(state, source, np.int32(0), np.int32(len(index)))
+        of_rows = None if weight is None else weights.of_batches(weight, index)
+        source = Resident(*placed, programs.place_index(index, of_rows))
+        state, seen = programs.train.run(state, source, np.int32(0), np.int32(len(index)))
         losses.append(np.asarray(seen)[: len(index)])
     return state, np.concatenate(losses)
 
 
+def some(values: Iterable[Any], *kept: Any) -> list[Any]:
+    """A test's parameters, of which all but `kept` are left to `pytest -m slow`."""
+    return [
+        value if value in kept
+        else pytest.param(*value if isinstance(value, tuple) else [value], marks=pytest.mark.slow)
+        for value in values
+    ]  # fmt: skip
+
+
 def prepared(data: Any, *trees: dict[str, Any]) -> Setup:
     return prepare(config_of(*trees), data)
+
+
+def copies_agree(state: Any, setup: Setup) -> bool:
+    """Whether all devices of `data` hold the same bits."""
+    return digest.copies_agree(state, setup.programs.shardings, setup.programs.mesh)
+
+
+def stopped(*args: Any, **kwargs: Any) -> Any:
+    """`jmlp.train` as the command line calls it: a signal ends it with a result."""
+    with stop_on_signal():
+        return jmlp.train(*args, **kwargs)
 
 
 def own_environment() -> dict[str, str]:

@@ -84,11 +84,11 @@ def said(result):
 
 def relay(folder, steps):
     """Takes the run in `folder` on to about `steps`: [its step, its fingerprint at the end]."""
-    import jmlp
+    from helpers import stopped
 
     data, tree = SHAPES["adamw, dropout"]
     config = config_of(tree, {"reproducible": True, "train": {"epochs": 9, "steps_per_call": 2}})
-    result = jmlp.train(config, data, run_dir=folder / "relay", report=stop_at(steps))
+    result = stopped(config, data, run_dir=folder / "relay", report=stop_at(steps))
     return [int(result.state.step), result.summary.get("fingerprint")]
 
 
@@ -96,14 +96,15 @@ def stop_at(step):
     """A reporter that sends this process SIGTERM at a step: one process, for all."""
     from helpers import Interrupt
 
-    import jmlp.processes
+    import jmlp.distributed.agreement
 
-    return Interrupt(step if jmlp.processes.is_first() else 10**9)
+    return Interrupt(step if jmlp.distributed.agreement.is_first() else 10**9)
 
 
 def main():
     os.environ.setdefault("PJRT_NPROC", "32")
-    from jmlp.processes import first, gather_texts, is_first, join, together
+    from jmlp.distributed.agreement import first, gather_texts, is_first, together
+    from jmlp.distributed.joining import join
 
     count = join()
     import jax

@@ -1,9 +1,10 @@
-"""What the README says can be typed: each of its commands and blocks is run, made small.
+"""What the README and the guides say can be typed: each command and block is run, made small.
 
 They run in a folder like a checkout, whose configs have little to train. A command that
 nobody has thought of here fails the suite.
 """
 
+import importlib
 import os
 import re
 import shlex
@@ -11,6 +12,8 @@ import shutil
 import socket
 import subprocess
 import sys
+import tomllib
+from collections.abc import MutableMapping
 from importlib.metadata import metadata
 from pathlib import Path
 
@@ -20,34 +23,39 @@ import yaml
 from helpers import merged, own_environment
 
 import jmlp
-from jmlp.cli import main
-from jmlp.config import Config, flatten, load_config
+from jmlp.cli.main import main
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
+PAGES = {
+    str(path.relative_to(ROOT)): path.read_text()
+    for path in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+}
+FENCE = r"```(\w+)\n(.*?)```"
+BLOCKS = [(page, *block) for page, text in PAGES.items() for block in re.findall(FENCE, text, re.S)]
 SPANS = [
     " ".join(span.split())
-    for span in re.findall(r"`([^`]+)`", re.sub(r"```.*?```", "", README, flags=re.DOTALL))
+    for text in PAGES.values()
+    for span in re.findall(r"`([^`]+)`", re.sub(FENCE, "", text, flags=re.S))
 ]
-STARTS = r"(jmlp|pytest|srun|mpirun|JAX_\S+=\S+|scripts/\S+|pip|jupyter|python)( |$)|scripts/"
-COMMANDS = sorted(
-    {span for span in SPANS if re.match(STARTS, span)}
-    | {
-        part.strip()
-        for kind, block in BLOCKS
-        if kind == "sh"
-        for part in re.split(r"&&|\n", block)
-        if part.strip()
-    }
+STARTS = (
+    r"(jmlp|pytest|srun|mpirun|JAX_\S+=\S+|scripts/\S+|pip|jupyter|python|mkdocs)( |$)|scripts/"
 )
+
+
+def lines(block):
+    """The commands of a block, which may need those before them."""
+    return tuple(part.strip() for part in re.split(r"&&|\n", block) if part.strip())
+
+
+SESSIONS = {lines(block) for _, kind, block in BLOCKS if kind == "sh"}
+SESSIONS |= {(span,) for span in SPANS if re.match(STARTS, span)}
 # Run by a test of their own, which must say so: a piece of the command, the file, what is in it.
 ELSEWHERE = [
     ("scripts/kill_run.py", "test_faults.py", '"kill_run.py"'),
     ("scripts/corrupt.py", "test_faults.py", '"corrupt.py"'),
     ("scripts/kill_processes.py", "test_faults.py", '"kill_processes.py"'),
-    ("srun jmlp train", "test_processes.py", '"SLURM_PROCID"'),
-    ("jmlp launch -n 4 -- train", "test_processes.py", '"launch", f"-n='),
+    ("srun jmlp train", "distributed/test_processes.py", '"SLURM_PROCID"'),
+    ("jmlp launch -n 4 -- train", "distributed/test_processes.py", '"launch", f"-n='),
     ("scripts/notebooks.py", "test_notebooks.py", '"notebooks.py"'),
     ("scripts/soak.py --times", "test_faults.py", '"soak.py"'),
     ("scripts/kill_actors.py", "actors/test_actors.py", "kill_actors"),
@@ -88,7 +96,7 @@ BENCHES = {
     "async": {"--only": ["staleness 1"], "--repeats": ["1"]},
     "reproducible": {"--widths": ["8"], "--repeats": ["1"]},
 }
-FIRST = {"pip", "jupyter", "pytest"}  # what has no run here but a check
+CHECKED = {"pip", "jupyter", "pytest", "mkdocs"}  # what has no run here but a check
 
 
 def small(command):
@@ -101,21 +109,36 @@ def small(command):
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory):
-    """A folder with what commands name: configs with little to do, docs, rows, a run."""
+    """A folder with what commands name: configs with little to do, docs, rows."""
     folder = tmp_path_factory.mktemp("checkout")
     shutil.copytree(ROOT / "docs", folder / "docs")
     (folder / "configs").mkdir()
-    for name in ("digits", "fashion_mnist", "fashion_mnist_best"):
-        told = yaml.safe_load((ROOT / "configs" / f"{name}.yaml").read_text())
-        told |= {"data": {"name": "digits"}, "model": {"hidden": [16]}, "train": {"epochs": 1}}
-        (folder / "configs" / f"{name}.yaml").write_text(yaml.safe_dump(told))
+    names = ("digits", "fashion_mnist", "fashion_mnist_best", "eight_gpus")
+    for name in names:
+        tree = yaml.safe_load((ROOT / "configs" / f"{name}.yaml").read_text())
+        tree |= {"data": {"name": "digits"}, "model": {"hidden": [16]}, "train": {"epochs": 1}}
+        (folder / "configs" / f"{name}.yaml").write_text(yaml.safe_dump(tree))
     x = np.arange(20 * 64).reshape(20, 64) % 17.0
     np.savez(folder / "rows.npz", x=x)
     np.savez(folder / "labelled.npz", x=x, y=np.arange(20) % 10)
+    shutil.copy(ROOT / "configs" / "csv_regression.yaml", folder / "configs")
+    rows = ["a,b,zip,note,born,price,days"]
+    cells = "{i},{seven},0213{seven},n{i},{day:02}/02/1990,{price},{five}.5"
+    for i in range(60):
+        numbers = {"seven": i % 7, "five": i % 5, "day": i % 28 + 1, "price": i + i % 7}
+        rows.append(cells.format(i=i, **numbers))
+    for name in ("train.csv", "rows.csv", "prices.csv"):
+        (folder / name).write_text("\n".join(rows))
     (folder / "script.py").write_text("import jmlp\n\njmlp.join()\n")
-    command = [sys.executable, "-m", "jmlp", "train", "configs/digits.yaml"]
-    subprocess.run(command, cwd=folder, env=own_environment(), check=True, capture_output=True)
+    (folder / "runs").mkdir()
     return folder
+
+
+def need_run(folder):
+    """The run that commands use, once one of them does."""
+    if not (folder / "runs" / "digits").exists():
+        command = [sys.executable, "-m", "jmlp", "train", "configs/digits.yaml"]
+        subprocess.run(command, cwd=folder, env=own_environment(), check=True, capture_output=True)
 
 
 @pytest.fixture
@@ -139,6 +162,9 @@ def quick(monkeypatch):
 def in_process(command):
     """`jmlp ...` by the function behind it."""
     args = shlex.split(command)[1:]
+    if args == ["--help"]:
+        assert main(args) == 0
+        return
     if len(args) < 2 and args != ["devices"]:  # a command's bare name, in running text
         args.append("--help")
     if args[0] == "train" and not {"--run-dir", "--print-layout", "--explain", "--help"} & {*args}:
@@ -161,15 +187,15 @@ def as_processes(command, folder):
     (tools / "mpirun").write_text(
         f"#!{sys.executable}\n"
         "import os, subprocess, sys\n"
-        "told = {'OMPI_MCA_orte_hnp_uri': f'{os.getpid()}.0;tcp://127.0.0.1:1'}\n"
+        "known = {'OMPI_MCA_orte_hnp_uri': f'{os.getpid()}.0;tcp://127.0.0.1:1'}\n"
         "args, tasks = sys.argv[sys.argv.index('jmlp'):], []\n"
         "for i in range(2):\n"
-        "    told |= {'OMPI_COMM_WORLD_SIZE': '2', 'OMPI_COMM_WORLD_RANK': str(i)}\n"
-        "    told |= {'OMPI_COMM_WORLD_LOCAL_RANK': str(i)}\n"
-        "    tasks.append(subprocess.Popen(args, env=os.environ | told))\n"
+        "    known |= {'OMPI_COMM_WORLD_SIZE': '2', 'OMPI_COMM_WORLD_RANK': str(i)}\n"
+        "    known |= {'OMPI_COMM_WORLD_LOCAL_RANK': str(i)}\n"
+        "    tasks.append(subprocess.Popen(args, env=os.environ | known))\n"
         "sys.exit(max(task.wait() for task in tasks))\n"
     )
-    (tools / "jmlp").write_text(f"#!{sys.executable}\nfrom jmlp.cli import entry\nentry()\n")
+    (tools / "jmlp").write_text(f"#!{sys.executable}\nfrom jmlp.cli.main import entry\nentry()\n")
     for tool in tools.iterdir():
         tool.chmod(0o755)
     with socket.socket() as free:
@@ -191,6 +217,7 @@ def script(command, folder):
     name, *args = shlex.split(command)
     if name.startswith("scripts/aot"):
         args = ["--help"]  # compiles for a TPU, by libtpu, which is not here
+    args = args or ["--help"]  # a script's bare name, in running text
     done = subprocess.run(
         [sys.executable, ROOT / name, *args], cwd=folder, env=own_environment(),
         capture_output=True, text=True, timeout=600,
@@ -206,72 +233,115 @@ def checked(command):
         assert all(f'"{word}: ' in config for word in re.findall(r"not (\w+)", command))
     elif words[0] == "jupyter":
         assert (ROOT / words[-1]).is_dir()
-        assert any("jupyterlab" in r for r in metadata("jmlp").get_all("Requires-Dist") or ())
+        assert "jupyterlab" in (ROOT / "pyproject.toml").read_text()
+    elif words[0] == "mkdocs":
+        assert words[1] in ("build", "serve")
+        assert (ROOT / "mkdocs.yml").exists()
     else:
         assert words[:2] == ["pip", "install"]
         package, extra = re.fullmatch(r"(\.|\w+)\[(\w+)\]", words[-1]).groups()
-        known = metadata("jmlp" if package == "." else package).get_all("Provides-Extra")
+        ours = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+        known = ours["optional-dependencies"]
+        if package not in (".", "jmlp"):
+            known = metadata(package).get_all("Provides-Extra")
         assert extra in known
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_commands_run(command, checkout, quick, monkeypatch, capsys):
+def marked(session):
+    """The session as a test's parameter: slow where it trains, measures or starts processes."""
+    quick = ("jmlp --help", "jmlp train --help", *CHECKED, *(piece for piece, _, _ in ELSEWHERE))
+    bare = len(session[0].split()) <= 1 + session[0].startswith("jmlp ")  # is run with --help
+    slow = not (bare or all(command.startswith(quick) for command in session))
+    return pytest.param(session, marks=pytest.mark.slow if slow else (), id="; ".join(session))
+
+
+@pytest.mark.parametrize("session", [marked(s) for s in sorted(SESSIONS)])
+def test_commands_run(session, checkout, quick, monkeypatch, capsys):
+    monkeypatch.chdir(checkout)
+    for command in session:
+        run_command(command, checkout)
+
+
+def run_command(command, checkout):
     for piece, file, mention in ELSEWHERE:
         if command.startswith(piece):
             assert mention in (ROOT / "tests" / file).read_text()
             return
-    told = small(command)
-    assert not re.search(r"\b[A-Z]{4,}\b(?!_)|\.\.\.", re.sub(r"JAX_\w+=", "", told)), told
-    monkeypatch.chdir(checkout)
-    first = told.split()[0]
-    if first in FIRST:
-        checked(told)
+    typed = small(command)
+    assert not re.search(r"\b[A-Z]{4,}\b(?!_)|\.\.\.", re.sub(r"JAX_\w+=", "", typed)), typed
+    if "runs/digits" in typed:
+        need_run(checkout)
+    first = typed.split()[0]
+    if first in CHECKED:
+        checked(typed)
     elif first.startswith("scripts/"):
-        script(told, checkout)
-    elif first == "jmlp" and "launch -n" not in told:
+        script(typed, checkout)
+    elif first == "jmlp" and "launch -n" not in typed:
         import jax
 
         with jax.numpy_rank_promotion("allow"):  # loops by hand are written as people write them
-            in_process(told)
+            in_process(typed)
     else:
-        as_processes(told, checkout)
-    for file in re.findall(r"--(?:plot|out) (\S+)", told):
-        assert (checkout / file).stat().st_size > 300
+        as_processes(typed, checkout)
+    for file in re.findall(r"--(?:plot|out) (\S+)", typed):
+        assert (checkout / file).stat().st_size > 100
 
 
-@pytest.mark.parametrize("block", [block for kind, block in BLOCKS if kind == "yaml"])
-def test_configs_in_the_text_train(block, blobs):
+CONFIGS = [pytest.param(text, id=f"{page}-{i}")
+           for i, (page, kind, text) in enumerate(BLOCKS) if kind == "yaml"]  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("block", CONFIGS)
+def test_configs_in_the_text_train(block, blobs, checkout, monkeypatch):
+    monkeypatch.chdir(checkout)
     base = {"model": {"hidden": [16, 16, 16]}, "train": {"steps": 2, "batch_size": 64}}
-    told = yaml.safe_load(block)
-    if "mesh" not in told:
-        told["mesh"] = {"data": 8}
-    assert jmlp.train(merged(base, told), blobs).summary["steps"] == 2
+    tree = merged({"mesh": {"data": 8}}, base, yaml.safe_load(block))
+    data = None if "data" in tree else blobs
+    assert jmlp.train(merged(tree, base), data).summary["steps"] == 2
+
+
+GUIDES = sorted({page for page, kind, _ in BLOCKS if kind == "python" and page != "README.md"})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", GUIDES)
+def test_python_of_a_page_runs(page, checkout, tables, monkeypatch):
+    """Its blocks one after the other, as in a notebook, with an epoch for many."""
+    import jax
+
+    monkeypatch.chdir(checkout)
+    names = {}
+    for _, kind, block in (b for b in BLOCKS if b[0] == page):
+        if kind == "python":
+            code = re.sub(r'"epochs": \d+', '"epochs": 1', block)
+            code = code.replace("runs/example", f"runs/{Path(page).stem}")
+            with jax.numpy_rank_promotion("allow"):
+                exec(compile(code, page, "exec"), names)  # our own text
+
+
+@pytest.fixture
+def tables():
+    """Names that a page puts into a table are gone after it."""
+    pages = "\n".join(PAGES.values())
+    lines = re.findall(r"^from (jmlp\.[\w.]+) import (.*)$", pages, re.M)
+    named = {(module, name) for module, names in lines for name in re.findall("[A-Z_]{4,}", names)}
+    found = [getattr(importlib.import_module(module), name) for module, name in named]
+    mappings = [table for table in [*found, jmlp.SOURCES] if isinstance(table, MutableMapping)]
+    before = [(table, dict(table)) for table in mappings]
+    yield
+    for table, entries in before:
+        table.clear()
+        table.update(entries)
 
 
 def test_every_kind_of_block_is_run():
-    python = [block for kind, block in BLOCKS if kind == "python"]
-    assert len(python) == 1  # test_readme.py runs it
-    assert {kind for kind, _ in BLOCKS} == {"sh", "python", "yaml", "text"}
-    assert len(COMMANDS) > 50
-    assert BLOCKS[0][1].startswith("pip install")  # .ci/run has the first two as they stand
+    readme = [(kind, text) for page, kind, text in BLOCKS if page == "README.md"]
+    assert [kind for kind, _ in readme] == ["sh", "sh", "python"]  # test_readme.py runs the last
+    assert {kind for _, kind, _ in BLOCKS} == {"sh", "python", "yaml"}
+    assert len(SESSIONS) > 50
 
 
-def test_keys_and_files_that_the_text_names_exist():
-    keys = {*flatten(Config()), *Config.model_fields}
-    sections = {key.split(".")[0] for key in keys if "." in key}
-    for span in SPANS:
-        key = re.match(r"([a-z_]+)\.[a-z_.]+(?=[:= ]|$)", span)
-        if key and key[1] in sections and not re.search(r"\.(py|json|yaml|png|md)\b", span):
-            known = any(k == key[0] or k.startswith(key[0] + ".") for k in keys)
-            assert known or key[0].startswith(("jax.", "mesh.shape")), span
-    for link in re.findall(r"\]\(([^)#]+)\)", README):
+def test_links_of_the_readme_exist():
+    for link in re.findall(r"\]\(([^)#]+)\)", PAGES["README.md"]):
         assert (ROOT / link).exists(), link
-    for name in re.findall(r"`((?:launch/)?\w+\.(?:yaml|sbatch|sh))`", README):
-        assert (ROOT / "configs" / name).exists() or name in ("run.yaml",), name
-    anchors = {
-        re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-")
-        for title in re.findall(r"^#+ (.*)$", README, re.MULTILINE)
-    }
-    assert set(re.findall(r"\]\(#([^)]+)\)", README)) <= anchors
-    for path in sorted((ROOT / "configs").glob("*.yaml")):
-        load_config(path)

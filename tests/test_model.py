@@ -8,11 +8,18 @@ import pytest
 from flax import nnx
 
 from jmlp.config import parse_config
+from jmlp.config.sections import ModelConfig, OptimConfig
 from jmlp.errors import ConfigError
-from jmlp.model import ACTIVATIONS, GATED, MLP, BatchNorm, Rows, apply, drop
-from jmlp.optim import evaluation_params, learning_rate, make_optimizer
-from jmlp.sections import ModelConfig, OptimConfig
-from jmlp.step.base import row_losses, split_model
+from jmlp.losses import cross_entropy, squared_error
+from jmlp.model import ACTIVATIONS, MLP, BatchNorm, Rows, apply, drop
+from jmlp.optim import (
+    OPTIMIZERS,
+    clip_by_global_norm,
+    evaluation_params,
+    learning_rate,
+    make_optimizer,
+)
+from jmlp.parallel.state import split_model
 
 
 def mlp(hidden=(6, 5), features=4, outputs=3, **config):
@@ -42,8 +49,9 @@ def test_plain_mlp_is_its_formula():
 def test_activations_and_gates(activation):
     block = mlp((6,), activation=activation).blocks[0]
     z = X @ block.linear.kernel[...] + block.linear.bias[...][None]
-    want = ACTIVATIONS[activation](z)
-    assert (block.gate is not None) == (activation in GATED)
+    kind = ACTIVATIONS[activation]
+    want = kind.function(z)
+    assert (block.gate is not None) == kind.gated
     if block.gate is not None:
         want = want * (X @ block.gate.kernel[...] + block.gate.bias[...][None])
     np.testing.assert_allclose(block(X), want, rtol=1e-5, atol=1e-6)
@@ -133,11 +141,11 @@ def test_losses():
     logits = jnp.asarray([[2.0, 0.0, -1.0], [0.0, 0.0, 0.0]])
     y = jnp.asarray([0, 2])
     nll = -jax.nn.log_softmax(logits)[jnp.arange(2), y]
-    np.testing.assert_allclose(row_losses(logits, y), nll, rtol=1e-6)
+    np.testing.assert_allclose(cross_entropy(logits, y), nll, rtol=1e-6)
     smooth = optax.softmax_cross_entropy(logits, optax.smooth_labels(jax.nn.one_hot(y, 3), 0.2))
-    np.testing.assert_allclose(row_losses(logits, y, 0.2), smooth, rtol=1e-6)
+    np.testing.assert_allclose(cross_entropy(logits, y, 0.2), smooth, rtol=1e-6)
     values = jnp.asarray([[1.0, 3.0]])
-    np.testing.assert_allclose(row_losses(values, jnp.zeros((1, 2))), [5.0])
+    np.testing.assert_allclose(squared_error(values, jnp.zeros((1, 2))), [5.0])
 
 
 def test_a_foreign_module_is_put_into_the_right_mode():
@@ -195,12 +203,38 @@ def test_optimizers_are_optaxs(config, reference):
         np.testing.assert_allclose(got[name], params[name], rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["sgd", "momentum", "adamw", "lion", "lamb", "muon"])
+@pytest.mark.parametrize("size", [1e-30, 1e-20, 1e20, 3e37])
+def test_clipping_holds_for_gradients_of_any_size(size):
+    """Squares of these are 0 or infinite in float32."""
+    rng = np.random.default_rng(0)
+    shapes = {"kernel": (30, 20), "bias": (20,), "nothing": (0,)}
+    grads = {k: (rng.uniform(-size, size, s)).astype(np.float32) for k, s in shapes.items()}
+    norm = sum(np.square(g.astype(np.float64)).sum() for g in grads.values()) ** 0.5
+    for max_norm in (1.0, size):
+        got, _ = jax.jit(clip_by_global_norm(max_norm).update)(grads, optax.EmptyState())
+        for name, g in grads.items():
+            want = g * np.float64(min(1.0, max_norm / norm))
+            np.testing.assert_allclose(got[name], want, rtol=1e-5)
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-4, 1.0, 1e4])
+def test_clipping_of_ordinary_gradients_has_the_bits_of_optaxs(scale):
+    rng = np.random.default_rng(1)
+    grads = {
+        k: np.float32(scale * rng.normal(size=s)) for k, s in {"a": (33, 7), "b": (7,)}.items()
+    }
+    got, _ = jax.jit(clip_by_global_norm(0.7).update)(grads, optax.EmptyState())
+    want, _ = jax.jit(optax.clip_by_global_norm(0.7).update)(grads, optax.EmptyState())
+    for name in grads:
+        np.testing.assert_array_equal(got[name], want[name])
+
+
+@pytest.mark.parametrize("name", [name for name in OPTIMIZERS if OPTIMIZERS[name].decays])
 def test_decay_leaves_biases_alone(name):
     plain, _ = updates({"name": name}, steps=1)
     decayed, _ = updates({"name": name, "weight_decay": 0.5}, steps=1)
     np.testing.assert_array_equal(plain["bias"], decayed["bias"])
-    if name != "lamb":  # which scales the sum; elsewhere -lr * decay * weight is added
+    if not OPTIMIZERS[name].after_decay:  # as LAMB's, which scales the sum
         np.testing.assert_allclose(decayed["kernel"] - plain["kernel"], -0.1, rtol=1e-4)
 
 

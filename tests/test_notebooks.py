@@ -42,9 +42,9 @@ def pictures(notebook):
 def test_all_are_there():
     assert [text.stem for text in TEXTS] == NAMES
     assert sorted(p.stem for p in (ROOT / "notebooks").glob("*.ipynb")) == NAMES
-    readme = (ROOT / "README.md").read_text()
+    guide = (ROOT / "docs" / "guides" / "my_notebook.md").read_text()
     for name in NAMES:
-        assert f"notebooks/{name}.ipynb" in readme
+        assert f"notebooks/{name}.ipynb" in guide
 
 
 @each
@@ -84,7 +84,7 @@ def test_it_defines_nothing_reusable(text):
     assert modules <= (OWN if own else USED)
 
 
-@pytest.mark.notebooks
+@pytest.mark.slow
 @each
 def test_it_runs_from_top_to_bottom(text):
     notebook = notebooks.read(text)

@@ -9,52 +9,53 @@ the simulation's, and the same on any machine.
 
 import json
 import tempfile
+from collections.abc import Callable, Mapping
 from statistics import mean, stdev
-from typing import Any
 
-from jmlp.bench.resume import Row, chosen, described, keep, rows_of
+from jmlp.analysis.rows import AsyncRow, AsyncRuns, Keys, Outcome, Recipe, Result
+from jmlp.bench.resume import Flags, chosen, described, keep, rows_of
 from jmlp.report import Reporter
+from jmlp.types import Json
 
 WORKERS, GOAL = 8, 0.87
-BASE: dict[str, Any] = {
+TRAIN: dict[str, Json] = {"batch_size": 256, "eval_every": 1000}
+BASE: Recipe = {
     "data": {"path": "fashion-mnist", "val_fraction": 0.0},
     "model": {"hidden": [256, 128, 100], "activation": "gelu"},
     "mesh": {"data": WORKERS},
-    "train": {"batch_size": 256, "eval_every": 1000},
+    "train": TRAIN,
 }
-JITTER = {"jitter": 0.5}
+JITTER: dict[str, Json] = {"jitter": 0.5}
 
 
-def _sgd(schedule: str, rate: float) -> dict[str, Any]:
+def _sgd(schedule: str, rate: float) -> dict[str, Json]:
     return {"name": "sgd", "learning_rate": rate, "schedule": schedule, "warmup": 0.05}
 
 
-def _server(policy: str, schedule: str, epochs: int, **more: Any) -> dict[str, Any]:
+def _server(policy: str, schedule: str, epochs: int, more: Mapping[str, Json]) -> Keys:
     # A round is one update with the rows of eight pushes: its rate may be larger.
     rate = 0.2 if policy == "bsp" else 0.05
     return {
         "step": "async",
-        "server": {"engine": "replay", "policy": policy} | more,
+        "server": {"engine": "replay", "policy": policy, **more},
         "optim": _sgd(schedule, rate),
         "train": {"epochs": epochs},
     }
 
 
-def variants() -> dict[str, dict[str, Any]]:
+def variants() -> dict[str, Keys]:
     """What is run: name to the keys that differ from `BASE`."""
-    found: dict[str, dict[str, Any]] = {}
+    found: dict[str, Keys] = {}
     for bound in (0, 1, 2, 4, 8, None):
         for strength in (0.0, 1.0):
             policy = {None: "asp", 0: "bsp"}.get(bound, "ssp")
-            more: dict[str, Any] = {"simulate": JITTER, "compensation": strength}
+            more: dict[str, Json] = {"simulate": JITTER, "compensation": strength}
             if policy == "ssp":
                 more["bound"] = bound
             name = f"staleness {'none' if bound is None else bound}"
-            found[name + (" compensated" if strength else "")] = _server(
-                policy, "cosine", 3, **more
-            )
+            found[name + (" compensated" if strength else "")] = _server(policy, "cosine", 3, more)
     speeds = {"jitter": JITTER, "straggler": JITTER | {"straggler": 4.0}}
-    ways: dict[str, tuple[str, dict[str, Any]]] = {
+    ways: dict[str, tuple[str, dict[str, Json]]] = {
         "bsp": ("bsp", {}),
         "ssp 2": ("ssp", {"bound": 2}),
         "asp": ("asp", {}),
@@ -63,7 +64,7 @@ def variants() -> dict[str, dict[str, Any]]:
     }
     for speed, simulate in speeds.items():
         for way, (policy, more) in ways.items():
-            keys = _server(policy, "constant", 5, simulate=simulate, **more)
+            keys = _server(policy, "constant", 5, {"simulate": simulate, **more})
             keys["train"]["eval_every"] = "25 steps"
             found[f"{speed} {way}"] = keys
     for every in (1, 10, 50, 100, 500):
@@ -76,16 +77,16 @@ def variants() -> dict[str, dict[str, Any]]:
     return found
 
 
-def run(flags: Any, report: Reporter) -> Row:
+def run(flags: Flags, report: Reporter) -> Result[AsyncRow]:
     """Rows of `name, runs` (a seed: accuracy, and bytes or virtual time), `mean, spread`.
 
     Args:
       flags: `repeats` (seeds), `only` (names; none means all), `out`.
     """
-    from jmlp.mesh import request_cpu_devices
+    from jmlp.sharding.devices import request_cpu_devices
 
     request_cpu_devices(WORKERS)
-    rows = rows_of(flags.out, "async", BASE)
+    rows: dict[str, AsyncRuns] = rows_of(flags.out, "async", BASE)
     wanted = chosen(variants(), flags.only)
     for seed in range(flags.repeats):
         for name, keys in wanted.items():
@@ -101,34 +102,37 @@ def run(flags: Any, report: Reporter) -> Row:
     return result
 
 
-def once(keys: dict[str, Any], seed: int) -> Row:
+def once(keys: Keys, seed: int) -> Outcome:
     """Accuracy at the end; mean staleness and time to `GOAL` of a server, bytes of DiLoCo."""
-    from jmlp.run import train
-    from jmlp.rundir import read_events
+    from jmlp.training.events import numbers_of, read_events
+    from jmlp.training.run import train
 
-    config = BASE | keys | {"seed": seed, "train": BASE["train"] | keys["train"]}
-    config["train"] = config["train"] | {"checkpoint_every": 1000}
+    how = TRAIN | keys["train"] | {"checkpoint_every": 1000}
+    config = {**BASE, **keys, "seed": seed, "train": how}
     with tempfile.TemporaryDirectory() as folder:
         summary = train(config, run_dir=folder).summary
-        events = [event for event in read_events(folder) if event["split"] == "test"]
-    found: Row = {"accuracy": summary["test"]["accuracy"]}
+        events = [numbers_of(event) for event in read_events(folder) if event["split"] == "test"]
+    found: Outcome = {"accuracy": summary["test"]["accuracy"]}
     if keys["step"] == "local":
         return found | {"bytes": summary["wire_bytes_per_step"]}
     server = summary["server"]
     found |= {"staleness": server["staleness_mean"], "virtual": server["virtual_seconds"]}
-    reached = [e["virtual_seconds"] for e in events if e["accuracy"] >= GOAL]
+    reached = [e["virtual_seconds"] for e in events if (e["accuracy"] or 0) >= GOAL]
     return found | {"to_goal": reached[0] if reached else None}
 
 
-def _with_means(rows: dict[str, Row]) -> list[Row]:
-    for row in rows.values():
-        runs = list(row["runs"].values())
-        for what, summary in (("mean", mean), ("spread", stdev)):
-            row[what] = {}
-            for key in runs[0]:
-                values = [run[key] for run in runs]
-                if None in values or (len(values) < 2 and what == "spread"):
-                    row[what][key] = None
-                else:
-                    row[what][key] = round(summary(values), 4)
-    return list(rows.values())
+def _with_means(rows: Mapping[str, AsyncRuns]) -> list[AsyncRow]:
+    return [
+        {**row, "mean": _each(row, mean, least=1), "spread": _each(row, stdev, least=2)}
+        for row in rows.values()
+    ]
+
+
+def _each(row: AsyncRuns, summary: Callable[[list[float]], float], least: int) -> Outcome:
+    """`summary` of each number over the runs; None where one has not got it, or of few."""
+    runs, found = list(row["runs"].values()), Outcome()
+    for key in runs[0]:
+        values = [value for run in runs if (value := run[key]) is not None]
+        enough = len(values) == len(runs) >= least
+        found[key] = round(summary(values), 4) if enough else None
+    return found

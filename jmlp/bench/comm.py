@@ -9,20 +9,21 @@ network, the table says so, and no ratio is given. For bytes see `jmlp comm`.
 import time
 from collections.abc import Sequence
 from statistics import median
-from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jmlp import ledger
-from jmlp.bench.resume import Row, chosen, described
+from jmlp.analysis import ledger
+from jmlp.analysis.rows import ExchangeRow, Recipe, Result
+from jmlp.bench.resume import Flags, chosen, described
 from jmlp.bench.timing import Measured, interleaved
 from jmlp.comm import ALL_REDUCE
 from jmlp.compress import REDUCERS
 from jmlp.errors import ConfigError
 from jmlp.report import Reporter
+from jmlp.types import Device
 
 SIZES = (247_766, 4_194_304)  # float32 elements: 784-256-128-100-10, and 2048 x 2048
 AGAINST = "psum none"
@@ -30,9 +31,9 @@ SIMULATED = 8
 _TIMED_S = 0.3
 
 
-def run(flags: Any, report: Reporter) -> Row:
+def run(flags: Flags, report: Reporter) -> Result[ExchangeRow]:
     """Rows of `name, size, samples_per_second` (of each run; a sample is an exchange), `ratio`."""
-    from jmlp.mesh import request_cpu_devices
+    from jmlp.sharding.devices import request_cpu_devices
 
     request_cpu_devices(SIMULATED)
     devices = jax.devices()
@@ -42,14 +43,14 @@ def run(flags: Any, report: Reporter) -> Row:
     simulated = devices[0].platform == "cpu"
     if simulated:
         report.warn(f"{len(devices)} simulated devices: these times do not rank anything")
-    table: list[Row] = []
+    table: list[ExchangeRow] = []
     for size in SIZES:
         table += measure(known, devices, size, flags.repeats, simulated)
         for row in table[-len(known) :]:
             speed = median(row["samples_per_second"])
             ratio = "" if row["ratio"] is None else f"   {row['ratio']:.2f} of {AGAINST}"
             report.note(f"{size:10,} floats  {row['name']:22} {1e3 / speed:9.2f} ms{ratio}")
-    recipe = {"devices": len(devices), "sizes": SIZES, "sample": "an exchange"}
+    recipe: Recipe = {"devices": len(devices), "sizes": SIZES, "sample": "an exchange"}
     return described("comm", recipe, table)
 
 
@@ -63,24 +64,31 @@ def _names() -> dict[str, tuple[str, str]]:
 
 def measure(
     known: dict[str, tuple[str, str]],
-    devices: Sequence[Any],
+    devices: Sequence[Device],
     size: int,
     repeats: int,
     simulated: bool,
-) -> list[Row]:
+) -> list[ExchangeRow]:
     """A row for each pair; `ratio` is None where devices are simulated."""
     timed = {name: _timed(*pair, devices, size) for name, pair in known.items()}
     samples = interleaved(timed, repeats)
-    rows: list[Row] = []
+    rows: list[ExchangeRow] = []
     for name, speeds in samples.items():
         ratios = [a / b for a, b in zip(speeds, samples[AGAINST], strict=True)]
-        row = {"name": name, "size": size, "n": len(devices), "samples_per_second": speeds}
-        row |= {"ratio": None if simulated else round(median(ratios), 3), "against": AGAINST}
-        rows.append(row)
+        rows.append(
+            {
+                "name": name,
+                "size": size,
+                "n": len(devices),
+                "samples_per_second": speeds,
+                "ratio": None if simulated else round(median(ratios), 3),
+                "against": AGAINST,
+            }
+        )
     return rows
 
 
-def _timed(topology: str, reducer: str, devices: Sequence[Any], size: int) -> Measured:
+def _timed(topology: str, reducer: str, devices: Sequence[Device], size: int) -> Measured:
     program, shape, mesh, _ = ledger.exchange(topology, reducer, devices, size)
     x = np.random.default_rng(0).normal(size=(len(devices), *shape)).astype(np.float32)
     grads = jax.device_put(x, NamedSharding(mesh, P("data")))

@@ -8,14 +8,17 @@ A variant's runs are written as they end: with --out, a bench that was stopped g
 on where it was.
 """
 
+from collections.abc import Mapping
 from statistics import mean, stdev
-from typing import Any
 
-from jmlp.bench.resume import chosen, described, keep, rows_of
+from jmlp.analysis.rows import CompressRow, CompressRuns, Recipe, Result
+from jmlp.bench.resume import Flags, chosen, described, keep, rows_of
 from jmlp.report import Reporter
+from jmlp.types import Json
 
 DEVICES = 8
-BASE: dict[str, Any] = {
+TRAIN: dict[str, Json] = {"batch_size": 256, "eval_every": 1000, "label_smoothing": 0.05}
+BASE: Recipe = {
     "data": {"path": "fashion-mnist", "val_fraction": 0.0},
     "model": {"hidden": [256, 128, 100], "activation": "gelu"},
     "mesh": {"data": DEVICES},
@@ -24,9 +27,9 @@ BASE: dict[str, Any] = {
         "name": "adamw", "learning_rate": 1.5e-3, "schedule": "cosine", "warmup": 0.05,
         "weight_decay": 0.05, "b2": 0.99,
     },
-    "train": {"batch_size": 256, "eval_every": 1000, "label_smoothing": 0.05},
+    "train": TRAIN,
 }  # fmt: skip
-REDUCERS: list[dict[str, Any]] = [
+REDUCERS: list[dict[str, Json]] = [
     {"name": "none"},
     {"name": "bf16"},
     {"name": "fp8"},
@@ -42,7 +45,7 @@ REDUCERS: list[dict[str, Any]] = [
 ]
 ENOUGH = ("none", "bf16", "fp8", "int8")  # these lose too little for feedback to matter
 # Deep Gradient Compression brings its own momentum, so its optimizer is plain SGD.
-DGC: dict[str, Any] = {
+DGC: Recipe = {
     "comm": {
         "reducer": {
             "name": "top_k", "keep": 0.0025, "values": "bfloat16", "error_feedback": True,
@@ -56,34 +59,34 @@ DGC: dict[str, Any] = {
 }  # fmt: skip
 
 
-def variants() -> dict[str, dict[str, Any]]:
+def variants() -> dict[str, Recipe]:
     """What is compared: name to the keys that differ from `BASE`."""
-    found = {}
+    found: dict[str, Recipe] = {}
     for reducer in REDUCERS:
         settings = [str(value) for key, value in reducer.items() if key != "name"]
-        name = " ".join([reducer["name"], *settings])
+        name = " ".join([str(reducer["name"]), *settings])
         found[name] = {"comm": {"reducer": reducer}}
         if reducer["name"] not in ENOUGH:
             found[f"{name} + feedback"] = {"comm": {"reducer": reducer | {"error_feedback": True}}}
     return found | {"top_k 0.0025 bfloat16 + DGC": DGC}
 
 
-def run(flags: Any, report: Reporter) -> dict[str, Any]:
+def run(flags: Flags, report: Reporter) -> Result[CompressRow]:
     """Rows of `name, accuracy` (a number a seed), `mean, spread, bytes, share`.
 
     Args:
       flags: `repeats` (seeds), `epochs`, `only` (names; none means all), `out` (read for
         what is done).
     """
-    from jmlp.mesh import request_cpu_devices
+    from jmlp.sharding.devices import request_cpu_devices
 
     request_cpu_devices(DEVICES)
-    recipe = BASE | {"train": BASE["train"] | {"epochs": flags.epochs}}
-    rows = rows_of(flags.out, "compress", recipe)
+    recipe: Recipe = {**BASE, "train": TRAIN | {"epochs": flags.epochs}}
+    rows: dict[str, CompressRuns] = rows_of(flags.out, "compress", recipe)
     wanted = chosen(variants(), flags.only, always=["none"])
     for seed in range(flags.repeats):
         for name, keys in wanted.items():
-            row = rows.setdefault(name, {"name": name, "keys": keys, "accuracy": {}})
+            row = rows.setdefault(name, {"name": name, "keys": keys, "accuracy": {}, "bytes": 0})
             if str(seed) in row["accuracy"]:
                 continue
             row["accuracy"][str(seed)], row["bytes"] = once(recipe, keys, seed)
@@ -98,19 +101,25 @@ def run(flags: Any, report: Reporter) -> dict[str, Any]:
     return result
 
 
-def once(recipe: dict[str, Any], keys: dict[str, Any], seed: int) -> tuple[float, int]:
+def once(recipe: Recipe, keys: Recipe, seed: int) -> tuple[float, int]:
     """Test accuracy, and bytes a step sent by a device, of one run."""
-    from jmlp.run import train
+    from jmlp.training.run import train
 
     summary = train(recipe | keys | {"seed": seed}).summary
     return summary["test"]["accuracy"], summary["wire_bytes_per_step"]
 
 
-def _result(rows: dict[str, Any], recipe: dict[str, Any]) -> dict[str, Any]:
+def _result(rows: Mapping[str, CompressRuns], recipe: Recipe) -> Result[CompressRow]:
     dense = rows["none"]["bytes"]
+    table: list[CompressRow] = []
     for row in rows.values():
         scores = list(row["accuracy"].values())
-        row["mean"] = round(mean(scores), 4)
-        row["spread"] = round(stdev(scores), 4) if len(scores) > 1 else 0.0
-        row["share"] = round(row["bytes"] / dense, 5)
-    return described("compress", recipe, rows.values())
+        table.append(
+            {
+                **row,
+                "mean": round(mean(scores), 4),
+                "spread": round(stdev(scores), 4) if len(scores) > 1 else 0.0,
+                "share": round(row["bytes"] / dense, 5),
+            }
+        )
+    return described("compress", recipe, table)

@@ -7,7 +7,7 @@ a call that trains so many steps and returns samples/s, compiling left out.
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -16,12 +16,21 @@ import optax
 from jax import lax
 
 from jmlp.bench.timing import Case, Measured
-from jmlp.kernels import compile_for
+from jmlp.programs.kernels import compile_for
+from jmlp.types import PyTree
 
 RATE = 1e-3
 B1, B2, EPS = 0.9, 0.999, 1e-8
 
-Params = list[tuple[jax.Array, jax.Array]]
+Params: TypeAlias = list[tuple[jax.Array, jax.Array]]
+Step: TypeAlias = Callable[
+    [PyTree, optax.OptState, jax.Array, jax.Array], tuple[PyTree, optax.OptState, jax.Array]
+]
+"""(parameters, state, rows, labels) -> (parameters, state, loss)"""
+Adam: TypeAlias = tuple[Params, Params, Params, jax.Array]
+"""parameters, both moments, steps"""
+Lists: TypeAlias = tuple[list[jax.Array], list[jax.Array], list[jax.Array], jax.Array]
+"""inputs, weights, gradients, and a number that needs all of their products"""
 
 
 def init(case: Case) -> Params:
@@ -53,8 +62,10 @@ def orders(rows: int, batch: int, steps: int) -> np.ndarray:
     return np.stack(batches[:steps])
 
 
-def _step(tx: optax.GradientTransformation) -> Callable[..., Any]:
-    def step(params: Any, opt_state: Any, x: jax.Array, y: jax.Array) -> tuple[Any, Any, Any]:
+def _step(tx: optax.GradientTransformation) -> Step:
+    def step(
+        params: PyTree, opt_state: optax.OptState, x: jax.Array, y: jax.Array
+    ) -> tuple[PyTree, optax.OptState, jax.Array]:
         value, grads = jax.value_and_grad(loss_of)(params, x, y)
         updates, opt_state = tx.update(grads, opt_state, params)
         return optax.apply_updates(params, updates), opt_state, value
@@ -78,7 +89,13 @@ def loop(
     step, x_all, y_all = _step(tx), jnp.array(x), jnp.array(y)
 
     @partial(jax.jit, donate_argnums=(0, 1))
-    def update(params: Any, opt_state: Any, x_all: jax.Array, y_all: jax.Array, rows: Any) -> Any:
+    def update(
+        params: Params,
+        opt_state: optax.OptState,
+        x_all: jax.Array,
+        y_all: jax.Array,
+        rows: jax.Array,
+    ) -> tuple[Params, optax.OptState, jax.Array]:
         return step(params, opt_state, x_all[rows], y_all[rows])
 
     def once() -> float:
@@ -101,10 +118,18 @@ def scan(case: Case, x: np.ndarray, y: np.ndarray, steps: int) -> Measured:
     step, x_all, y_all = _step(tx), jnp.array(x), jnp.array(y)
 
     @partial(jax.jit, donate_argnums=(0, 1))
-    def epoch(params: Any, opt_state: Any, x_all: jax.Array, y_all: jax.Array, order: Any) -> Any:
-        def body(carry: Any, rows: jax.Array) -> Any:
-            *carry, value = step(*carry, x_all[rows], y_all[rows])
-            return tuple(carry), value
+    def epoch(
+        params: Params,
+        opt_state: optax.OptState,
+        x_all: jax.Array,
+        y_all: jax.Array,
+        order: jax.Array,
+    ) -> tuple[tuple[Params, optax.OptState], jax.Array]:
+        def body(
+            carry: tuple[Params, optax.OptState], rows: jax.Array
+        ) -> tuple[tuple[Params, optax.OptState], jax.Array]:
+            params, opt_state, value = step(*carry, x_all[rows], y_all[rows])
+            return (params, opt_state), value
 
         return lax.scan(body, (params, opt_state), order)
 
@@ -126,7 +151,7 @@ def hand(case: Case, x: np.ndarray, y: np.ndarray, steps: int, kernels: str = "x
 
     Args:
       x: (N, F) uint8.
-      kernels: xla or eigen, see `jmlp.kernels`.
+      kernels: xla or eigen, see `jmlp.programs.kernels`.
     """
     params0 = init(case)
     x_all, y_all = jnp.array(x), jnp.array(y)
@@ -138,7 +163,7 @@ def hand(case: Case, x: np.ndarray, y: np.ndarray, steps: int, kernels: str = "x
         label = jnp.where(y[:, None] == jnp.arange(z.shape[-1]), z, 0).sum(-1)
         return (jnp.log(jnp.exp(z).sum(-1)) - label).mean()
 
-    def body(carry: Any, rows: jax.Array) -> Any:
+    def body(carry: Adam, rows: jax.Array) -> tuple[Adam, jax.Array]:
         params, m, v, t = carry
         x = (x_all.at[rows].get(mode="promise_in_bounds").astype(jnp.float32) - mean) * scale
         y = y_all.at[rows].get(mode="promise_in_bounds")
@@ -152,7 +177,7 @@ def hand(case: Case, x: np.ndarray, y: np.ndarray, steps: int, kernels: str = "x
         )
         return (params, m, v, t), value
 
-    def fresh() -> Any:
+    def fresh() -> Adam:
         params, m, v = (jax.tree.map(f, params0) for f in (jnp.copy, *[jnp.zeros_like] * 2))
         return params, m, v, jnp.zeros(())
 
@@ -174,7 +199,7 @@ def products(case: Case, steps: int, kernels: str = "xla") -> Measured:
     weights = [jnp.ones((a, b)) for a, b in case.sizes]
     grads = [jnp.ones((case.batch, b)) for _, b in case.sizes]
 
-    def body(_: Any, carry: Any) -> Any:
+    def body(_: jax.Array, carry: Lists) -> Lists:
         inputs, weights, grads, seen = carry
         found = [a @ k for a, k in zip(inputs, weights, strict=True)]
         found += [a.T @ g for a, g in zip(inputs, grads, strict=True)]

@@ -7,12 +7,15 @@ counted: imports, compiling (the bench throws its first round away), rows as arr
 
 import os
 import time
-from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from jmlp.bench.timing import CLASSES, FEATURES, Case, adam_loop
+
+if TYPE_CHECKING:
+    import torch
 
 RATE = 1e-3
 
@@ -85,7 +88,7 @@ def sklearn(case: Case, rows: Rows, epochs: int) -> Trained:
     return once
 
 
-def _torch_net(case: Case) -> Any:
+def _torch_net(case: Case) -> "torch.nn.Module":
     from torch import nn
 
     widths, layers = [FEATURES, *case.hidden], []
@@ -94,7 +97,11 @@ def _torch_net(case: Case) -> Any:
     return nn.Sequential(*layers, nn.Linear(widths[-1], CLASSES))
 
 
-def _torch_epoch(model: Any, optimizer: Any, batches: Iterable[Any]) -> None:
+def _torch_epoch(
+    model: "Callable[[torch.Tensor], torch.Tensor]",
+    optimizer: "torch.optim.Optimizer",
+    batches: "Iterable[Sequence[torch.Tensor]]",
+) -> None:
     from torch.nn.functional import cross_entropy
 
     for x, y in batches:
@@ -104,7 +111,7 @@ def _torch_epoch(model: Any, optimizer: Any, batches: Iterable[Any]) -> None:
         optimizer.step()
 
 
-def _torch_accuracy(model: Any, rows: Rows) -> float:
+def _torch_accuracy(model: "torch.nn.Module", rows: Rows) -> float:
     import torch
 
     with torch.no_grad():

@@ -9,13 +9,13 @@ training alone, and the accuracy is that on the 10,000 test rows at the end of e
 from contextlib import ExitStack
 from functools import partial
 from importlib.util import find_spec
-from typing import Any
 
 import numpy as np
 
+from jmlp.analysis.rows import CaseRow, Result
 from jmlp.bench.peer_loops import PEERS, WORLD, Rows, Trained
-from jmlp.bench.resume import chosen, described
-from jmlp.bench.timing import CASES, Case, Row, compared, interleaved, parse_cases, say
+from jmlp.bench.resume import Flags, chosen, described
+from jmlp.bench.timing import CASES, Case, compared, interleaved, parse_cases, say
 from jmlp.bench.turns import Turns, taking_turns
 from jmlp.config import parse_config
 from jmlp.errors import ConfigError
@@ -26,7 +26,7 @@ _NEEDS = {"torch": "torch", "torch.compile": "torch", "torch DDP, 2 processes": 
           "keras on jax": "keras"}  # fmt: skip
 
 
-def run(flags: Any, report: Reporter) -> Row:
+def run(flags: Flags, report: Reporter) -> Result[CaseRow]:
     """The table for the command line's cases, peers and repeats."""
     cases = parse_cases(flags.cases or CASES)
     known = dict(chosen(PEERS, flags.only, always=[AGAINST]))
@@ -38,7 +38,7 @@ def run(flags: Any, report: Reporter) -> Row:
             del known[name]
     read(cases[0])  # says what is missing before anything starts
     worlds = {name: WORLD.get(name, 1) for name in known}
-    table: list[Row] = []
+    table: list[CaseRow] = []
     for case in cases:
         with ExitStack() as stack:
             peers = {
@@ -51,11 +51,13 @@ def run(flags: Any, report: Reporter) -> Row:
     return described("peers", {"cases": [case.name for case in cases]}, table)
 
 
-def _measure(case: Case, peers: dict[str, Turns], repeats: int) -> list[Row]:
+def _measure(
+    case: Case, peers: dict[str, Turns[tuple[float, float]]], repeats: int
+) -> list[CaseRow]:
     rows, epochs = size(case)
     accuracy: dict[str, list[float]] = {name: [] for name in peers}
 
-    def timed(name: str, peer: Turns) -> float:
+    def timed(name: str, peer: Turns[tuple[float, float]]) -> float:
         answers = peer.take()  # of each process: the slowest counts
         accuracy[name].append(round(answers[0][1], 4))
         return rows * epochs / max(seconds for seconds, _ in answers)
@@ -63,7 +65,7 @@ def _measure(case: Case, peers: dict[str, Turns], repeats: int) -> list[Row]:
     turns = {name: partial(timed, name, peer) for name, peer in peers.items()}
     speeds = interleaved(turns, repeats)
     table = compared(case, speeds, AGAINST)
-    return [row | {"accuracy": accuracy[row["name"]][1:], "epochs": epochs} for row in table]
+    return [{**row, "accuracy": accuracy[row["name"]][1:], "epochs": epochs} for row in table]
 
 
 def size(case: Case) -> tuple[int, int]:
@@ -75,7 +77,7 @@ def size(case: Case) -> tuple[int, int]:
 
 def read(case: Case) -> Rows:
     """Fashion-MNIST for `case`. Raises DataError where it is not found."""
-    from jmlp.data.sources import load
+    from jmlp.data.load import load
 
     told = {"path": "fashion-mnist", "val_fraction": 0.0}
     dataset = load(parse_config({"data": told}).data, 0)

@@ -16,42 +16,48 @@ import math
 import time
 from collections.abc import Callable
 from statistics import median
+from types import ModuleType
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jmlp.bench.resume import Row, chosen, described
+from jmlp.analysis.rows import PushPullRow, Result
+from jmlp.bench.resume import Flags, chosen, described
 from jmlp.errors import ConfigError
+from jmlp.parameter_server.compute import Compute, Push, Residual
+from jmlp.parameter_server.engine import Engine
+from jmlp.parameter_server.server_group import ServerGroup
+from jmlp.parameter_server.work import WorkerBatches
 from jmlp.report import Reporter
-from jmlp.server.parts import Parts, Pushed
+from jmlp.types import Params
 
 WORKERS, RATE = 2, 1e-3
 EXCHANGES = {4: 400, 100: 40}  # megabytes: exchanges that are timed
 WARM = 6
 
 
-class Ready(Parts):
-    """Parts whose gradients are there before the work begins."""
+class Ready(Compute):
+    """Gradients that are there before the work begins."""
 
-    def work(self, params: Any, residual: Any, rows: Any, piece: int) -> Pushed:
-        k = piece % rows.workers
-        if not hasattr(self, "_pushed"):
-            self._pushed: dict[int, Pushed] = {}
-        if k not in self._pushed:
+    def work(self, params: Params, residual: Residual, batches: WorkerBatches, item: int) -> Push:
+        k = item % batches.workers
+        if not hasattr(self, "_pushes"):
+            self._pushes: dict[int, Push] = {}
+        if k not in self._pushes:
             grads = jax.tree.map(jnp.ones_like, params)
-            self._pushed[k] = Pushed(self.split(grads), residual, 1.0, 0.0)
-        return self._pushed[k]
+            self._pushes[k] = Push(self.split(grads), residual, 1.0, 0.0)
+        return self._pushes[k]
 
 
-def run(flags: Any, report: Reporter) -> Row:
+def run(flags: Flags, report: Reporter) -> Result[PushPullRow]:
     """Rows of `name, exchanges_per_second` (all samples), `ratio` to `against`.
 
     Args:
       flags: `repeats`, `only` (names; none means all).
     """
-    from jmlp.mesh import request_cpu_devices
+    from jmlp.sharding.devices import request_cpu_devices
 
     request_cpu_devices(WORKERS)
     ways: dict[str, Callable[[int, int], float]] = {"threads": _threads}
@@ -59,8 +65,13 @@ def run(flags: Any, report: Reporter) -> Row:
     if ray:
         ways |= {"ray": _actors, "by hand": _by_hand}
     known = {f"{size} MB {way}": (size, way) for size in EXCHANGES for way in ways}
-    rows = {
-        name: {"name": name, "bytes": 4 * _numbers(size), "exchanges_per_second": []}
+    rows: dict[str, PushPullRow] = {
+        name: {
+            "name": name,
+            "bytes": 4 * _numbers(size),
+            "exchanges_per_second": [],
+            "median": 0.0,
+        }
         for name, (size, _) in chosen(known, flags.only).items()
     }
     try:
@@ -79,15 +90,15 @@ def run(flags: Any, report: Reporter) -> Row:
         if against in rows:
             others = rows[against]["exchanges_per_second"]
             ratios = [a / b for a, b in zip(speeds, others, strict=True)]
-            row |= {"ratio": round(median(ratios), 3), "against": against}
+            row["ratio"], row["against"] = round(median(ratios), 3), against
         said = f"   {row['ratio']:.2f} of by hand" if "ratio" in row else ""
         rate = 2 * row["bytes"] * row["median"] / 1e6
         report.note(f"{name:15} {row['median']:8.2f} exchanges/s {rate:8,.0f} MB/s{said}")
     return described("push-pull", {"workers": WORKERS, "exchanges": EXCHANGES}, rows.values())
 
 
-def _ray_if_there(report: Reporter) -> Any:
-    from jmlp.server.ray_engine import start_ray
+def _ray_if_there(report: Reporter) -> ModuleType | None:
+    from jmlp.parameter_server.ray_engine import start_ray
 
     try:
         return start_ray()
@@ -106,9 +117,9 @@ def _numbers(megabytes: int) -> int:
     return 2 * (n * n + n) + 2 * n + 2
 
 
-def _cluster(megabytes: int, exchanges: int, engine: str) -> Any:
-    from jmlp.build import prepare
+def _group(megabytes: int, exchanges: int, engine: str) -> ServerGroup:
     from jmlp.config import parse_config
+    from jmlp.training.setup import prepare
 
     n = _side(megabytes)
     x = np.zeros((2 * WORKERS, n), np.float32)
@@ -125,35 +136,38 @@ def _cluster(megabytes: int, exchanges: int, engine: str) -> Any:
     )
     setup = prepare(config, (x, np.arange(len(x), dtype=np.int32) % 2))
     programs: Any = setup.programs
-    cluster = programs.make_cluster(programs.init(0), setup.dataset, setup.plan)
-    make, made_of = cluster.parts.__reduce__()
-    assert make is Parts
-    cluster.parts = Ready(*made_of)
-    return cluster
+    group = programs.train.make_group(programs.init(0), setup.dataset, setup.plan)
+    make, made_of = group.compute.__reduce__()
+    assert make is Compute
+    group.compute = Ready(*made_of)
+    return group
 
 
-def _timed(engine: Any, exchanges: int) -> float:
+def _timed(engine: Engine, exchanges: int) -> float:
     try:
         engine.begin()
-        engine.run_until(WARM)
+        _wait_for(engine, WARM)
         begun_s = time.perf_counter()
-        engine.run_until(WARM + exchanges)
+        _wait_for(engine, WARM + exchanges)
         return exchanges / (time.perf_counter() - begun_s)
     finally:
         engine.stop()
 
 
-def _threads(megabytes: int, exchanges: int) -> float:
-    from jmlp.server.threads import Threads
+def _wait_for(engine: Engine, done: int) -> None:
+    jax.block_until_ready([shard.params for shard in engine.run_until(done).shards])
 
-    cluster = _cluster(megabytes, exchanges, "threads")
-    return _timed(Threads(cluster, [], lambda: jax.block_until_ready(cluster.params())), exchanges)
+
+def _threads(megabytes: int, exchanges: int) -> float:
+    from jmlp.parameter_server.threads import Threads
+
+    return _timed(Threads(_group(megabytes, exchanges, "threads"), []), exchanges)
 
 
 def _actors(megabytes: int, exchanges: int) -> float:
-    from jmlp.server.ray_engine import RayEngine
+    from jmlp.parameter_server.ray_engine import RayEngine
 
-    return _timed(RayEngine(_cluster(megabytes, exchanges, "ray"), []), exchanges)
+    return _timed(RayEngine(_group(megabytes, exchanges, "ray"), []), exchanges)
 
 
 class HandServer:

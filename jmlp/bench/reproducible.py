@@ -7,28 +7,32 @@ one. Compiling is not counted, and the first run of each is thrown away.
 
 from collections.abc import Sequence
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from jmlp.bench.resume import described
+from jmlp.analysis.rows import Result, WidthRow
+from jmlp.bench.resume import Flags, described
 from jmlp.bench.timing import CLASSES, FEATURES
 from jmlp.config import parse_config
 from jmlp.report import Reporter
+
+if TYPE_CHECKING:
+    from jmlp.training.loop import Loop
 
 SHARDS = 8
 TARGET_S = 3.0  # of one timed run, at about 50 GFLOP/s
 ROWS = (8, 32, 128, 512)  # of a shard
 
 
-def run(flags: Any, report: Reporter) -> dict[str, Any]:
+def run(flags: Flags, report: Reporter) -> Result[WidthRow]:
     """`measure` with the command line's `widths` and `repeats`."""
     return measure(flags.widths, flags.repeats, report)
 
 
-def measure(widths: Sequence[int], repeats: int, report: Reporter) -> dict[str, Any]:
+def measure(widths: Sequence[int], repeats: int, report: Reporter) -> Result[WidthRow]:
     """Rows with `width, rows_per_shard, samples_per_second, ratio`: reproducible by plain."""
-    rows: list[dict[str, Any]] = []
+    rows: list[WidthRow] = []
     for width in widths:
         for each in ROWS:
             timed = {name: _timed(width, each, name == "reproducible")
@@ -41,17 +45,24 @@ def measure(widths: Sequence[int], repeats: int, report: Reporter) -> dict[str, 
                         samples[name].append(speed)
             for name, speeds in samples.items():
                 ratios = [a / b for a, b in zip(speeds, samples["plain"], strict=True)]
-                row = {"name": name, "width": width, "rows_per_shard": each}
-                row |= {"samples_per_second": speeds, "ratio": round(median(ratios), 3)}
-                rows.append(row | {"against": "plain"})
+                rows.append(
+                    {
+                        "name": name,
+                        "width": width,
+                        "rows_per_shard": each,
+                        "samples_per_second": speeds,
+                        "ratio": round(median(ratios), 3),
+                        "against": "plain",
+                    }
+                )
             slower = 1 / rows[-1]["ratio"]
             report.note(f"width {width:5d}, {each:4d} rows a shard: {slower:.2f} times slower")
     return described("reproducible", {"virtual_shards": SHARDS}, rows)
 
 
-def _timed(width: int, each: int, reproducible: bool) -> Any:
-    from jmlp.build import prepare
-    from jmlp.loop import Loop
+def _timed(width: int, each: int, reproducible: bool) -> "Loop":
+    from jmlp.training.loop import Loop
+    from jmlp.training.setup import prepare
 
     batch = SHARDS * each
     flops = 6 * batch * (FEATURES * width + width * width + width * CLASSES)

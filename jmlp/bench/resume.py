@@ -1,16 +1,34 @@
 """What benches share: which rows, and going on where a long one was stopped."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
+from jmlp.analysis.rows import AsyncRow, CompressRow, Recipe, Result
 from jmlp.errors import ConfigError
 
-Row = dict[str, Any]
+T = TypeVar("T")
 
 
-def chosen(known: dict[str, Any], only: Sequence[str], always: Sequence[str] = ()) -> Row:
+class Flags(Protocol):
+    """Of `jmlp bench`; each bench reads those that are for it."""
+
+    @property
+    def cases(self) -> tuple[str, ...]: ...
+    @property
+    def widths(self) -> tuple[int, ...]: ...
+    @property
+    def repeats(self) -> int: ...
+    @property
+    def epochs(self) -> int: ...
+    @property
+    def only(self) -> tuple[str, ...]: ...
+    @property
+    def out(self) -> Path | None: ...
+
+
+def chosen(known: Mapping[str, T], only: Sequence[str], always: Sequence[str] = ()) -> dict[str, T]:
     """Those of `known` that `--only` names, or all.
 
     Raises:
@@ -21,8 +39,8 @@ def chosen(known: dict[str, Any], only: Sequence[str], always: Sequence[str] = (
     return {name: what for name, what in known.items() if not only or name in (*only, *always)}
 
 
-def rows_of(out: Path | None, what: str, recipe: Any) -> dict[str, Row]:
-    """Rows by name of an earlier result in `out` with the same recipe."""
+def rows_of(out: Path | None, what: str, recipe: Recipe) -> dict[str, Any]:
+    """Rows by name of an earlier result in `out` with the same recipe, as JSON has them."""
     if out is None or not out.exists():
         return {}
     try:
@@ -33,11 +51,11 @@ def rows_of(out: Path | None, what: str, recipe: Any) -> dict[str, Row]:
         return {}
 
 
-def described(what: str, recipe: Any, rows: Iterable[Row]) -> Row:
+def described(what: str, recipe: Recipe, rows: Iterable[T]) -> Result[T]:
     """The result: rows, what they are of, and where they were measured."""
     import jax
 
-    from jmlp.environment import cpu_model, versions
+    from jmlp.programs.environment import cpu_model, versions
 
     return {
         "what": what,
@@ -50,9 +68,9 @@ def described(what: str, recipe: Any, rows: Iterable[Row]) -> Row:
     }
 
 
-def keep(out: Path | None, result: Row) -> None:
+def keep(out: Path | None, result: Result[CompressRow] | Result[AsyncRow]) -> None:
     """Writes `result`, if somewhere."""
-    from jmlp.rundir import write_atomically
+    from jmlp.training.run_dir import write_atomically
 
     if out:
         write_atomically(out, json.dumps(result, indent=1) + "\n")

@@ -4,7 +4,7 @@
     loop      a jitted, donated step called from a Python for-loop
     scan      a jitted, donated epoch: `lax.scan` over the rows' permutation
     hand      the fastest we could write, XLA's choice of kernels
-    hand 2    the same, with Eigen's kernels (`jmlp.kernels`)
+    hand 2    the same, with Eigen's kernels (`jmlp.programs.kernels`)
     products  only the matrix products of the model, XLA's choice of kernels
     products 2  the same, with Eigen's
     rate      the model's products at the speed of one of 2048 x 2048 x 2048
@@ -13,21 +13,20 @@ All on one device, in one process, in turn (A B C A B C ...). Compiling is not c
 and the first run of each is thrown away.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
 
+from jmlp.analysis.rows import CaseRow, Result
 from jmlp.bench import loops
-from jmlp.bench.resume import chosen, described
+from jmlp.bench.resume import Flags, chosen, described
 from jmlp.bench.timing import (
     CASES,
     CLASSES,
     FEATURES,
     Case,
     Measured,
-    Row,
     adam_loop,
     compared,
     interleaved,
@@ -41,16 +40,16 @@ AGAINST = "loop"
 ROWS = 60_000
 
 
-def run(flags: Any, report: Reporter) -> dict[str, Any]:
+def run(flags: Flags, report: Reporter) -> Result[CaseRow]:
     """`measure` with the command line's cases, rows and repeats."""
     return measure(parse_cases(flags.cases or CASES), flags.repeats, report, flags.only)
 
 
 def measure(
     cases: Sequence[Case], repeats: int, report: Reporter, only: Sequence[str] = ()
-) -> dict[str, Any]:
+) -> Result[CaseRow]:
     """Samples/s of jmlp and of what it is compared with, for each case."""
-    rows: list[Row] = []
+    rows: list[CaseRow] = []
     simulated = jax.default_backend() == "cpu" and jax.device_count() > 1
     for case in cases:
         timed = {name: make() for name, make in _of(case, only).items()}
@@ -59,7 +58,7 @@ def measure(
     return described("step", {"cases": [case.name for case in cases]}, rows)
 
 
-def _of(case: Case, only: Sequence[str]) -> dict[str, Any]:
+def _of(case: Case, only: Sequence[str]) -> dict[str, Callable[[], Measured]]:
     x, y = data(case)
     steps = case.steps(TARGET_S, least=32)
     plain = ((x - x.mean(dtype=np.float64)) / x.std()).astype(np.float32)

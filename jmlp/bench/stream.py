@@ -14,17 +14,17 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 
-from jmlp.bench.resume import chosen, described
+from jmlp.analysis.rows import CaseRow, Recipe, Result
+from jmlp.bench.resume import Flags, chosen, described
 from jmlp.bench.timing import (
     CLASSES,
     FEATURES,
     Case,
     Measured,
-    Row,
     adam_loop,
     compared,
     interleaved,
@@ -32,8 +32,9 @@ from jmlp.bench.timing import (
     say,
 )
 from jmlp.bench.turns import Turns, taking_turns
-from jmlp.data.store import cuts, spool_folder
+from jmlp.data.spool import cuts, spool_folder
 from jmlp.report import Reporter
+from jmlp.types import JsonObject
 
 AGAINST = "device"
 FILE_BYTES = 1_000_000_000  # of float32
@@ -42,15 +43,22 @@ TARGET_S = 3.0  # of one timed run
 CASES = ("512-512/256",)
 
 
-def run(flags: Any, report: Reporter) -> Row:
+class Held(TypedDict):
+    """The memory of a process that trained."""
+
+    peak_bytes: int
+    bare_bytes: int
+
+
+def run(flags: Flags, report: Reporter) -> Result[CaseRow]:
     """`measure` with the command line's cases, rows and repeats; files go to $TMPDIR."""
     cases = parse_cases(flags.cases or CASES)
-    table: list[Row] = []
+    table: list[CaseRow] = []
     with tempfile.TemporaryDirectory(prefix="jmlp-stream-", dir=spool_folder()) as folder:
         files = write(Path(folder), FILE_BYTES)
         for case in cases:
             table += measure(case, files, LIMIT_BYTES, flags.repeats, report, flags.only)
-    recipe = {"limit_bytes": LIMIT_BYTES, "rows_bytes": FILE_BYTES}
+    recipe: Recipe = {"limit_bytes": LIMIT_BYTES, "rows_bytes": FILE_BYTES}
     return described("stream", recipe, table)
 
 
@@ -61,29 +69,32 @@ def measure(
     repeats: int,
     report: Reporter,
     only: tuple[str, ...] = (),
-) -> list[Row]:
+) -> list[CaseRow]:
     """Rows with `samples_per_second, ratio, peak_bytes, bare_bytes`."""
     known = chosen({"device": "npz", "npz": "npz", "parquet": "parquet"}, only, always=[AGAINST])
     steps = case.steps(TARGET_S, least=16)
-    memory: dict[str, Row] = {}
+    memory: dict[str, Held] = {}
 
-    def timed(name: str, turn: Turns) -> float:
+    def timed(name: str, turn: Turns[tuple[float, Held]]) -> float:
         ((speed, memory[name]),) = turn.take()
         return speed
 
     with ExitStack() as stack:
         turns: dict[str, Measured] = {}
         for name, kind in known.items():
-            told: dict[str, Any] = {"path": str(files[kind])}
+            told: JsonObject = {"path": str(files[kind])}
             told |= {"target": "y"} if kind == "parquet" else {}
             told |= {} if name == AGAINST else {"memory_limit": limit_bytes}
             make = partial(_trained, case, told, steps)
             turns[name] = partial(timed, name, stack.enter_context(taking_turns(name, make)))
         speeds = interleaved(turns, repeats)
-    rows = [row | memory[row["name"]] for row in compared(case, speeds, AGAINST)]
+    rows: list[CaseRow] = [
+        {**row, **memory[row["name"]]} for row in compared(case, speeds, AGAINST)
+    ]
     say(rows, report)
     for row in rows:
-        more = (row["peak_bytes"] - row["bare_bytes"]) / 1e6
+        held = memory[row["name"]]
+        more = (held["peak_bytes"] - held["bare_bytes"]) / 1e6
         report.note(f"{row['case']:14} {row['name']:22} {more:11,.0f} MB at most above bare")
     return rows
 
@@ -109,7 +120,7 @@ def write(folder: Path, nbytes: int) -> dict[str, Path]:
     return files
 
 
-def _trained(case: Case, data: dict[str, Any], steps: int) -> Callable[[], tuple[float, Row]]:
+def _trained(case: Case, data: JsonObject, steps: int) -> Callable[[], tuple[float, Held]]:
     """jmlp's loop over a file; a turn returns samples/s and the memory it took."""
     import jax
 
@@ -117,7 +128,7 @@ def _trained(case: Case, data: dict[str, Any], steps: int) -> Callable[[], tuple
     bare = _memory("VmRSS")
     loop = adam_loop(case, None, {"steps": steps, "eval_every": f"{steps} steps"}, data)
 
-    def once() -> tuple[float, Row]:
+    def once() -> tuple[float, Held]:
         speed = loop.fit().summary["samples_per_second"]
         return speed, {"peak_bytes": _memory("VmHWM"), "bare_bytes": bare}
 

@@ -3,16 +3,20 @@
 import re
 from collections.abc import Callable, Mapping, Sequence
 from statistics import median
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
+from jmlp.analysis.rows import CaseRow
 from jmlp.errors import ConfigError
 from jmlp.report import Reporter
+from jmlp.types import JsonObject
+
+if TYPE_CHECKING:
+    from jmlp.training.loop import Loop
 
 FEATURES, CLASSES = 784, 10
 CASES = ("64-64/64", "512-512/256", "2048-2048/1024")
 
 Measured = Callable[[], float]
-Row = dict[str, Any]
 
 
 class Case(NamedTuple):
@@ -41,16 +45,18 @@ class Case(NamedTuple):
         return max(least, round(seconds * 100e9 / (self.flops_per_sample * self.batch)))
 
 
-def adam_loop(case: Case, rows: Any, train: Row, data: Row | None = None) -> Any:
+def adam_loop(
+    case: Case, rows: object, train: JsonObject, data: JsonObject | None = None
+) -> "Loop":
     """jmlp's own `Loop` for `case` on one device: Adam at a constant rate, no rows held out.
 
     Args:
       rows: as `prepare` takes them; None where `data` names a file.
       train, data: keys of these sections of the config.
     """
-    from jmlp.build import prepare
     from jmlp.config import parse_config
-    from jmlp.loop import Loop
+    from jmlp.training.loop import Loop
+    from jmlp.training.setup import prepare
 
     config = {
         "model": {"hidden": list(case.hidden)},
@@ -68,7 +74,7 @@ def parse_cases(texts: Sequence[str]) -> list[Case]:
     Raises:
       ConfigError: a text is not of that form.
     """
-    cases = []
+    cases: list[Case] = []
     for text in texts:
         if not re.fullmatch(r"[1-9]\d{0,5}(-[1-9]\d{0,5})*/[1-9]\d{0,6}", text):
             raise ConfigError(f"--cases {text}: expected widths and a batch size, e.g. 512-512/256")
@@ -90,28 +96,35 @@ def interleaved(timed: Mapping[str, Measured], repeats: int) -> dict[str, list[f
 
 def compared(
     case: Case, samples: Mapping[str, Sequence[float]], against: str, simulated: bool = False
-) -> list[Row]:
+) -> list[CaseRow]:
     """Rows of `case, name, samples_per_second, ratio, against`.
 
     `ratio` is the median over rounds of this row's speed by `against`'s in the same round;
     None where devices are simulated, whose speed says nothing.
     """
-    rows = []
+    rows: list[CaseRow] = []
     for name, speeds in samples.items():
         ratios = [a / b for a, b in zip(speeds, samples[against], strict=True)]
         ratio = None if simulated else round(median(ratios), 3)
-        row = {"case": case.name, "name": name, "samples_per_second": list(speeds)}
-        rows.append(row | {"ratio": ratio, "against": against})
+        rows.append(
+            {
+                "case": case.name,
+                "name": name,
+                "samples_per_second": list(speeds),
+                "ratio": ratio,
+                "against": against,
+            }
+        )
     return rows
 
 
-def _ratio(row: Row) -> str:
+def _ratio(row: CaseRow) -> str:
     if row["ratio"] is None:
         return "simulated: not ranked"
     return f"{row['ratio']:5.2f} of {row['against']}"
 
 
-def say(rows: Sequence[Row], report: Reporter) -> None:
+def say(rows: Sequence[CaseRow], report: Reporter) -> None:
     """One line a row."""
     for row in rows:
         speed = median(row["samples_per_second"])

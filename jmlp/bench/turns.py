@@ -7,25 +7,28 @@ machine (A B C A B C ...).
 import multiprocessing
 import os
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnProcess
+from typing import Generic, TypeVar
 
 from jmlp.errors import JmlpError
 
 _PATIENCE_S = 900.0
 
-Make = Callable[[], Callable[[], Any]]
+T = TypeVar("T")
+Make = Callable[[], Callable[[], T]]
 """Called in the new process; what it returns is called whenever it is this one's turn."""
 
 
-class Turns:
+class Turns(Generic[T]):
     """One thing to be timed, in as many processes as it needs."""
 
-    def __init__(self, name: str, pipes: Sequence[Any]):
+    def __init__(self, name: str, pipes: "Sequence[Connection]"):
         self._name, self._pipes = name, pipes
 
-    def take(self) -> list[Any]:
+    def take(self) -> list[T]:
         """One turn; what each process answers.
 
         Raises:
@@ -35,7 +38,7 @@ class Turns:
             pipe.send("go")
         return [self._answer(pipe) for pipe in self._pipes]
 
-    def _answer(self, pipe: Any) -> Any:
+    def _answer(self, pipe: "Connection") -> T:
         try:
             if pipe.poll(_PATIENCE_S):
                 answer = pipe.recv()
@@ -48,7 +51,7 @@ class Turns:
 
 
 @contextmanager
-def taking_turns(name: str, make: Make, world: int = 1) -> Iterator[Turns]:
+def taking_turns(name: str, make: Make[T], world: int = 1) -> Generator[Turns[T], None, None]:
     """Starts `world` processes, and ends them.
 
     Args:
@@ -57,7 +60,8 @@ def taking_turns(name: str, make: Make, world: int = 1) -> Iterator[Turns]:
     """
     spawn = multiprocessing.get_context("spawn")
     port = _free_port()
-    pipes, processes = [], []
+    pipes: list[Connection] = []
+    processes: list[SpawnProcess] = []
     try:
         for rank in range(world):
             mine, theirs = spawn.Pipe()
@@ -81,7 +85,7 @@ def taking_turns(name: str, make: Make, world: int = 1) -> Iterator[Turns]:
                 process.join()
 
 
-def _serve(make: Make, group: dict[str, str], pipe: Any) -> None:
+def _serve(make: Make[object], group: dict[str, str], pipe: "Connection") -> None:
     """Works whenever it is told to, until the pipe is closed."""
     os.environ.update(group)
     try:

@@ -1,19 +1,36 @@
-"""All-reduces inside `shard_map`, one pattern of messages a file: `(x, axis) -> x`."""
+"""All-reduces inside `shard_map`, one pattern of messages a file: `(x, axis) -> x`.
 
-from jmlp.comm import full, halving_doubling, psum, ring, tree, two_level
-from jmlp.comm.base import AllReduce, Topology, Traffic
+the backend's own (NCCL): `psum`. ring all-reduce, one way or both: `ring`. reduce-scatter with
+all-gather by all-to-all, direct exchange: `fully_connected`. binomial tree, double binary tree:
+`tree`. recursive halving and doubling (Rabenseifner): `halving_doubling`. hierarchical
+(hosts of devices), two-dimensional torus: `two_level`. What they share, `Traffic`: `topology`.
+gradient buckets: `buckets`. alpha-beta cost model, `all_reduce: auto`: `cost`.
 
-ALL_REDUCE = {
+A topology is a file and a line in `ALL_REDUCE`; its settings are a subclass of `CommConfig` in
+that file. All of these can be imported without loading jax.
+"""
+
+from jmlp.comm import fully_connected, halving_doubling, psum, ring, tree, two_level
+from jmlp.comm.topology import AllReduce, Choice, Topology, Traffic
+from jmlp.comm.two_level import TwoLevels
+from jmlp.config.tables import Lines
+
+ALL_REDUCE: Lines[Topology] = Lines({
     "psum": Topology(psum.all_reduce, psum.traffic),
-    "full": Topology(full.all_reduce, full.traffic),
-    "gather": Topology(full.gather, full.gather_traffic),
+    "full": Topology(fully_connected.all_reduce, fully_connected.traffic),
+    "gather": Topology(fully_connected.gather, fully_connected.gather_traffic),
     "ring": Topology(ring.all_reduce, ring.traffic),
     "ring2": Topology(ring.both_ways, ring.both_ways_traffic),
     "tree": Topology(tree.all_reduce, tree.traffic),
     "double_tree": Topology(tree.double, tree.double_traffic),
     "halving_doubling": Topology(halving_doubling.all_reduce, halving_doubling.traffic),
-    "hierarchical": Topology(two_level.hierarchical, two_level.hierarchical_traffic),
-    "torus": Topology(two_level.torus, two_level.torus_traffic),
-}
+    "hierarchical": Topology(two_level.hierarchical, two_level.hierarchical_traffic, TwoLevels),
+    "torus": Topology(two_level.torus, two_level.torus_traffic, TwoLevels),
+})  # fmt: skip
+"""The topologies by the names that `comm.all_reduce` takes; one's own may be added. Of a file
+that nothing here imports a line is `module:NAME`."""
 
-__all__ = ["ALL_REDUCE", "AllReduce", "Topology", "Traffic"]
+CHOICES: dict[str, Choice] = {"auto": Choice(TwoLevels)}
+"""Words of `comm.all_reduce` that pick one of `ALL_REDUCE` for each bucket."""
+
+__all__ = ["ALL_REDUCE", "CHOICES", "AllReduce", "Choice", "Topology", "Traffic"]

@@ -7,18 +7,27 @@ schedules collectives early sends the head's while the layers below still
 compute (as PyTorch DDP does; Li et al. 2020, arXiv:2006.15704, section 3.2.3).
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
-from typing import Any
+from typing import TypeAlias
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-from jax import lax
+from jmlp.deferred import lazy_imports
 
-Bucket = list[int]
+with lazy_imports():
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+    from jax import lax
 
 
-def fill(leaves: Sequence[Any], bucket_bytes: int) -> list[Bucket]:
+Bucket: TypeAlias = list[int]
+"""numbers of leaves, in the order of the tree"""
+Leaf: TypeAlias = "jax.Array | jax.ShapeDtypeStruct"
+"""an array, or its shape where that is enough"""
+
+
+def fill(leaves: Sequence[Leaf], bucket_bytes: int) -> list[Bucket]:
     """Numbers of the leaves of each bucket, last leaf first; a large leaf has its own.
 
     Only leaves of one dtype share a bucket.
@@ -36,7 +45,7 @@ def fill(leaves: Sequence[Any], bucket_bytes: int) -> list[Bucket]:
     return buckets
 
 
-def size_of(leaves: Sequence[Any], bucket: Bucket) -> int:
+def size_of(leaves: Sequence[Leaf], bucket: Bucket) -> int:
     """Elements of a bucket."""
     return sum(leaves[number].size for number in bucket)
 
@@ -53,7 +62,7 @@ def join(leaves: Sequence[jax.Array], bucket: Bucket) -> jax.Array:
     return flat
 
 
-def spread(flat: jax.Array, like: Sequence[Any], bucket: Bucket) -> dict[int, jax.Array]:
+def spread(flat: jax.Array, like: Sequence[Leaf], bucket: Bucket) -> dict[int, jax.Array]:
     """Undoes `join`: leaf number to array of its shape."""
     ends = np.cumsum([like[number].size for number in bucket])
     parts = jnp.split(flat, ends[:-1])

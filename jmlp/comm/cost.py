@@ -9,11 +9,13 @@ Sources: Hockney 1994, doi:10.1016/S0167-8191(06)80021-9; the figures of `LINKS`
 named beside them.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterable
 from typing import NamedTuple
 
 from jmlp.comm import ALL_REDUCE
-from jmlp.comm.base import Traffic, bound
+from jmlp.comm.topology import Traffic, bound
 
 
 class Link(NamedTuple):
@@ -84,7 +86,9 @@ def estimates(
     if names is None:
         names = (*FLAT, "hierarchical") if slow else FLAT
     priced = {
-        name: seconds(bound(ALL_REDUCE[name], inner).traffic(size, itemsize, n), link, slow)
+        name: seconds(
+            bound(ALL_REDUCE[name], {"inner": inner}).traffic(size, itemsize, n), link, slow
+        )
         for name in names
     }
     return dict(sorted(priced.items(), key=lambda item: item[1]))

@@ -9,11 +9,17 @@ devices first fold in pairs, which costs two more steps of the whole array.
 Source: Thakur, Rabenseifner & Gropp 2005, doi:10.1177/1094342005051521, section 4.4.
 """
 
-import jax
-import jax.numpy as jnp
-from jax import lax
+from __future__ import annotations
 
-from jmlp.comm.base import Axis, Pairs, Traffic, checked, cut, only, pick, put, size_of, uncut
+from jmlp.comm.topology import Axis, Pairs, Traffic, checked, cut, pick, put, size_of, uncut
+from jmlp.deferred import lazy_imports
+
+with lazy_imports():
+    import jax
+    import jax.numpy as jnp
+    from jax import lax
+
+    from jmlp.comm import masked
 
 
 def _members(n: int) -> tuple[int, list[int]]:
@@ -63,7 +69,7 @@ def all_reduce(x: jax.Array, axis: Axis) -> jax.Array:
 
     if extra:
         back = lax.ppermute(part, axis, [(2 * i + 1, 2 * i) for i in range(extra)])
-        part = only(part, axis, members) + back
+        part = masked.only(part, axis, members) + back
     return uncut(part, x)
 
 

@@ -7,10 +7,14 @@ for seeing, testing, overlapping and compressing, not for beating them.
 Counted as bandwidth-optimal: 2(n-1)/n of the array sent by each device.
 """
 
-import jax
-from jax import lax
+from __future__ import annotations
 
-from jmlp.comm.base import Axis, Traffic, checked
+from jmlp.comm.topology import Axis, Traffic, checked
+from jmlp.deferred import lazy_imports
+
+with lazy_imports():
+    import jax
+    from jax import lax
 
 
 def all_reduce(x: jax.Array, axis: Axis) -> jax.Array:

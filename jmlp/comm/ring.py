@@ -8,14 +8,18 @@ round, using both directions of every link.
 Source: Patarasuk & Yuan 2009, doi:10.1016/j.jpdc.2008.09.002.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
-import jax
-import jax.numpy as jnp
-from jax import lax
+from jmlp.comm.topology import Axis, Pairs, Traffic, checked, cut, pick, put, size_of, uncut
+from jmlp.deferred import lazy_imports
 
-from jmlp.comm.base import Axis, Pairs, Traffic, checked, cut, pick, put, size_of, uncut
+with lazy_imports():
+    import jax
+    import jax.numpy as jnp
+    from jax import lax
 
 
 class Ring(NamedTuple):
@@ -29,7 +33,7 @@ class Ring(NamedTuple):
 
 
 # (partial sum, its chunk number, hop pairs) -> the partial sum that arrives here.
-Send = Callable[[jax.Array, jax.Array, Pairs], jax.Array]
+Send: TypeAlias = "Callable[[jax.Array, jax.Array, Pairs], jax.Array]"
 
 
 def whole(axis: Axis, step: int = 1) -> Ring:

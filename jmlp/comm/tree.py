@@ -11,13 +11,19 @@ Sources: Thakur, Rabenseifner & Gropp 2005, doi:10.1177/1094342005051521;
 Sanders, Speck & Träff 2009, doi:10.1016/j.parco.2009.09.001.
 """
 
+from __future__ import annotations
+
 import functools
 
-import jax
-import jax.numpy as jnp
-from jax import lax
+from jmlp.comm.topology import Axis, Pairs, Traffic, checked, cut, size_of, uncut
+from jmlp.deferred import lazy_imports
 
-from jmlp.comm.base import Axis, Pairs, Traffic, checked, cut, only, size_of, uncut
+with lazy_imports():
+    import jax
+    import jax.numpy as jnp
+    from jax import lax
+
+    from jmlp.comm import masked
 
 
 def _low_bit(i: int) -> int:
@@ -83,7 +89,7 @@ def _along(x: jax.Array, axis: Axis, rounds: tuple[Pairs, ...]) -> jax.Array:
         x = x + lax.ppermute(x, axis, pairs)  # who gets nothing gets zeros
     if rounds:
         [(_, root)] = rounds[-1]
-        x = only(x, axis, [root])
+        x = masked.only(x, axis, [root])
     for pairs in reversed(rounds):
         x = x + lax.ppermute(x, axis, [(parent, child) for child, parent in pairs])
     return x

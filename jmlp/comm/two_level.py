@@ -13,11 +13,26 @@ Sources: Mikami et al. 2018, arXiv:1811.05233 (2D torus); Jia et al. 2018,
 arXiv:1807.11205 (hierarchical).
 """
 
-import jax
-import jax.numpy as jnp
+from __future__ import annotations
+
+from typing import Annotated
 
 from jmlp.comm import ring
-from jmlp.comm.base import Axis, Traffic, checked, cut, grid, sizes, uncut
+from jmlp.comm.topology import Axis, Traffic, checked, cut, grid, sizes, uncut
+from jmlp.config.fields import Count, Mark
+from jmlp.config.sections import CommConfig
+from jmlp.deferred import lazy_imports
+
+with lazy_imports():
+    import jax
+    import jax.numpy as jnp
+
+
+class TwoLevels(CommConfig):
+    """The `comm` section with `hierarchical`, `torus`, or `auto`, which may choose the first."""
+
+    inner: Annotated[Count | None, Mark.MAY_CHANGE] = None
+    """Devices of the fast level. none: a host's, or a square."""
 
 
 def _nested(x: jax.Array, axis: Axis, first: ring.Ring, second: ring.Ring) -> jax.Array:
@@ -63,7 +78,7 @@ def hierarchical_traffic(size: int, itemsize: int, n: int, inner: int | None = N
 def torus(x: jax.Array, axis: Axis, inner: int | None = None) -> jax.Array:
     """As `hierarchical`, a quarter of `x` along each of four paths at once."""
     outer, inner = grid(axis, inner)
-    quarters = []
+    quarters: list[jax.Array] = []
     for quarter, step in zip(cut(checked(x), 4), (1, -1, 1, -1), strict=True):
         along = ring.rows(axis, outer, inner, step), ring.columns(axis, outer, inner, step)
         first, second = along if len(quarters) < 2 else along[::-1]

@@ -5,27 +5,26 @@ gradients, hardly ever a difference. fp8 (e4m3: 4 bits of precision, Micikeviciu
 arXiv:2209.05433) needs a scale a block to use its narrow range.
 """
 
-import jax
-import jax.numpy as jnp
-from jax import lax
+from __future__ import annotations
 
-from jmlp.compress.base import Exchange, Reducer
 from jmlp.compress.packing import pack, scaled_bytes, unpack
-from jmlp.compress.two_phase import Code, by_code
+from jmlp.compress.two_phase import Code
+from jmlp.config.sections import ReducerConfig
+from jmlp.deferred import lazy_imports
 from jmlp.errors import ConfigError
+
+with lazy_imports():
+    import jax
+    import jax.numpy as jnp
+    from jax import lax
 
 _BLOCK = 256
 
 
-def bf16(exchange: Exchange) -> Reducer:
-    """Half of the bytes; sums are taken in float32."""
-    return by_code(exchange, bf16_code())
+def bf16_code(settings: ReducerConfig) -> Code:
+    """The upper half of each float32, rounded: half of the bytes."""
 
-
-def bf16_code() -> Code:
-    """The upper half of each float32, rounded."""
-
-    def encode(x: jax.Array, key: jax.Array) -> jax.Array:
+    def encode(x: jax.Array, key: jax.Array, real: jax.Array) -> jax.Array:
         return lax.bitcast_convert_type(x.astype(jnp.bfloat16), jnp.uint16)
 
     def decode(codes: jax.Array) -> jax.Array:
@@ -34,18 +33,17 @@ def bf16_code() -> Code:
     return Code(encode, decode, 1, lambda width: 2 * width)
 
 
-def fp8(exchange: Exchange) -> Reducer:
-    """A quarter of the bytes and a scale a block of 256. Raises ConfigError without fp8."""
-    return by_code(exchange, fp8_code())
+def fp8_code(settings: ReducerConfig) -> Code:
+    """8-bit floats, scaled so that the largest of a block just fits: a quarter of the bytes.
 
-
-def fp8_code() -> Code:
-    """8-bit floats, scaled so that the largest of a block just fits."""
+    Raises:
+      ConfigError: the backend has no such floats.
+    """
     dtype = jnp.float8_e4m3fn
     largest = float(jnp.finfo(dtype).max)
     _require(dtype)
 
-    def encode(x: jax.Array, key: jax.Array) -> jax.Array:
+    def encode(x: jax.Array, key: jax.Array, real: jax.Array) -> jax.Array:
         blocks = x.reshape(*x.shape[:-1], -1, _BLOCK)
         scale = jnp.abs(blocks).max(-1, keepdims=True) / largest
         values = (blocks / jnp.where(scale > 0, scale, 1)).astype(dtype)
@@ -61,8 +59,8 @@ def fp8_code() -> Code:
 
 def _require(dtype: jnp.dtype) -> None:
     try:
-        there_and_back = jax.jit(lambda x: x.astype(dtype).astype(jnp.float32))
-        jax.block_until_ready(there_and_back(jnp.ones(8)))
+        round_trip = jax.jit(lambda x: x.astype(dtype).astype(jnp.float32))
+        jax.block_until_ready(round_trip(jnp.ones(8)))
     except Exception as error:  # what a backend raises has no common base
         reason = (str(error).splitlines() or [""])[0]
         raise ConfigError(

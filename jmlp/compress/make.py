@@ -1,57 +1,47 @@
 """From the config's `comm` section to a reducer for a mesh."""
 
-from collections.abc import Sequence
-from typing import Any
+from __future__ import annotations
 
-import jax
-from jax.sharding import Mesh
+from collections.abc import Sequence
 
 from jmlp.comm import ALL_REDUCE
-from jmlp.comm.base import AllReduce, Traffic, bound
-from jmlp.comm.buckets import fill, size_of
+from jmlp.comm.buckets import Leaf, fill, size_of
 from jmlp.comm.cost import DATA_CENTRE, Link, estimates, link_of
+from jmlp.comm.topology import AllReduce, Traffic, bound
 from jmlp.compress import REDUCERS, Exchange, Reducer, error_feedback
+from jmlp.config.sections import CommConfig
+from jmlp.deferred import lazy_imports
 from jmlp.errors import ConfigError
-from jmlp.sections import CommConfig
+from jmlp.types import PyTree
+
+with lazy_imports():
+    import jax
 
 
-def make_reducer(comm: CommConfig, mesh: Mesh) -> Reducer:
+def make_reducer(comm: CommConfig, mesh: jax.sharding.Mesh) -> Reducer:
     """The reducer that `comm` asks for, over the `data` axis of `mesh`.
 
     Raises:
       ConfigError: `comm.inner` does not divide the axis, or a type is missing here.
     """
-    settings: dict[str, Any] = {
-        "rounding": comm.reducer.rounding,
-        "keep": comm.reducer.keep,
-        "dtype": comm.reducer.values,
-        "warmup_steps": comm.reducer.warmup_steps,
-        "rank": comm.reducer.rank,
-        "unbiased": not comm.reducer.error_feedback,
-    }
-    takes = {
-        "int8": ("rounding",),
-        "int4": ("rounding",),
-        "top_k": ("keep", "dtype", "warmup_steps"),
-        "random_k": ("keep", "unbiased"),
-        "low_rank": ("rank",),
-    }.get(comm.reducer.name, ())
-    chosen = {key: settings[key] for key in takes}
-    reducer = REDUCERS[comm.reducer.name](make_exchange(comm, mesh), **chosen)
-    if comm.reducer.error_feedback:
-        return error_feedback(reducer, comm.reducer.momentum)
+    settings = comm.reducer
+    reducer = REDUCERS[settings.name].make(make_exchange(comm, mesh), settings)
+    if settings.error_feedback:
+        return error_feedback(reducer, settings.momentum)
     return reducer
 
 
-def make_exchange(comm: CommConfig, mesh: Mesh) -> Exchange:
+def make_exchange(comm: CommConfig, mesh: jax.sharding.Mesh) -> Exchange:
     """How `comm` moves vectors over the `data` axis of `mesh`."""
     devices = list(mesh.devices.flat)
     n, hosts = mesh.shape["data"], len({d.process_index for d in devices})
-    inner = comm.inner
+    settings = comm.own()
+    inner = settings.get("inner")
     if inner is not None and n % inner:
         raise ConfigError(f"comm.inner={inner} does not divide mesh.data={n}")
     if inner is None and hosts > 1 and n % hosts == 0:
         inner = n // hosts
+    settings["inner"] = inner
 
     def choose(size: int, itemsize: int, n: int) -> str:
         if comm.all_reduce != "auto":
@@ -62,11 +52,11 @@ def make_exchange(comm: CommConfig, mesh: Mesh) -> Exchange:
 
     def all_reduce(size: int, itemsize: int, n: int) -> tuple[str, AllReduce]:
         name = choose(size, itemsize, n)
-        return name, bound(ALL_REDUCE[name], inner).all_reduce
+        return name, bound(ALL_REDUCE[name], settings).all_reduce
 
     def traffic(size: int, itemsize: int, n: int) -> Traffic:
         name = choose(size, itemsize, n)
-        return bound(ALL_REDUCE[name], inner).traffic(size, itemsize, n)
+        return bound(ALL_REDUCE[name], settings).traffic(size, itemsize, n)
 
     lossy = "ring" if comm.all_reduce == "ring" else "full"
     return Exchange(all_reduce, traffic, comm.bucket_bytes, lossy)
@@ -79,10 +69,10 @@ def _link(comm: CommConfig, device_kind: str) -> Link:
     return Link(alpha_s, link.bytes_per_s if per_s is None else per_s * 1e9)
 
 
-def explain(comm: CommConfig, mesh: Mesh, leaves: Sequence[Any]) -> list[str]:
+def explain(comm: CommConfig, mesh: jax.sharding.Mesh, leaves: Sequence[Leaf]) -> list[str]:
     """A line for each bucket: its size, and the topology that `auto` picked for it."""
     exchange, n = make_exchange(comm, mesh), mesh.shape["data"]
-    lines = []
+    lines: list[str] = []
     for number, bucket in enumerate(fill(leaves, comm.bucket_bytes)):
         size = size_of(leaves, bucket)
         name, _ = exchange.all_reduce(size, 4, n)
@@ -93,6 +83,6 @@ def explain(comm: CommConfig, mesh: Mesh, leaves: Sequence[Any]) -> list[str]:
     return lines
 
 
-def shapes_of(tree: Any) -> list[jax.ShapeDtypeStruct]:
+def shapes_of(tree: PyTree) -> list[jax.ShapeDtypeStruct]:
     """The leaves of a tree of arrays or shapes, as shapes."""
     return [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(tree)]

@@ -1,10 +1,16 @@
 """Codes and their scales in one buffer of bytes, so that they travel as one message."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 
-import jax
-import jax.numpy as jnp
-from jax import lax
+from jmlp.deferred import lazy_imports
+
+with lazy_imports():
+    import jax
+    import jax.numpy as jnp
+    from jax import lax
+
 
 _SCALE_BYTES = 4
 

@@ -9,26 +9,33 @@ Sources: QSGD, Alistarh et al. 2017, arXiv:1610.02132 (stochastic rounding); ZeR
 Wang et al. 2023, arXiv:2306.10209 (blocks, int4).
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
+from typing import Literal, TypeAlias
 
-import jax
-import jax.numpy as jnp
-
-from jmlp.compress.base import Exchange, Reducer
 from jmlp.compress.packing import pack, scaled_bytes, unpack
-from jmlp.compress.two_phase import Code, by_code
+from jmlp.compress.two_phase import Code
+from jmlp.config.sections import ReducerConfig
+from jmlp.deferred import lazy_imports
+
+with lazy_imports():
+    import jax
+    import jax.numpy as jnp
 
 _BLOCK = 256
-_Bytes = Callable[[jax.Array], jax.Array]
+_Bytes: TypeAlias = "Callable[[jax.Array], jax.Array]"
 
 
-def int8(exchange: Exchange, rounding: str = "stochastic") -> Reducer:
-    """0.254 of the float32 bytes. `rounding`: stochastic or nearest."""
-    return by_code(exchange, int8_code(rounding))
+class Quantized(ReducerConfig):
+    """The `reducer` section with int8 and int4."""
+
+    rounding: Literal["stochastic", "nearest"] = "stochastic"
+    """Unbiased, or closest."""
 
 
-def int8_code(rounding: str = "stochastic") -> Code:
-    """A byte a number."""
+def int8_code(settings: Quantized) -> Code:
+    """A byte a number: 0.254 of the float32 bytes."""
 
     def to_bytes(levels: jax.Array) -> jax.Array:
         return levels.astype(jnp.int8).view(jnp.uint8)
@@ -36,16 +43,11 @@ def int8_code(rounding: str = "stochastic") -> Code:
     def from_bytes(codes: jax.Array) -> jax.Array:
         return codes.view(jnp.int8).astype(jnp.float32)
 
-    return _code(127, rounding, to_bytes, from_bytes, _BLOCK)
+    return _code(127, settings.rounding, to_bytes, from_bytes, _BLOCK)
 
 
-def int4(exchange: Exchange, rounding: str = "stochastic") -> Reducer:
-    """0.129 of the float32 bytes. `rounding`: stochastic or nearest."""
-    return by_code(exchange, int4_code(rounding))
-
-
-def int4_code(rounding: str = "stochastic") -> Code:
-    """Half a byte a number."""
+def int4_code(settings: Quantized) -> Code:
+    """Half a byte a number: 0.129 of the float32 bytes."""
     half = _BLOCK // 2
 
     def to_bytes(levels: jax.Array) -> jax.Array:
@@ -57,25 +59,16 @@ def int4_code(rounding: str = "stochastic") -> Code:
         nibbles = jnp.concatenate([codes & 15, codes >> 4], -1)
         return nibbles.astype(jnp.float32) - 8
 
-    return _code(7, rounding, to_bytes, from_bytes, half)
+    return _code(7, settings.rounding, to_bytes, from_bytes, half)
 
 
 def _code(largest: int, rounding: str, to_bytes: _Bytes, from_bytes: _Bytes, k: int) -> Code:
-    if rounding not in ("stochastic", "nearest"):
-        raise ValueError(f"rounding={rounding}; expected stochastic or nearest")
-
-    def encode(x: jax.Array, key: jax.Array) -> jax.Array:
+    def encode(x: jax.Array, key: jax.Array, real: jax.Array) -> jax.Array:
         blocks = x.reshape(*x.shape[:-1], -1, _BLOCK)
         scale = jnp.abs(blocks).max(-1, keepdims=True) / largest
         levels = blocks / jnp.where(scale > 0, scale, 1)
-        if rounding == "stochastic":
-            # 8 random bits err by 1/512 of a step, and cost a quarter of 32.
-            bits = jax.random.bits(key, blocks.shape, jnp.uint8)
-            noise = (bits.astype(jnp.float32) + 0.5) / 256
-        else:
-            noise = 0.5
-        levels = jnp.clip(jnp.floor(levels + noise), -largest, largest)
-        return pack(to_bytes(levels), scale)
+        rounded = _stochastic(levels, key) if rounding == "stochastic" else jnp.floor(levels + 0.5)
+        return pack(to_bytes(jnp.clip(rounded, -largest, largest)), scale)
 
     def decode(codes: jax.Array) -> jax.Array:
         values, scale = unpack(codes, k)
@@ -83,3 +76,16 @@ def _code(largest: int, rounding: str, to_bytes: _Bytes, from_bytes: _Bytes, k: 
         return blocks.reshape(*blocks.shape[:-2], -1)
 
     return Code(encode, decode, _BLOCK, scaled_bytes(_BLOCK, k))
+
+
+def _stochastic(levels: jax.Array, key: jax.Array) -> jax.Array:
+    """Whole numbers around `levels`, whose expectation is `levels` to 2^-32.
+
+    Away from zero by a comparison of integers: `floor(levels + noise)` would round the sum,
+    and never send what is small, so that its expectation would be 0.
+    """
+    size = jnp.abs(levels)
+    below = jnp.floor(size)
+    share = ((size - below) * 2.0**32).astype(jnp.uint32)  # of all draws, those that go up
+    up = jax.random.bits(key, levels.shape, jnp.uint32) < share
+    return jnp.copysign(below + up, levels)

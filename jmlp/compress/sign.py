@@ -7,33 +7,34 @@ Sources: Seide et al. 2014 (1-bit SGD); Karimireddy et al. 2019, arXiv:1901.0984
 (scaled sign with error feedback).
 """
 
-import jax
-import jax.numpy as jnp
-from jax import lax
+from __future__ import annotations
 
-from jmlp.compress.base import Exchange, Reducer
 from jmlp.compress.packing import pack, scaled_bytes, unpack
-from jmlp.compress.two_phase import Code, by_code
+from jmlp.compress.two_phase import Code
+from jmlp.config.sections import ReducerConfig
+from jmlp.deferred import lazy_imports
+
+with lazy_imports():
+    import jax
+    import jax.numpy as jnp
+    from jax import lax
 
 _BLOCK = 512
 _BYTES = _BLOCK // 8
 
 
-def sign(exchange: Exchange) -> Reducer:
-    """0.033 of the float32 bytes."""
-    return by_code(exchange, sign_code())
-
-
-def sign_code() -> Code:
-    """A bit a number."""
+def sign_code(settings: ReducerConfig) -> Code:
+    """A bit a number: 0.033 of the float32 bytes."""
 
     def bits(planes: jax.Array) -> jax.Array:
         return lax.broadcasted_iota(jnp.uint8, planes.shape, planes.ndim - 2)
 
-    def encode(x: jax.Array, key: jax.Array) -> jax.Array:
+    def encode(x: jax.Array, key: jax.Array, real: jax.Array) -> jax.Array:
         blocks = x.reshape(*x.shape[:-1], -1, _BLOCK)
-        # The mean over all of the block, zeros too, is what makes it a contraction.
-        scale = jnp.abs(blocks).mean(-1, keepdims=True)
+        there = real.reshape(blocks.shape).sum(-1, keepdims=True)
+        # The mean over all of the block, zeros too, is what makes it a contraction; padding
+        # is no part of it, and would make the last block of every share too small.
+        scale = jnp.abs(blocks).sum(-1, keepdims=True) / jnp.maximum(there, 1)
         planes = (blocks >= 0).astype(jnp.uint8).reshape(*blocks.shape[:-1], 8, _BYTES)
         return pack((planes << bits(planes)).sum(-2, dtype=jnp.uint8), scale)
 

@@ -3,42 +3,66 @@
 `top_k` keeps the largest of each block of 4096, with their places, and gathers those
 of all devices: bytes grow with n, so it is for small n or small shares. With error
 feedback it holds accuracy at 1 % and below; with momentum correction and a
-warm-up it is Deep Gradient Compression. `random_k` draws one number of each block of
-1/keep, the same on all devices, so that no places travel and any all-reduce will do.
+warm-up it is Deep Gradient Compression. `random_k` cuts the vector into as many parts as it
+sends numbers and draws one of each, the same on all devices, so that no places travel and
+any all-reduce will do.
 
 Sources: Lin et al. 2018, arXiv:1712.01887 (DGC); Stich, Cordonnier & Jaggi 2018,
 arXiv:1809.07599 (sparsified SGD with memory).
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
-import jax
-import jax.numpy as jnp
-from jax import lax
+from pydantic import Field
 
-from jmlp.comm.base import Axis, Traffic, size_of
-from jmlp.compress.base import Exchange, Reduced, Reducer, of_vectors
+from jmlp.comm.topology import Axis, Traffic, size_of
+from jmlp.compress.reducer import Exchange, Message, Reduced, Reducer, VectorMean, of_vectors
+from jmlp.config.fields import Float, Int, Mark
+from jmlp.config.sections import ReducerConfig
+from jmlp.deferred import lazy_imports
+
+with lazy_imports():
+    import jax
+    import jax.numpy as jnp
+    from jax import lax
 
 _BLOCK = 4096
 _WARM = (0.25, 0.0625, 0.015625, 0.004)  # shares kept while warming up (DGC, section 3.3)
 
 
-def top_k(
-    exchange: Exchange, keep: float = 0.01, dtype: str = "float32", warmup_steps: int = 0
-) -> Reducer:
+class Sparse(ReducerConfig):
+    """What top_k and random_k share of the `reducer` section."""
+
+    keep: Annotated[Float, Field(gt=0, le=1)] = 0.01
+    """Share of the numbers that is sent."""
+
+
+class TopK(Sparse):
+    """The `reducer` section with top_k."""
+
+    values: Literal["float32", "bfloat16"] = "float32"
+    """Type of the numbers on the wire: bfloat16 is a third less."""
+    warmup_steps: Annotated[Int, Field(ge=0), Mark.EXCHANGE] = 0
+    """Steps over which the share falls from a quarter to `keep`."""
+
+
+def top_k(exchange: Exchange, settings: TopK) -> Reducer:
     """The largest share `keep` of each block, as (value, 16-bit place) pairs.
 
-    Args:
-      keep: share of the numbers sent, in (0, 1].
-      dtype: of the values on the wire: float32, or bfloat16 for a third less.
-      warmup_steps: over so many steps the share falls to `keep` by about quarters.
+    While it warms up it sends more, from a quarter down to `keep` by about quarters; where
+    `keep` is a quarter or more there is no warm-up.
     """
+    keep, dtype, warmup_steps = settings.keep, settings.values, settings.warmup_steps
     stages = [share for share in _WARM if share > keep] if warmup_steps else []
-    each = max(1, warmup_steps // max(len(stages), 1))
+    # Of equal length as far as whole steps allow; the last ends with `warmup_steps`.
+    ends = [-(-warmup_steps * (i + 1) // len(stages)) for i in range(len(stages))]
 
     def stage(share: float) -> Reducer:
-        return of_vectors(exchange, _top_k_mean(share, dtype), _top_k_traffic(share, dtype))
+        reducer = of_vectors(exchange, _top_k_mean(share, dtype), _top_k_traffic(share, dtype))
+        return reducer._replace(sparse=keep < 1)
 
     reducers = [stage(share) for share in (*stages, keep)]
     steady = reducers[-1]
@@ -54,17 +78,18 @@ def top_k(
             lambda grads, key, reducer=reducer: reducer.mean(grads, (), axis, key)
             for reducer in reducers
         ]
-        at = jnp.minimum(state["steps"] // each, len(stages))
+        at = jnp.sum(state["steps"] >= jnp.asarray(ends, jnp.int32))
         reduced = lax.switch(at, branches, grads, key)
         return reduced._replace(state={"steps": state["steps"] + 1})
 
-    return Reducer(init, mean, steady.traffic)
+    return steady._replace(init=init, mean=mean)
 
 
 def _shape(size: int, share: float) -> tuple[int, int, int]:
-    """(blocks, numbers a block, numbers kept of each)."""
-    block = min(_BLOCK, size)
-    return -(-size // block), block, max(1, round(share * block))
+    """(blocks, numbers a block, numbers kept of each), the blocks as even as they can be."""
+    blocks = -(-size // _BLOCK)
+    block = -(-size // max(blocks, 1))
+    return blocks, block, min(block, max(1, round(share * block)))
 
 
 class Largest(NamedTuple):
@@ -110,9 +135,7 @@ def largest(size: int, share: float, dtype: str) -> Largest:
     return Largest(encode, add, blocks * k * (wire.itemsize + 2))
 
 
-def _top_k_mean(
-    share: float, dtype: str
-) -> Callable[[jax.Array, Axis, jax.Array], tuple[jax.Array, jax.Array]]:
+def _top_k_mean(share: float, dtype: str) -> VectorMean:
     def mean(flat: jax.Array, axis: Axis, key: jax.Array) -> tuple[jax.Array, jax.Array]:
         n = size_of(axis)
         if n == 1:
@@ -136,33 +159,58 @@ def _top_k_traffic(share: float, dtype: str) -> Callable[[int, int], list[Traffi
     return traffic
 
 
-def random_k(exchange: Exchange, keep: float = 0.01, unbiased: bool = True) -> Reducer:
-    """One random number of each block of 1/keep, by the chosen all-reduce.
+def top_k_message(settings: TopK, size: int) -> Message:
+    """The largest numbers of a vector; the receiver takes the others for zero."""
+    code = largest(size, settings.keep, settings.values)
+    zero = jnp.zeros(size)
+    return Message(
+        lambda flat, key: code.encode(flat), lambda codes: code.add(zero, codes), code.nbytes
+    )
 
-    Args:
-      unbiased: multiply by the block's size, so that the expectation is the
-        gradient. Not under error feedback, which needs a code that shrinks its error.
+
+def random_k(exchange: Exchange, settings: Sparse) -> Reducer:
+    """A share `keep` of the numbers, drawn in every step, by the chosen all-reduce.
+
+    To the nearest whole number of them, and at least 1. They are multiplied by size / sent, so
+    that the expectation is the gradient; not under error feedback, which needs a code that
+    shrinks its error.
     """
-    block = max(1, round(1 / keep))
+    keep, unbiased = settings.keep, not settings.error_feedback
+
+    def count(size: int) -> int:
+        return max(1, round(keep * size))
 
     def mean(flat: jax.Array, axis: Axis, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-        n = size_of(axis)
+        n, k = size_of(axis), count(flat.size)
         if n == 1:
             return flat, flat
-        blocks = -(-flat.size // block)
-        rows = jnp.pad(flat, (0, blocks * block - flat.size)).reshape(blocks, block)
-        places = jax.random.randint(key, (blocks, 1), 0, block)
-        values = jnp.take_along_axis(rows, places, 1) * (block if unbiased else 1)
-        _, all_reduce = exchange.all_reduce(blocks, 4, n)
-        total = all_reduce(values[:, 0], axis) / n
+        places = _drawn(key, flat.size, k)
+        values = flat[places] * (flat.size / k if unbiased else 1)
+        _, all_reduce = exchange.all_reduce(k, 4, n)
+        total = all_reduce(values, axis) / n
 
         def back(values: jax.Array) -> jax.Array:
-            dense = jnp.where(jnp.arange(block)[None] == places, values[:, None], 0.0)
-            return dense.reshape(-1)[: flat.size]
+            return jnp.zeros_like(flat).at[places].set(values, unique_indices=True)
 
-        return back(total), back(values[:, 0])
+        return back(total), back(values)
 
     def traffic(size: int, n: int) -> list[Traffic]:
-        return [exchange.traffic(-(-size // block), 4, n)]
+        return [exchange.traffic(count(size), 4, n)]
 
-    return of_vectors(exchange, mean, traffic)._replace(linear=True)
+    reducer = of_vectors(exchange, mean, traffic)
+    return reducer._replace(linear=True, sparse=keep < 1)
+
+
+def _drawn(key: jax.Array, size: int, k: int) -> jax.Array:
+    """k different places of a vector, each place with the same chance k / size.
+
+    One of each of k parts of the vector. Their sizes differ by one where k does not
+    divide; that the first part starts anywhere makes up for it.
+    """
+    where, start = jax.random.split(key)
+    part = jnp.arange(k)
+    width, longer = divmod(size, k)
+    sizes = width + (part < longer)
+    within = jax.random.randint(where, (k,), 0, sizes)
+    first = jax.random.randint(start, (), 0, size)
+    return (first + part * width + jnp.minimum(part, longer) + within) % size

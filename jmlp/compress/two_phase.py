@@ -14,24 +14,29 @@ Sources: EQuARX, Ibrahim et al. 2025, arXiv:2506.17615; ZeRO++ (qgZ), Wang et al
 2023, arXiv:2306.10209.
 """
 
-from collections.abc import Callable
-from typing import NamedTuple
+from __future__ import annotations
 
-import jax
-import jax.numpy as jnp
-from jax import lax
+from collections.abc import Callable
+from typing import NamedTuple, TypeAlias
 
 from jmlp.comm import ring
-from jmlp.comm.base import Axis, Traffic, cut, pick, put, size_of
-from jmlp.comm.full import chain
-from jmlp.compress.base import Exchange, Reducer, of_vectors
+from jmlp.comm.fully_connected import chain
+from jmlp.comm.topology import Axis, Traffic, cut, pick, put, size_of
+from jmlp.compress.reducer import Exchange, Message, Reducer, S, Scheme, of_vectors
+from jmlp.deferred import lazy_imports
+
+with lazy_imports():
+    import jax
+    import jax.numpy as jnp
+    from jax import lax
 
 
 class Code(NamedTuple):
     """A lossy code of float32 rows, as integers: no backend widens those."""
 
-    encode: Callable[[jax.Array, jax.Array], jax.Array]
-    """((..., width), key) -> (..., k) unsigned integers"""
+    encode: Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+    """((..., width), key, real) -> (..., k) unsigned integers; `real`, of booleans like the
+    rows, is false on padding, which is zero"""
     decode: Callable[[jax.Array], jax.Array]
     """(..., k) -> (..., width) float32"""
     block: int
@@ -40,7 +45,32 @@ class Code(NamedTuple):
     """width -> bytes of the encoded row"""
 
 
-Vectors = tuple[jax.Array, jax.Array]
+Vectors: TypeAlias = "tuple[jax.Array, jax.Array]"
+"""(mean, what this device sent), each (size,)"""
+
+
+def coded(code: Callable[[S], Code], settings: type[S]) -> Scheme[S]:
+    """The scheme of a code: an exchange of its own, and messages."""
+
+    def make(exchange: Exchange, settings: S) -> Reducer:
+        return by_code(exchange, code(settings))
+
+    def message(settings: S, size: int) -> Message:
+        return message_of(code(settings), size)
+
+    return Scheme(make, settings, ("full", "ring"), message)
+
+
+def message_of(code: Code, size: int) -> Message:
+    """Vectors of `size` numbers in `code`, padded to whole blocks."""
+    width = -(-size // code.block) * code.block
+    return Message(
+        lambda flat, key: code.encode(
+            jnp.pad(flat, (0, width - size)), key, jnp.arange(width) < size
+        ),
+        lambda codes: code.decode(codes)[:size],
+        code.nbytes(width),
+    )
 
 
 def by_code(exchange: Exchange, code: Code) -> Reducer:
@@ -82,16 +112,23 @@ def _keys(key: jax.Array, axis: Axis) -> tuple[jax.Array, jax.Array]:
     return first, second
 
 
+def _real(size: int, n: int, code: Code) -> jax.Array:
+    """(n, width): which numbers of the shares are not padding.
+
+    A code may give padding a value. It has no true one, and must not enter a block's scale.
+    """
+    return _shares(jnp.ones(size, bool), n, code)
+
+
 def _return(
     total: jax.Array, sent: jax.Array, size: int, code: Code, axis: Axis, key: jax.Array,
     gather: Callable[[jax.Array], jax.Array],
 ) -> Vectors:  # fmt: skip
     """Encodes this device's share of the sum, gathers all, settles what was lost."""
     n, me = size_of(axis), lax.axis_index(axis)
-    # Padding has no true value to keep, and must not enter the scale of its block.
-    real = _shares(jnp.ones(size, bool), n, code)
-    total = jnp.where(pick(real, me), total, 0.0)
-    shares = code.decode(gather(code.encode(total / n, key)))
+    real = pick(_real(size, n, code), me)
+    total = jnp.where(real, total, 0.0)
+    shares = code.decode(gather(code.encode(total / n, key, real)))
     lost = total - n * pick(shares, me)
     sent = put(sent, pick(sent, me) - lost, me)
     return _unshares(shares, size), _unshares(sent, size)
@@ -104,7 +141,7 @@ def over_full(flat: jax.Array, code: Code, axis: Axis, key: jax.Array) -> Vector
         return flat, flat
     first, second = _keys(key, axis)
     shares = _shares(flat, n, code)
-    codes = code.encode(shares, first)
+    codes = code.encode(shares, first, _real(flat.size, n, code))
     arrived = lax.all_to_all(codes, axis, split_axis=0, concat_axis=0)
     own = pick(shares, me)
     total = chain(put(code.decode(arrived), own, me))
@@ -120,12 +157,14 @@ def over_ring(flat: jax.Array, code: Code, axis: Axis, key: jax.Array) -> Vector
     if n == 1:
         return flat, flat
     first, second = _keys(key, axis)
-    shares = _shares(flat, n, code)
+    shares, real = _shares(flat, n, code), _real(flat.size, n, code)
     sent, hops = shares, iter(jax.random.split(first, n - 1))
 
     def send(part: jax.Array, chunk: jax.Array, pairs: list[tuple[int, int]]) -> jax.Array:
         nonlocal sent
-        codes = code.encode(part, next(hops))
+        kept = pick(real, chunk)
+        part = jnp.where(kept, part, 0.0)
+        codes = code.encode(part, next(hops), kept)
         lost = part - code.decode(codes)
         sent = put(sent, pick(sent, chunk) - lost, chunk)
         return code.decode(lax.ppermute(codes, axis, pairs))

@@ -15,10 +15,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jmlp.data.base import Split
-from jmlp.data.store import take
-
-PAD = -1
+from jmlp.data.dataset import Split
+from jmlp.data.spool import take
+from jmlp.data.weights import PAD, of_batches
 
 
 class Span(NamedTuple):
@@ -64,11 +63,23 @@ def epoch_index(seed: int, epoch: int, rows: int, batch_size: int, width: int) -
     return batch_index(order(seed, epoch, rows), batch_size, width)
 
 
-def gather(split: Split, index: np.ndarray) -> dict[str, np.ndarray]:
-    """Rows by number: x (..., F), y (...,) or (..., K), weight (...,) 0 where PAD."""
-    real = index != PAD
-    rows = np.where(real, index, 0)
-    return {"x": take(split.x, rows), "y": split.y[rows], "weight": real.astype(np.float32)}
+def gather(
+    split: Split, index: np.ndarray, weight: np.ndarray | None = None
+) -> dict[str, np.ndarray]:
+    """Rows by number: x (..., F), y (...,) or (..., K), weight (...,) 0 where PAD.
+
+    Args:
+      weight: (...,) of these rows, made of whole batches; None means 1 each.
+    """
+    rows = np.where(index != PAD, index, 0)
+    weight = of_batches(None, index) if weight is None else weight
+    return {"x": take(split.x, rows), "y": split.y[rows], "weight": weight}
+
+
+def batch_totals(weight: np.ndarray, seed: int, epoch: int, batch_size: int) -> np.ndarray:
+    """(steps,) float64 sums of the given weights (N,) over each batch of an epoch."""
+    ordered = weight[order(seed, epoch, len(weight))]
+    return np.add.reduceat(ordered, np.arange(0, len(ordered), batch_size))
 
 
 class BlockSource:
@@ -103,7 +114,8 @@ class BlockSource:
         unused = np.full((self._steps - span.steps, index.shape[1]), PAD, np.int32)
         index = np.concatenate([index, unused])
         total = (index != PAD).sum(1).astype(np.float32)
-        return gather(self._split, index[:, self._mine]) | {"total": total}
+        weight = of_batches(self._split.weight, index)[:, self._mine]
+        return gather(self._split, index[:, self._mine], weight) | {"total": total}
 
     def _of_epoch(self, epoch: int) -> np.ndarray:
         if epoch != self._epoch:

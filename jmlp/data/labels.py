@@ -1,17 +1,18 @@
 """Targets: is this classes or quantities, and which label has which index?"""
 
-import re
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from jmlp.data.base import NUMBER, Raw
-from jmlp.data.store import chunks
+from jmlp.config.sections import DataConfig
+from jmlp.data.dataset import Raw
+from jmlp.data.spool import chunks
+from jmlp.data.words import MISSING, TRUTH, is_code, is_number, quoted
 from jmlp.errors import DataError
-from jmlp.sections import DataConfig
 
-_FEW = 20  # so many distinct integers are classes still
+_FEW = 20  # so many different whole numbers are classes still
+_ROWS_EACH = 10  # and more of them, if they count from 0 without a gap and have so many rows
 
 
 class Part(NamedTuple):
@@ -54,22 +55,52 @@ def find_task(part: Part, config: DataConfig) -> str:
     if config.classes and (config.task == "regression" or y.ndim == 2):
         raise DataError(f"data.classes={config.classes} goes with one target of classes")
     if config.task != "auto":
-        if config.task == "regression" and y.dtype == object:
-            raise DataError(culprit(part))
         if config.task == "classification" and y.ndim == 2:
             raise DataError(f"{where_of(part, 0)}: classification has one target; got {y.shape[1]}")
         return config.task
     if y.ndim == 2:
         return "regression"
-    if y.dtype == object or y.dtype.kind in "iu" or config.classes:
+    if y.dtype == object or config.classes or part.raw.indices:
         return "classification"
-    integral = bool((y == np.floor(y)).all())
-    return "classification" if integral and len(np.unique(y)) <= _FEW else "regression"
+    if (y != np.floor(y)).any():
+        return "regression"
+    found = np.unique(y)
+    counted = found[0] == 0 and found[-1] == len(found) - 1
+    few = len(found) <= _FEW or (counted and _ROWS_EACH * len(found) <= len(y))
+    return "classification" if few else "regression"
 
 
-def is_number(text: str) -> bool:
-    """Whether text reads as a number, by the grammar of `NUMBER`."""
-    return re.fullmatch(NUMBER[1:-1], text) is not None
+def as_quantities(raw: Raw) -> Raw:
+    """`raw` with a target of text turned into numbers, if all of it reads as numbers."""
+    if raw.y is None or raw.y.dtype != object:
+        return raw
+    part = Part(raw, np.arange(len(raw.y)))
+    if not all(word is None or is_number(word) for word in raw.y):
+        raise DataError(culprit(part))
+    return raw._replace(y=np.array([np.nan if w is None else float(w) for w in raw.y]))
+
+
+def task_notes(
+    part: Part, config: DataConfig, task: str, classes: Sequence[int | str]
+) -> Iterator[str]:
+    """What the target was taken for, and how to say otherwise."""
+    name = ", ".join(part.raw.target_names) or "y"
+    if config.task == "auto":
+        if classes:
+            what = f"{len(classes)} classes {quoted(classes, 10)}"
+            other = "" if part.y().dtype == object else "; for a quantity set data.task=regression"
+        else:
+            y = part.y()
+            whole = y.ndim == 1 and not (y != np.floor(y)).any()
+            what = f"{len(np.unique(y))} different whole numbers" if whole else "numbers"
+            other = "; for classes set data.task=classification" if whole else ""
+        yield f"data.task=auto: {task} of {name}, {what}{other}"
+    words = [c for c in classes if isinstance(c, str) and c.lower() in MISSING]
+    if words:
+        yield (
+            f"{name}: {quoted(words)} is taken for a class; if it stands for a missing value, list "
+            "it in data.missing_words (CSV files)"
+        )
 
 
 def culprit(part: Part) -> str:
@@ -132,7 +163,8 @@ def _check_indices(part: Part, y: np.ndarray, found: Sequence[int | str]) -> Non
     if y[high] >= 10 * len(found) + 100:
         raise DataError(
             f"{where_of(part, high)}: class index {y[high]} is out of range for {len(found)} "
-            "different classes; set data.classes if it is meant"
+            "different classes; set data.classes if it is meant, data.task=regression if the "
+            "target is a quantity"
         )
 
 
@@ -142,16 +174,27 @@ def encode_labels(y: np.ndarray, classes: Sequence[int | str]) -> np.ndarray:
     One file may hold `0, 1` where another has `0, 1, other`: text that reads as
     a number and that number are one label.
     """
-    numbers = [float(c) if is_number(str(c)) else np.nan for c in classes]
+    plain, truths = list(map(str, classes)), [name.lower() for name in map(str, classes)]
+    codes = [is_code(name) for name in plain]  # `1` is the class 1 before it is the class 01
+    if set(truths) <= TRUTH.keys():
+        numbers = [float(name == "true") for name in truths]
+    else:
+        numbers = [float(name) if is_number(name) else np.nan for name in plain]
     if y.dtype == object:
-        known = dict(zip(map(str, classes), range(len(classes)), strict=True))
-        by_number = dict(zip(numbers, range(len(classes)), strict=True))
+        places = range(len(classes))
+        known = {w: i for i, w in enumerate(truths) if w in TRUTH and truths.count(w) == 1}
+        by_number = {numbers[place]: place for place in sorted(places, key=lambda i: -codes[i])}
+        if set(numbers) <= {0.0, 1.0}:  # truth values, or what they are as numbers
+            known |= {w: by_number[n] for w, n in (("false", 0), ("true", 1)) if n in by_number}
+        known |= {word.title(): place for word, place in known.items()}
+        known |= {word.upper(): place for word, place in known.items()}
+        known |= dict(zip(plain, places, strict=True))
         found = (
             known.get(v, by_number.get(float(v), -1) if is_number(v) else -1) for v in y.tolist()
         )
         return np.fromiter(found, np.int32, len(y))
     labels = np.array(numbers)
-    order = np.argsort(labels)
+    order = np.lexsort((np.array(codes), labels))
     place = np.clip(np.searchsorted(labels, y, sorter=order), 0, len(labels) - 1)
     index = order[place]
     return np.where(labels[index] == y, index, -1).astype(np.int32)
@@ -164,8 +207,8 @@ def encode(part: Part, classes: Sequence[int | str], config: DataConfig) -> np.n
     if len(unknown):
         row = int(unknown[0])
         label = part.y()[row]
-        label = label[:60] if isinstance(label, str) else f"{label:.17g}"
-        names = ", ".join(map(str, classes[:20])) + (", ..." if len(classes) > 20 else "")
+        label = repr(label[:60]) if isinstance(label, str) else f"{label:.17g}"
+        names = quoted(classes)
         raise DataError(
             f"{where_of(part, row)}: class {label} is out of range; expected one of {names}"
             + ("" if config.classes else " (the training rows' classes)")

@@ -3,7 +3,6 @@
 In a notebook a cell that ends with a figure shows it; elsewhere `save(figure, path)`.
 """
 
-from jmlp.plots.base import Figure, check, save
 from jmlp.plots.bench import bench, bytes_and_accuracy
 from jmlp.plots.comm import costs, messages, table
 from jmlp.plots.layouts import layouts, memory
@@ -17,6 +16,7 @@ from jmlp.plots.run import (
     run_curves,
     staleness,
 )
+from jmlp.plots.style import Figure, check, save
 
 __all__ = [
     "Figure", "bench", "bubble", "bytes_and_accuracy", "check", "compare", "confusion", "costs",

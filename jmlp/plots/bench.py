@@ -1,10 +1,19 @@
 """Pictures of what `jmlp bench` measured, from its result or its file in docs/."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from jmlp.plots.base import (
+from jmlp.analysis.rows import (
+    AsyncRow,
+    CaseRow,
+    CompressRow,
+    ExchangeRow,
+    PushPullRow,
+    Result,
+    WidthRow,
+)
+from jmlp.plots.style import (
     BLUE,
     GREEN,
     GREY,
@@ -18,18 +27,20 @@ from jmlp.plots.base import (
     tidy,
 )
 
-Row = dict[str, Any]
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 PUBLISHED = 0.8833  # of 784-256-128-100-10 on Fashion-MNIST, Xiao, Rasul & Vollgraf 2017
 GOAL = 0.87  # of bench.asynchronous
 REST = "#bbbbbb"
 
 
-def bench(result: Row) -> Figure:
+def bench(result: Result[Any]) -> Figure:
     """The picture of a result of `jmlp bench`: `what` says which."""
     return DRAWN[result["what"]](result)
 
 
-def speeds(result: Row) -> Figure:
+def speeds(result: Result[CaseRow]) -> Figure:
     """Speeds by `against`'s, a panel a case, a dot a run; the accuracy where there is one."""
     rows = result["rows"]
     cases = list(dict.fromkeys(row["case"] for row in rows))
@@ -58,7 +69,7 @@ def speeds(result: Row) -> Figure:
     return figure
 
 
-def exchanges(result: Row) -> Figure:
+def exchanges(result: Result[ExchangeRow]) -> Figure:
     """Milliseconds an exchange by topology and compressor, a panel a size, a dot a run."""
     table, recipe = result["rows"], result["recipe"]
     sizes = list(dict.fromkeys(row["size"] for row in table))
@@ -75,21 +86,23 @@ def exchanges(result: Row) -> Figure:
         tidy(axes, "x")
     panels[0].invert_yaxis()
     what = "simulated devices: not a measure of speed" if result["simulated"] else "devices"
-    figure.suptitle(f"{recipe['devices']} {what}", fontsize=10)
+    figure.suptitle(f"{recipe.get('devices')} {what}", fontsize=10)
     return figure
 
 
-def compress(result: Row) -> Figure:
+def compress(result: Result[CompressRow]) -> Figure:
     """`bytes_and_accuracy` of `jmlp bench compress`."""
     recipe, rows = result["recipe"], result["rows"]
-    hidden = "-".join(map(str, recipe["model"]["hidden"]))
-    title = f"Fashion-MNIST, {hidden}, {recipe['mesh']['data']} devices, "
+    model, mesh = recipe.get("model"), recipe.get("mesh")
+    assert model and mesh
+    hidden = "-".join(map(str, model["hidden"]))
+    title = f"Fashion-MNIST, {hidden}, {mesh['data']} devices, "
     title += f"{len(rows[0]['accuracy'])} seeds"
     return bytes_and_accuracy(rows, title, PUBLISHED, below=0.06)
 
 
 def bytes_and_accuracy(
-    rows: Sequence[Row], title: str, published: float | None = None, below: float = 0.06
+    rows: Sequence[CompressRow], title: str, published: float | None = None, below: float = 0.06
 ) -> Figure:
     """Test accuracy against bytes a step, with and without error feedback.
 
@@ -137,7 +150,7 @@ def bytes_and_accuracy(
     return figure
 
 
-def _name_points(axes: Any, rows: Sequence[Row]) -> None:
+def _name_points(axes: "Axes", rows: Sequence[CompressRow]) -> None:
     """Names beside the points, each on a side where no earlier one is."""
     to_dots = axes.transData.transform
     names: dict[tuple[float, float], dict[str, None]] = {}  # by place, in order
@@ -159,7 +172,7 @@ def _name_points(axes: Any, rows: Sequence[Row]) -> None:
         )
 
 
-def asynchronous(result: Row) -> Figure:
+def asynchronous(result: Result[AsyncRow]) -> Figure:
     """Three panels: staleness, time to the goal, DiLoCo."""
     rows = result["rows"]
     figure, ((stale, times, local),) = new(3, width=12, height=4.3)
@@ -200,7 +213,7 @@ def asynchronous(result: Row) -> Figure:
     return figure
 
 
-def _times(axes: Any, by_name: dict[str, Row]) -> None:
+def _times(axes: "Axes", by_name: dict[str, AsyncRow]) -> None:
     ways = ["bsp", "ssp 2", "asp", "backup 1", "shared"]
     speeds = {"jitter": "workers jitter", "straggler": "and one is 4 times slower"}
     for shift, (speed, said) in enumerate(speeds.items()):
@@ -219,7 +232,7 @@ def _times(axes: Any, by_name: dict[str, Row]) -> None:
     )  # fmt: skip
 
 
-def push_pull(result: Row) -> Figure:
+def push_pull(result: Result[PushPullRow]) -> Figure:
     """Bars of exchanges a second with a parameter server, a panel a size."""
     rows = result["rows"]
     sizes = list(dict.fromkeys(row["name"].split(" MB ")[0] for row in rows))
@@ -237,7 +250,7 @@ def push_pull(result: Row) -> Figure:
     return figure
 
 
-def reproducible(result: Row) -> Figure:
+def reproducible(result: Result[WidthRow]) -> Figure:
     """How many times slower the same bits are, by rows a virtual shard, a line a width."""
     rows = [row for row in result["rows"] if row["name"] == "reproducible"]
     figure, ((axes,),) = new(width=6.5, height=3.6)
@@ -260,7 +273,7 @@ def reproducible(result: Row) -> Figure:
     return figure
 
 
-DRAWN = {
+DRAWN: dict[str, Callable[[Result[Any]], Figure]] = {
     "step": speeds,
     "peers": speeds,
     "stream": speeds,

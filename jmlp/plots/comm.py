@@ -1,18 +1,20 @@
 """Pictures of communication: messages round by round, bytes and steps, what is fastest when."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
+from jmlp.analysis.messages import Message, Rounds
+from jmlp.analysis.rows import CommRow
 from jmlp.comm.cost import FLAT, Link, estimates
-from jmlp.comm.rounds import Rounds
-from jmlp.plots.base import (
+from jmlp.plots.style import (
     BLUE,
     DOTS_PER_INCH,
     ORANGE,
     Figure,
+    Look,
     bytes_text,
     legend,
     look,
@@ -20,7 +22,11 @@ from jmlp.plots.base import (
     tidy,
 )
 
-Row = dict[str, Any]
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.image import AxesImage
+
+Column = Literal["topology", "reducer", "n", "size"]
 _SHOWN = 16  # rounds drawn; more would be too small to read
 _ITEMSIZE = 4
 
@@ -68,7 +74,7 @@ def messages(rounds: Rounds, title: str = "") -> Figure:
     return figure
 
 
-def _circle(axes: Any, n: int, some: Sequence[Any], most: int) -> None:
+def _circle(axes: "Axes", n: int, some: Sequence[Message], most: int) -> None:
     angles = np.pi / 2 - 2 * np.pi * np.arange(n) / n
     at = np.stack([np.cos(angles), np.sin(angles)], 1)
     axes.set(xlim=(-1.35, 1.35), ylim=(-1.35, 1.35), aspect="equal")
@@ -85,11 +91,11 @@ def _circle(axes: Any, n: int, some: Sequence[Any], most: int) -> None:
             },
         )  # fmt: skip
     axes.plot(*at.T, "o", ms=9 if n <= 10 else 6, color="white", mec="0.3", zorder=2)
-    for device, place in enumerate(at):
-        axes.text(*place, str(device), ha="center", va="center", fontsize=6, zorder=3)
+    for device, (x, y) in enumerate(at):
+        axes.text(x, y, str(device), ha="center", va="center", fontsize=6, zorder=3)
 
 
-def _held(axes: Any, addends: np.ndarray, n: int, labels: bool) -> Any:
+def _held(axes: "Axes", addends: np.ndarray, n: int, labels: bool) -> "AxesImage":
     image = axes.imshow(
         addends, cmap="Blues", vmin=0, vmax=n, aspect="auto", interpolation="nearest"
     )
@@ -103,11 +109,11 @@ def _held(axes: Any, addends: np.ndarray, n: int, labels: bool) -> Any:
     return image
 
 
-def table(rows: Sequence[Row]) -> Figure:
+def table(rows: Sequence[CommRow]) -> Figure:
     """Bytes and steps of each row of `jmlp comm`, side by side."""
-    columns = ("topology", "reducer", "n", "size")
-    differ = [c for c in columns if len({row[c] for row in rows}) > 1] or ["topology"]
-    same = [c for c in columns if c not in differ]
+    columns: tuple[Column, ...] = ("topology", "reducer", "n", "size")
+    differ: list[Column] = [c for c in columns if len({row[c] for row in rows}) > 1] or ["topology"]
+    same: list[Column] = [c for c in columns if c not in differ]
     labels = [", ".join(_cell(row, column) for column in differ) for row in rows]
     figure, ((sent, steps),) = new(
         2, width=9, height=1.2 + 0.24 * len(rows), sharey=True, width_ratios=(2, 1)
@@ -132,11 +138,11 @@ def table(rows: Sequence[Row]) -> Figure:
     return figure
 
 
-def _cell(row: Row, column: str) -> str:
+def _cell(row: CommRow, column: Column) -> str:
     value = row[column]
     if column == "size":
         return f"{value:,} floats"
-    return f"n={value}" if column == "n" else value
+    return f"n={value}" if column == "n" else str(value)
 
 
 def costs(links: Mapping[str, Link], n: int = 8, names: Sequence[str] = FLAT) -> Figure:
@@ -168,7 +174,7 @@ def costs(links: Mapping[str, Link], n: int = 8, names: Sequence[str] = FLAT) ->
     return figure
 
 
-def _fastest(axes: Any, at: np.ndarray, best: list[str], looks: Mapping[str, Any]) -> None:
+def _fastest(axes: "Axes", at: np.ndarray, best: list[str], looks: Mapping[str, Look]) -> None:
     """Names the fastest above the axes, and shades where it is."""
     starts = [0, *[i for i in range(1, len(best)) if best[i] != best[i - 1]]]
     for start, stop in zip(starts, [*starts[1:], len(best) - 1], strict=True):

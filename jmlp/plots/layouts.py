@@ -1,26 +1,20 @@
 """Pictures of where arrays live: which devices hold which part, and how much memory that is."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING
 
+from jax.sharding import Mesh
 from jax.tree_util import tree_leaves_with_path
 from matplotlib.patches import Rectangle
 
-from jmlp import layout
-from jmlp.memory import Memory
-from jmlp.plots.base import (
-    BLUE,
-    GREY,
-    ORANGE,
-    PURPLE,
-    SKY,
-    Figure,
-    bytes_text,
-    legend,
-    new,
-    tidy,
-)
-from jmlp.program import Programs
+from jmlp.analysis.memory import Memory
+from jmlp.plots.style import BLUE, GREY, ORANGE, PURPLE, SKY, Figure, bytes_text, legend, new, tidy
+from jmlp.programs.bundle import Programs
+from jmlp.sharding import layout
+
+if TYPE_CHECKING:
+    from jax.sharding import NamedSharding, PartitionSpec
+    from matplotlib.axes import Axes
 
 # Light, so that numbers can be read on them: Okabe and Ito's, mixed with white.
 TINTS = (
@@ -53,7 +47,7 @@ def layouts(programs: Mapping[str, Programs]) -> Figure:
     return figure
 
 
-def _arrays(programs: Programs) -> list[tuple[str, tuple[int, ...], Any]]:
+def _arrays(programs: Programs) -> "list[tuple[str, tuple[int, ...], NamedSharding]]":
     """(name, shape, sharding) of a batch's rows, and of kernels."""
     leaves = tree_leaves_with_path(programs.abstract.params)
     shardings = [at for _, at in tree_leaves_with_path(programs.shardings.params)]
@@ -68,8 +62,8 @@ def _arrays(programs: Programs) -> list[tuple[str, tuple[int, ...], Any]]:
     return [("batch (rows)", rows, layout.batch_sharding(programs.mesh)), *kernels]
 
 
-def _spec(spec: Any, split: Mapping[str, int]) -> str:
-    said = []
+def _spec(spec: "PartitionSpec", split: Mapping[str, int]) -> str:
+    said: list[str] = []
     for what, entry in zip(("rows", "columns"), spec, strict=False):
         axes = [axis for axis in (entry if isinstance(entry, tuple) else (entry,)) if axis in split]
         if axes:
@@ -77,11 +71,12 @@ def _spec(spec: Any, split: Mapping[str, int]) -> str:
     return "; ".join(said) or "whole on each"
 
 
-def _parts(axes: Any, shape: tuple[int, ...], sharding: Any) -> None:
+def _parts(axes: "Axes", shape: tuple[int, ...], sharding: "NamedSharding") -> None:
     height, width = shape
     holders: dict[tuple[int, ...], list[int]] = {}
-    cuts = sharding.devices_indices_map(shape)
-    for number, device in enumerate(sharding.mesh.devices.flat):
+    cuts, mesh = sharding.devices_indices_map(shape), sharding.mesh
+    assert isinstance(mesh, Mesh)
+    for number, device in enumerate(mesh.devices.flat):
         cut = [part.indices(size)[:2] for part, size in zip(cuts[device], shape, strict=True)]
         holders.setdefault((*cut[0], *cut[1]), []).append(number)
     rows = len({key[:2] for key in holders})

@@ -1,13 +1,16 @@
 """Pictures of a pipeline: which device works on which microbatch when, and the bubble."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
-from jmlp.plots.base import CYCLE, Figure, legend, look, new, tidy
-from jmlp.stages import Schedule
+from jmlp.parallel.pipeline_stages import Schedule
+from jmlp.plots.style import CYCLE, Figure, legend, look, new, tidy
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 _MOST = 400  # boxes with numbers in them; more are drawn without
 
@@ -54,7 +57,7 @@ def schedule(schedules: Sequence[Schedule]) -> Figure:
     return figure
 
 
-def _box(axes: Any, tick: int, device: int, colour: str) -> None:
+def _box(axes: "Axes", tick: int, device: int, colour: str) -> None:
     axes.barh(device, 1, 0.84, left=tick, color=colour, edgecolor="0.6", linewidth=0.6)
 
 

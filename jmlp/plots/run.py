@@ -2,13 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
-from jmlp.data.base import Split
-from jmlp.plots.base import (
+from jmlp.data.dataset import Split
+from jmlp.plots.style import (
     BLUE,
     DOTS_PER_INCH,
     GREY,
@@ -21,12 +21,22 @@ from jmlp.plots.base import (
     legend,
     look,
     new,
+    save,
     tidy,
 )
-from jmlp.rundir import read_events
+from jmlp.programs.train import ServerReport
+from jmlp.training.callbacks import Callback, RunView
+from jmlp.training.events import Event, numbers_of, read_events
+from jmlp.types import Summary
 
-Events = Sequence[dict[str, Any]]
-Server = Mapping[str, Any]
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from numpy.typing import ArrayLike
+
+    from jmlp.parallel import TrainState
+    from jmlp.programs.bundle import Programs
+
+Events = Sequence[Event]
 AXES = {
     "step": "step",
     "epoch": "epoch",
@@ -36,7 +46,7 @@ AXES = {
 }
 
 
-def run_curves(events: Events | Path | str, server: Server | None = None) -> Figure:
+def run_curves(events: Events | Path | str, server: ServerReport | None = None) -> Figure:
     """Loss and the task's metric by step; of a parameter server also what became of waiting.
 
     Args:
@@ -106,14 +116,23 @@ def _events(source: Events | Path | str) -> Events:
     return read_events(source) if isinstance(source, str | Path) else source
 
 
-def _line(axes: Any, events: Events, name: str, by: str, split: str, **told: Any) -> None:
-    points = [(e[by], e[name]) for e in events if e.get("split") == split and name in e and by in e]
+def _line(axes: "Axes", events: Events, name: str, by: str, split: str, **told: Any) -> None:
+    shown = [numbers_of(event) for event in events if event["split"] == split]
+    points = [(e[by], e[name]) for e in shown if name in e and by in e]
     if points:
         marker = "." if len(points) < 30 else None
         axes.plot(*zip(*points, strict=True), marker=marker, **told)
 
 
-def staleness(servers: Mapping[str, Server]) -> Figure:
+class Curves(Callback):
+    """curves.png in the directory of a run that is done."""
+
+    def on_end(self, view: RunView, summary: Summary) -> None:
+        if view.run_dir:
+            save(run_curves(view.run_dir, summary.get("server")), view.run_dir / "curves.png")
+
+
+def staleness(servers: Mapping[str, ServerReport]) -> Figure:
     """Histograms of staleness, a panel for each parameter server.
 
     Args:
@@ -136,7 +155,7 @@ def staleness(servers: Mapping[str, Server]) -> Figure:
     return figure
 
 
-def _staleness(axes: Any, server: Server) -> None:
+def _staleness(axes: "Axes", server: ServerReport) -> None:
     counts = {int(versions): count for versions, count in server["staleness"].items()}
     axes.bar(list(counts), list(counts.values()), color=SKY)
     axes.set_xlim(-0.6, max(4, *counts) + 0.6)
@@ -147,7 +166,7 @@ def _staleness(axes: Any, server: Server) -> None:
     )  # fmt: skip
 
 
-def _waits(axes: Any, server: Server) -> None:
+def _waits(axes: "Axes", server: ServerReport) -> None:
     axes.bar(range(server["workers"]), server["waits"], color=ORANGE)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     unit = "virtual seconds" if "virtual_seconds" in server else "seconds"
@@ -158,7 +177,7 @@ def _waits(axes: Any, server: Server) -> None:
 # What a model says.
 
 
-def evaluation(programs: Any, state: Any, split: Split) -> Figure:
+def evaluation(programs: "Programs", state: "TrainState", split: Split) -> Figure:
     """`confusion` of a classifier, `predicted_against_true` of a regression.
 
     Args:
@@ -166,7 +185,7 @@ def evaluation(programs: Any, state: Any, split: Split) -> Figure:
       split: rows with their labels, e.g. `result.setup.dataset.test`.
     """
     schema = programs.schema
-    outputs = programs.outputs(state, split.x)
+    outputs = programs.evaluation.estimates(state, split.x)
     if schema.task == "classification":
         return confusion(split.y, outputs.argmax(-1), schema.classes)
     scale, mean = np.array(schema.y_scale), np.array(schema.y_mean)
@@ -174,7 +193,7 @@ def evaluation(programs: Any, state: Any, split: Split) -> Figure:
     return predicted_against_true(true, predicted, schema.target_names)
 
 
-def confusion(true: Any, predicted: Any, classes: Sequence[Any]) -> Figure:
+def confusion(true: "ArrayLike", predicted: "ArrayLike", classes: Sequence[object]) -> Figure:
     """How often each class is taken for which: counts, shaded by the share of the true class.
 
     Args:
@@ -207,7 +226,9 @@ def confusion(true: Any, predicted: Any, classes: Sequence[Any]) -> Figure:
     return figure
 
 
-def predicted_against_true(true: Any, predicted: Any, names: Sequence[str]) -> Figure:
+def predicted_against_true(
+    true: "ArrayLike", predicted: "ArrayLike", names: Sequence[str]
+) -> Figure:
     """A dot a row and the line where both are equal, a panel a target.
 
     Args:
@@ -222,7 +243,9 @@ def predicted_against_true(true: Any, predicted: Any, names: Sequence[str]) -> F
         one.plot(true[some, k], predicted[some, k], ".", ms=3, color=BLUE, alpha=0.5)
         low, high = true[:, k].min(), true[:, k].max()
         one.plot([low, high], [low, high], "--", color=GREY, lw=1)
-        rmse = np.sqrt(np.square(true[:, k] - predicted[:, k]).mean())
+        error = np.abs(true[:, k] - predicted[:, k])
+        largest = error.max(initial=0) or 1.0  # whose square may be more than a float holds
+        rmse = largest * np.sqrt(np.square(error / largest).mean())
         one.set(
             xlabel=f"true {names[k]}", ylabel=f"predicted {names[k]}",
             title=f"rmse {rmse:.4g} over {len(true):,} rows",
@@ -233,7 +256,7 @@ def predicted_against_true(true: Any, predicted: Any, names: Sequence[str]) -> F
     return figure
 
 
-def images(x: Any, titles: Sequence[Any], wrong: Sequence[bool] | None = None) -> Figure:
+def images(x: "ArrayLike", titles: Sequence[object], wrong: Sequence[bool] | None = None) -> Figure:
     """Rows as square pictures, ten in a line.
 
     Args:

@@ -16,22 +16,22 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
-from helpers import ASYNC, Interrupt, merged
+from helpers import ASYNC, Interrupt, merged, stopped
 from kill_actors import Killer, actors, each_once, from_its_logs
 
-import jmlp
 from jmlp.config import parse_config
 from jmlp.report import Reporter
-from jmlp.rundir import read_events
+from jmlp.training.run_dir import read_events
 
 # Not by importing it: Ray reads its environment then, and jmlp must set that first.
 if importlib.util.find_spec("ray") is None:
     pytest.skip("needs: pip install -e '.[ray]'", allow_module_level=True)
+pytestmark = pytest.mark.slow
 BASE = merged(ASYNC, {"mesh": {"data": 3}, "optim": {"name": "momentum", "learning_rate": 0.02}})
 
 
 def run(blobs, *keys, **more):
-    return jmlp.train(merged(BASE, *keys), blobs, **more)
+    return stopped(merged(BASE, *keys), blobs, **more)
 
 
 def server(**keys):
@@ -78,7 +78,7 @@ def test_killed_actors_come_back_and_nothing_acknowledged_is_lost(blobs, keys):
     with Killer(kinds, 2.5) as killer:
         done = run(blobs, *keys)
     assert len(killer.left) < len(kinds), "the run was over before a shard was killed"
-    logs = done.setup.programs.engine.logs
+    logs = done.setup.programs.train.engine.logs
     assert each_once(logs, 3 * 300)
     config = parse_config(merged(BASE, *keys))
     assert from_its_logs(config, logs, blobs) == done.summary["fingerprint"]
@@ -145,7 +145,7 @@ def test_a_run_that_fails_leaves_no_actor(blobs):
 
 def test_bench_push_pull_measures_all_three(tmp_path, monkeypatch):
     from jmlp.bench import push_pull
-    from jmlp.cli import main
+    from jmlp.cli.main import main
 
     monkeypatch.setattr(push_pull, "EXCHANGES", {4: 4})
     out, picture = tmp_path / "push_pull.json", tmp_path / "push_pull.png"

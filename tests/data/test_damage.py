@@ -14,10 +14,11 @@ import pyarrow.parquet as pq
 import pytest
 from files import idx_bytes, load_file, table_text
 
-from jmlp.data import base, parquet, table
-from jmlp.data.sources import load, read_features, resolve
+from jmlp.config.sections import DataConfig
+from jmlp.data import dataset
+from jmlp.data.formats import csv, parquet
+from jmlp.data.load import load, read_features, resolve
 from jmlp.errors import DataError
-from jmlp.sections import DataConfig
 
 RNG = np.random.default_rng(0)
 
@@ -123,7 +124,7 @@ def test_other_arrays_are_left_alone(tmp_path):
 
 
 def small_memory(monkeypatch, limit):
-    for module in (base, parquet, table):
+    for module in (dataset, parquet, csv):
         monkeypatch.setattr(module, "memory_limit_bytes", lambda: limit)
 
 
@@ -172,8 +173,10 @@ def test_parquet_dictionaries(tmp_path):
     kept = [(i % 12 + 0.5, kind) for i, kind in enumerate([*parts[0], *parts[1]]) if kind]
     assert dataset.train.x[:, 0].tolist() == [a for a, _ in kept]
     assert ["xyz"[i] for i in dataset.train.y] == [kind for _, kind in kept]
+    columns = load_file(_only(path, tmp_path), target="a", features="kind").schema.columns
+    assert columns[0].levels == ("7", "x", "y", "z")
     with pytest.raises(DataError, match=r"row 2, column 'kind': 'y' is not a number"):
-        load_file(_only(path, tmp_path), target="a", features="kind")
+        load_file(tmp_path / "u.parquet", target="a", features="kind", columns={"kind": "number"})
 
 
 def _only(path, folder):
@@ -192,7 +195,7 @@ def _only(path, folder):
         ("\n\n" + table_text() + "\n1,z,x\n", "line 35, column 'b': 'z'"),
         ("\ufeff" + table_text() + "1,z,x\n", "line 32, column 'b': 'z'"),
         (table_text().replace("\n", "\r") + "1,z,x\r", "line 32, column 'b': 'z'"),
-        (table_text().encode("utf-16"), "line 1: not UTF-8"),
+        ("a,b,kind\n1,2,é\n".encode("latin-1"), "line 2: not UTF-8.*data.encoding=cp1252"),
         (table_text() + "1,1e999,x\n", "line 32, column 'b': .* infinite"),
     ],
 )
@@ -218,12 +221,12 @@ def test_csv_layouts_that_are_fine(tmp_path):
 
 def test_csv_rows_longer_than_a_block(tmp_path):
     names = [f"c{i}" for i in range(1500)]
-    cell = "1." + "0" * 1000  # 1.5 MB a row; arrow's own block is 1 MB
+    cells = [f"{i}." + "0" * 1000 for i in range(4)]  # 1.5 MB a row; arrow's own block is 1 MB
     lines = [",".join([*names, "kind"])]
-    lines += [",".join([cell] * 1500 + ["xy"[i % 2]]) for i in range(4)]
+    lines += [",".join([cell] * 1500 + ["xy"[i % 2]]) for i, cell in enumerate(cells)]
     off = {"val_fraction": 0.0, "test_fraction": 0.0, "scale": "none"}
     path = write(tmp_path / "t.csv", "\n".join(lines))
-    assert (load_file(path, target="kind", **off).train.x == 1).all()
+    assert (load_file(path, target="kind", **off).train.x == np.arange(4)[:, None]).all()
 
 
 def test_paths_of_every_kind(tmp_path, monkeypatch):

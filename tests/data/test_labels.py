@@ -6,11 +6,12 @@ from files import load_file
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jmlp.data.labels import encode_labels, is_number
-from jmlp.data.prepare import draw
-from jmlp.data.sources import load
+from jmlp.config.sections import DataConfig
+from jmlp.data.labels import encode_labels
+from jmlp.data.load import load
+from jmlp.data.preparation import draw
+from jmlp.data.words import is_number
 from jmlp.errors import DataError
-from jmlp.sections import DataConfig
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(40, 3))
@@ -31,6 +32,10 @@ def test_every_text_class_has_its_own_index(words):
         (("inf", "infinity"), np.array(["infinity", "inf"], object), [1, 0]),
         (("0", "1", "a"), np.array([1.0, 0.0, 2.0]), [1, 0, -1]),  # another file, all numbers
         ((0, 1, 2), np.array(["1", "2.0", "a"], object), [1, 2, -1]),
+        (("01", "1", "a"), np.array([1.0]), [1]),  # as written, before another with zeros
+        (("1", "01", "a"), np.array([1.0]), [0]),
+        (("1", "01", "a"), np.array(["1.0"], object), [0]),
+        (("maybe", "true"), np.array(["True"], object), [1]),  # a file of `true` alone
         (("1_0", "a"), np.array([10.0]), [-1]),
         (("1_0", "a"), np.array(["10", "1_0"], object), [-1, 0]),
         ((-1, 1), np.array([1, -1, 0]), [1, 0, -1]),
@@ -51,7 +56,9 @@ def test_what_reads_as_a_number():
     [
         (np.array([1, 2] * 20, object), (1, 2)),
         (np.array([b"a", b"b"] * 20), ("a", "b")),
-        (np.array([True, False] * 20, object), (0, 1)),
+        (np.array([True, False] * 20, object), ("False", "True")),
+        (np.array([True, False] * 20), ("False", "True")),
+        (np.array([True, False] * 20)[:, None], ("False", "True")),
         ([[1], [2]] * 20, (1, 2)),
         (["x", "y"] * 20, ("x", "y")),
     ],
@@ -102,7 +109,7 @@ def test_a_table_of_numbers_is_evaluated_against_text_classes(tmp_path):
     assert dataset.schema.classes == ("0", "1", "w")
     assert dataset.test.y.tolist() == [1, 0]
     (tmp_path / "b.csv").write_text("a,kind\n1,1\n1,7\n")
-    with pytest.raises(DataError, match=r"b\.csv line 3: class 7 is out of range.*0, 1, w"):
+    with pytest.raises(DataError, match=r"b\.csv line 3: class 7 is out of range.*'0', '1', 'w'"):
         load_file(tmp_path / "a.csv", target="kind", **test)
 
 

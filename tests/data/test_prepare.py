@@ -6,7 +6,7 @@ from files import load_file, table_text
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jmlp.data.base import Split
+from jmlp.config.sections import DataConfig
 from jmlp.data.batches import (
     PAD,
     BlockSource,
@@ -19,10 +19,10 @@ from jmlp.data.batches import (
     prefetch,
     steps_per_epoch,
 )
-from jmlp.data.prepare import draw
-from jmlp.data.sources import load
+from jmlp.data.dataset import Split
+from jmlp.data.load import load
+from jmlp.data.preparation import draw
 from jmlp.errors import DataError
-from jmlp.sections import DataConfig
 
 RNG = np.random.default_rng(0)
 

@@ -13,12 +13,12 @@ from files import load_file
 
 import jmlp
 from jmlp.config import parse_config
-from jmlp.data import store
-from jmlp.data.base import Columns
-from jmlp.data.sources import load, prepare_features, read
-from jmlp.data.store import Budget, is_mapped
+from jmlp.config.sections import DataConfig
+from jmlp.data import spool as store
+from jmlp.data.dataset import Columns
+from jmlp.data.load import load, prepare_features, read
+from jmlp.data.spool import Budget, is_mapped
 from jmlp.errors import ConfigError, DataError
-from jmlp.sections import DataConfig
 
 ROWS = 3001  # of 70 features: three chunks, and nothing divides
 
@@ -118,8 +118,8 @@ def test_memory_is_bounded(tmp_path):
     program = f"""
         import numpy as np
         from jmlp.data import batches
-        from jmlp.data.sources import load
-        from jmlp.sections import DataConfig
+        from jmlp.data.load import load
+        from jmlp.config.sections import DataConfig
 
         def memory(key):
             lines = open("/proc/self/status").read().splitlines()

@@ -12,6 +12,7 @@ if not (find_spec("torch") and find_spec("keras")):
     pytest.skip("needs jmlp[peers]", allow_module_level=True)
 
 
+@pytest.mark.slow
 def test_every_peer_trains_and_is_compared(tmp_path):
     command = [sys.executable, "-m", "jmlp", "bench", "peers", "--cases", "16/1024"]
     command += ["--repeats", "1", "--json", "--plot", str(tmp_path / "peers.png"), "--only"]

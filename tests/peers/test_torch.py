@@ -15,10 +15,11 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from jmlp.compress.make import make_reducer
-from jmlp.mesh import make_mesh
-from jmlp.sections import CommConfig, MeshConfig
+from jmlp.config.sections import CommConfig, MeshConfig
+from jmlp.sharding.mesh import make_mesh
 
 pytest.importorskip("torch", reason="needs: pip install -e '.[peers]'")
+pytestmark = pytest.mark.slow
 WORLD, STEPS = 4, 7
 SHAPES = {"w": (40, 24), "b": (24,)}
 

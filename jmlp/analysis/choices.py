@@ -1,0 +1,71 @@
+"""What `auto` chose, and by which numbers: `jmlp train --explain`."""
+
+from typing import NamedTuple
+
+import jax
+
+from jmlp.compress.make import explain
+from jmlp.config import Config
+from jmlp.programs.kernels import choose
+from jmlp.report import Reporter
+from jmlp.training.feed import block_steps, placement
+from jmlp.training.setup import Setup
+
+
+class Choice(NamedTuple):
+    """A key of the config, what it came to, and why."""
+
+    key: str
+    value: object
+    why: str
+
+
+def choices(asked: Config, setup: Setup) -> list[Choice]:
+    """Every choice that was left to jmlp, or that a user may take for one.
+
+    Args:
+      asked: the config as it was written, `auto` where it said so.
+      setup: what was made of it.
+    """
+    config, dataset, programs, plan = setup
+    mesh, train = programs.mesh, config.train
+    device = mesh.devices.flat[0]
+    axes = ", ".join(f"{axis}={size}" for axis, size in mesh.shape.items())
+    simulated = device.platform == "cpu" and mesh.size > 1
+    kind = "simulated CPU devices" if simulated else f"{device.device_kind} devices"
+    said = f"{jax.device_count()} {kind} here"
+    found = [Choice("mesh", axes, said if asked.mesh.data == "auto" else f"as told, {said}")]
+    rows, why = placement(programs, dataset)
+    found.append(Choice("data.placement", rows, why))
+    fixed = train.steps_per_call
+    steps: int | str
+    if fixed != "auto":
+        steps = fixed
+        why = "as told"
+    elif rows == "host":
+        steps = block_steps(programs, dataset.train)
+        why = "what 16 MB of rows hold: sent as one block, while the one before is trained on"
+    else:
+        steps = "paced"
+        why = f"more and more till a call takes a second; at most the {plan.per_epoch} of an epoch"
+    found.append(Choice("train.steps_per_call", steps, why))
+    found.append(
+        Choice("train.kernels", *choose(config, programs.abstract.params, device.platform))
+    )
+    if config.comm.all_reduce == "auto":
+        params = jax.tree.leaves(programs.abstract.params)
+        for line in explain(config.comm, mesh, params):
+            found.append(Choice("comm.all_reduce", line.rpartition(" ")[2], line))
+    cache = getattr(jax.config, "jax_compilation_cache_dir", None)
+    found.append(
+        Choice("compiled programs", cache or "not kept", "set $JMLP_CACHE to a folder or off")
+    )
+    return found
+
+
+def print_choices(found: list[Choice], setup: Setup, report: Reporter) -> None:
+    """A line a choice, and what was found in the data."""
+    for note in setup.dataset.notes:
+        report.note(note)
+    for choice in found:
+        report.note(f"{f'{choice.key} = {choice.value}':46} {choice.why}")

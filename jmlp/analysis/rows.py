@@ -1,0 +1,158 @@
+"""What rows of measurements hold: of `jmlp comm` and `jmlp bench`, in memory as in their files."""
+
+from typing import Generic, NotRequired, TypedDict, TypeVar
+
+from jmlp.types import Json
+
+R = TypeVar("R")
+
+
+class CommRow(TypedDict):
+    """A topology and a compressor over n devices, predicted and compiled."""
+
+    topology: str
+    reducer: str
+    n: int
+    size: int
+    """float32 elements"""
+    steps: int
+    messages: int
+    bytes_predicted: int
+    bytes_compiled: int
+    collectives: str
+
+
+class Speeds(TypedDict):
+    """What was timed in turn with others."""
+
+    name: str
+    samples_per_second: list[float]
+    """of each run"""
+    against: str
+    """the row whose speed `ratio` is by"""
+
+
+class CaseRow(Speeds):
+    """Of `step`, `peers` and `stream`."""
+
+    case: str
+    ratio: float | None
+    """None: not ranked"""
+    accuracy: NotRequired[list[float]]
+    epochs: NotRequired[int]
+    peak_bytes: NotRequired[int]
+    bare_bytes: NotRequired[int]
+
+
+class ExchangeRow(Speeds):
+    """Of `comm`."""
+
+    ratio: float | None
+    """None: not ranked"""
+    size: int
+    n: int
+
+
+class WidthRow(Speeds):
+    """Of `reproducible`."""
+
+    width: int
+    ratio: float
+    rows_per_shard: int
+
+
+class PushPullRow(TypedDict):
+    """Of `push-pull`."""
+
+    name: str
+    bytes: int
+    exchanges_per_second: list[float]
+    median: float
+    ratio: NotRequired[float]
+    against: NotRequired[str]
+
+
+class Model(TypedDict):
+    """The model of a recipe."""
+
+    hidden: list[int]
+    activation: str
+
+
+class Recipe(TypedDict, total=False):
+    """What rows are of: numbers, or sections of the config that all were trained by."""
+
+    cases: list[str]
+    devices: int
+    sizes: tuple[int, ...]
+    sample: str
+    limit_bytes: int
+    rows_bytes: int
+    virtual_shards: int
+    workers: int
+    exchanges: dict[int, int]
+    data: dict[str, Json]
+    model: Model
+    mesh: dict[str, int]
+    step: str
+    comm: dict[str, Json]
+    optim: dict[str, Json]
+    train: dict[str, Json]
+
+
+class Keys(TypedDict):
+    """Sections of the config that differ from a recipe, of a run of `async`."""
+
+    step: str
+    train: dict[str, Json]
+    server: NotRequired[dict[str, Json]]
+    local: NotRequired[dict[str, Json]]
+    optim: NotRequired[dict[str, Json]]
+
+
+class CompressRuns(TypedDict):
+    """Of `compress`: accuracies by seed."""
+
+    name: str
+    keys: Recipe
+    accuracy: dict[str, float]
+    bytes: int
+
+
+class CompressRow(CompressRuns):
+    """That, in the mean, and its bytes by those of `none`."""
+
+    mean: float
+    spread: float
+    share: float
+
+
+Outcome = dict[str, float | None]
+"""what came out of one run, by name; None: not reached"""
+
+
+class AsyncRuns(TypedDict):
+    """Of `async`: outcomes by seed."""
+
+    name: str
+    keys: Keys
+    runs: dict[str, Outcome]
+
+
+class AsyncRow(AsyncRuns):
+    """That, in the mean."""
+
+    mean: Outcome
+    spread: Outcome
+
+
+class Result(TypedDict, Generic[R]):
+    """Rows, what they are of, and where they were measured."""
+
+    what: str
+    rows: list[R]
+    recipe: Recipe
+    device: str
+    processor: str
+    versions: dict[str, str]
+    simulated: bool

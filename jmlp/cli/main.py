@@ -1,0 +1,123 @@
+"""The `jmlp` command: parses, calls a command, prints what went wrong."""
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import tyro
+
+from jmlp.cli.commands import (
+    is_first,
+    run_bench,
+    run_comm,
+    run_devices,
+    run_eval,
+    run_inspect,
+    run_launch,
+    run_predict,
+    run_train,
+)
+from jmlp.cli.flags import (
+    Bench,
+    Comm,
+    DevicesCommand,
+    Eval,
+    Inspect,
+    Launch,
+    Predict,
+    Train,
+    about,
+    split_overrides,
+    train_help,
+    with_full_paths,
+)
+from jmlp.errors import JmlpError
+
+_ABOUT = """usage: jmlp COMMAND [OPTIONS]
+
+Trains multilayer perceptrons on any number of devices.
+
+commands:
+{commands}
+
+`jmlp COMMAND --help` explains one. Start with: jmlp train configs/digits.yaml
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; returns the exit code."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    if not args or args[0] in ("-h", "--help", "help"):
+        lines = (f"  {name:8} {_first_line(flags)}" for name, (flags, _) in COMMANDS.items())
+        print(_ABOUT.format(commands="\n".join(lines)))
+        return 0 if args else 2
+    if args[0] == "--version":
+        from importlib.metadata import version
+
+        print(f"jmlp {version('jmlp')}")
+        return 0
+    name, rest = args[0], args[1:]
+    if name not in COMMANDS:
+        return _fail(f"unknown command {name!r}; there are: {', '.join(COMMANDS)}", 2)
+    flags_type, run = COMMANDS[name]
+    overrides: list[str] = []
+    try:
+        if name in ("train", "eval", "predict", "inspect"):
+            rest, overrides = split_overrides(rest, flags_type)
+        elif name == "launch" and "--" in rest:
+            rest, overrides = rest[: rest.index("--")], rest[rest.index("--") + 1 :]
+        if name == "train" and {"-h", "--help"} & set(rest):
+            flags_type = train_help()
+        flags = tyro.cli(flags_type, prog=f"jmlp {name}", args=rest, description=about(flags_type))
+        return run(with_full_paths(flags), overrides)
+    except JmlpError as error:
+        return _fail(str(error), error.exit_code, error.everywhere)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        return _fail("interrupted", 130)
+
+
+def _fail(message: str, code: int, everywhere: bool = False) -> int:
+    if everywhere and not is_first():  # process 0 says it
+        return code
+    if not everywhere and not is_first():
+        import jax
+
+        message = f"process {jax.process_index()}: {message}"
+    print("\n".join(f"jmlp: {line}" for line in message.splitlines()), file=sys.stderr, flush=True)
+    return code
+
+
+def _first_line(flags: type) -> str:
+    return (flags.__doc__ or "").splitlines()[0]
+
+
+COMMANDS: dict[str, tuple[type, Callable[[Any, list[str]], int]]] = {
+    "train": (Train, run_train),
+    "eval": (Eval, run_eval),
+    "predict": (Predict, run_predict),
+    "inspect": (Inspect, run_inspect),
+    "launch": (Launch, run_launch),
+    "devices": (DevicesCommand, run_devices),
+    "comm": (Comm, run_comm),
+    "bench": (Bench, run_bench),
+}
+
+
+def entry() -> None:
+    """The `jmlp` command."""
+    if sys.stdout is None:  # closed; the next file that is opened would take its place
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (as long as the process)
+    code = main()
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError):  # nobody reads on
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    if code and "jax" in sys.modules:
+        from jmlp.distributed.joining import leave
+
+        leave(code)
+    sys.exit(code)

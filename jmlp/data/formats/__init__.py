@@ -1,0 +1,5 @@
+"""Files of rows, one format a file: `csv`, `parquet`, `npz`, `idx` (MNIST's), scikit-learn's
+(`builtin`).
+
+Tables with typed columns, whatever file they come from: `arrow`.
+"""

@@ -1,0 +1,299 @@
+"""Tables with named columns, as pyarrow has them: which columns, and what their cells mean.
+
+Cells of text are turned into numbers by one strict grammar: `1_0` and `0x10` are text, spaces
+around a number are not, and an empty cell, `NA`, `NaN`, `null`, `none` or `?` is a missing value.
+"""
+
+import difflib
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jmlp.data.columns.cells import ANY_NUMBER, BOOLEAN, DATES, NUMBER_CELL, Cell, understood
+from jmlp.data.columns.values import (
+    Cells,
+    Find,
+    Values,
+    as_asked,
+    values_of_words,
+    words_of_numbers,
+)
+from jmlp.data.dataset import Columns, Raw
+from jmlp.data.frames import listed
+from jmlp.data.words import CODE, NUMBER, is_code, label_words, missing_of
+from jmlp.errors import DataError
+
+_INFINITE = r"^[+-]?(inf|infinity)$"
+_UNNAMED = r"|Unnamed: \d+"  # pandas writes the first, and reads it as the second
+
+
+def arrow() -> tuple[Any, Any]:
+    """(pyarrow, pyarrow.compute). Raises DataError if it is not installed."""
+    try:
+        import pyarrow
+        import pyarrow.compute
+    except ImportError:
+        raise DataError("CSV and Parquet files need pyarrow: pip install 'jmlp[tabular]'") from None
+    return pyarrow, pyarrow.compute
+
+
+def is_text(kind: Any) -> bool:
+    """Whether an arrow type is of text, or of a dictionary of texts."""
+    pa, _ = arrow()
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    return (
+        pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+    )
+
+
+class Chosen(NamedTuple):
+    """Which columns of a table are read."""
+
+    features: list[str]
+    targets: list[str]
+    notes: tuple[str, ...]
+    weight: tuple[str, ...] = ()
+    """the column of rows' weights, if there is one"""
+
+
+def choose(
+    path: Path | str, names: Sequence[str], columns: Columns, index: Sequence[str] = ()
+) -> Chosen:
+    """Feature and target names, all of which exist.
+
+    Args:
+      index: columns that number or name the rows; features only if the user says so.
+    """
+    weight = (columns.weight,) if columns.weight and columns.labelled else ()
+    targets = columns.target if columns.labelled else ()
+    for name in (*columns.features, *columns.exclude, *targets, *weight):
+        if name not in names:
+            near = difflib.get_close_matches(name, names, 1)
+            hint = f"; did you mean {near[0]!r}?" if near else "."
+            raise DataError(f"{path}: no column {name!r}{hint} It has: {listed(names)}")
+    index = [name for name in names if name in index or re.fullmatch(_UNNAMED, name)]
+    index = [n for n in index if n not in (*columns.features, *columns.target, *weight)]
+    said = ", ".join(repr(name) if name else "the first, without a name" for name in index)
+    notes = (f"{path}: left out as the index of a DataFrame: {said}",) if index else ()
+    names = [name for name in names if name not in index]
+    if not columns.labelled:  # a model of arrays knows no names: every column, in order
+        return Chosen(list(columns.features or names), [], notes)
+    if not columns.target:
+        raise DataError(
+            f"{path}: set data.target to the column to predict, e.g. --data.target={names[-1]}. "
+            f"It has: {listed(names)}"
+        )
+    beside = (*columns.target, *weight, *columns.exclude)
+    features = columns.features or [name for name in names if name not in beside]
+    features = [name for name in features if name not in columns.exclude]
+    both = [name for name in columns.target if name in features]
+    if both:
+        raise DataError(f"{path}: column {both[0]!r} is both a feature and a target")
+    if weight and weight[0] in (*features, *columns.target):
+        what = "feature" if weight[0] in features else "target"
+        raise DataError(f"{path}: column {weight[0]!r} is both the weight and a {what}")
+    if not features:
+        raise DataError(f"{path}: no feature columns besides the targets")
+    return Chosen(list(features), list(columns.target), notes, weight)
+
+
+def check_names(path: Path, names: Sequence[str]) -> None:
+    """Refuses columns without a name, but for the first, or two of one name."""
+    seen: set[str] = set()
+    for place, name in enumerate(names, start=1):
+        if not name and (place > 1 or len(names) == 1):
+            raise DataError(
+                f"{path}: column {place} has no name in the header; name it there. (Only a first "
+                "column may have none: pandas writes its index so, and it is left out.)"
+            )
+        if name in seen:
+            raise DataError(f"{path}: two columns are named {name!r}")
+        seen.add(name)
+
+
+TYPED = Cells()
+COLUMNS = Columns()
+
+
+def raw_of(
+    table: Any,
+    chosen: Chosen,
+    find: Find,
+    cells: Cells = TYPED,
+    columns: Columns = COLUMNS,
+) -> Raw:
+    """The rows of an arrow table.
+
+    Args:
+      columns: say how cells are read, as far as that is known.
+    """
+    features, targets, notes, weight = chosen
+    x = np.empty((len(table), len(features)))
+    found = []
+    for place, name in enumerate(features):
+        values = as_values(table[name], (find, name), cells, columns.cell_of(name))
+        x[:, place] = values.x
+        found.append(values._replace(x=x[:0, place]))
+    y = targets_in(table, targets, find, cells)
+    raw = Raw(x, y, find, tuple(features), tuple(targets), notes=notes)
+    raw = raw._replace(weight=weights_in(table, weight, find, cells))
+    return described(raw, found)
+
+
+def weights_in(
+    table: Any, weight: Sequence[str], find: Find, cells: Cells = TYPED
+) -> np.ndarray | None:
+    """(N,) float64 of the column of weights of an arrow table, if it is asked for."""
+    if not weight:
+        return None
+    return as_values(table[weight[0]], (find, weight[0]), cells, NUMBER_CELL).x
+
+
+def described(raw: Raw, columns: Sequence[Values]) -> Raw:
+    """`raw` with what was found about each of its columns."""
+    said = zip(raw.feature_names, columns, strict=True)
+    notes = tuple(f"column {name!r}: {values.note}" for name, values in said if values.note)
+    return raw._replace(
+        cells=tuple(values.cell for values in columns),
+        words=tuple(values.words for values in columns),
+        notes=raw.notes + notes,
+    )
+
+
+def targets_in(
+    table: Any, targets: Sequence[str], find: Find, cells: Cells = TYPED
+) -> np.ndarray | None:
+    """(N,) or (N, K) targets of an arrow table, if any are asked for."""
+    if len(targets) == 1:
+        return as_target(table[targets[0]], cells)
+    if not targets:
+        return None
+    columns = [as_values(table[t], (find, t), cells, NUMBER_CELL).x for t in targets]
+    return np.stack(columns, 1)
+
+
+def as_values(column: Any, at: tuple[Find, str], cells: Cells, cell: Cell | None = None) -> Values:
+    """A column of any type that a model can use.
+
+    Args:
+      at: where a row is, and the column's name.
+
+    Raises:
+      DataError: names the row and the value that is not what the others are.
+    """
+    pa, pc = arrow()
+    kind = column.type
+    if pa.types.is_dictionary(kind) and not is_text(kind):  # numbers, but names by their type
+        plain = _numbers(pc.cast(column, kind.value_type), ("",))[0]
+        return words_of_numbers(plain) if cell is None else as_asked(
+            Values(plain, NUMBER_CELL), at, cell)  # fmt: skip
+    if not is_text(kind):
+        if pa.types.is_temporal(kind) and not pa.types.is_duration(kind):
+            return as_asked(_of_time(column), at, cell)
+        own = BOOLEAN if pa.types.is_boolean(kind) else NUMBER_CELL
+        return as_asked(Values(_numbers(column, ("",))[0], own), at, cell)
+    plain = cell is None or cell in (NUMBER_CELL, ANY_NUMBER)
+    if plain and cells.decimal in ("auto", ".") and not pa.types.is_dictionary(kind):
+        numbers, good = _numbers(column, missing_of(cells.missing_words))
+        if good.all() and (cell is not None or not _has_codes(column)):
+            return Values(numbers, NUMBER_CELL)
+    words, place = _dictionary(column)
+    return values_of_words(words, place, at, cells, cell)
+
+
+def _has_codes(column: Any) -> bool:
+    """Whether some cell is a whole number with zeros in front: a code, not a quantity."""
+    _, pc = arrow()
+    found = pc.match_substring_regex(pc.utf8_trim_whitespace(column), CODE)
+    return bool(pc.any(found).as_py())
+
+
+def _of_time(column: Any) -> Values:
+    """Seconds since 1970, or of a time of day since midnight."""
+    pa, pc = arrow()
+    if pa.types.is_time(column.type):
+        unit = pa.time64("us")
+        micros = pc.cast(pc.cast(column, unit), pa.int64())
+        cell = NUMBER_CELL  # seconds since midnight
+    else:
+        zone = getattr(column.type, "tz", None)
+        micros = pc.cast(pc.cast(column, pa.timestamp("us", tz=zone), safe=False), pa.int64())
+        cell = DATES
+    seconds = pc.divide(pc.cast(micros, pa.float64(), safe=False), 1e6)
+    return Values(np.array(pc.fill_null(seconds, float("nan")), np.float64), cell)
+
+
+def as_target(column: Any, cells: Cells = TYPED) -> np.ndarray:
+    """Float64 of numbers, else labels as `label_words` has them, None where missing.
+
+    Text without a type is numbers if every cell is one, and none is a name by its zeros.
+    """
+    pa, pc = arrow()
+    if pa.types.is_boolean(column.type):
+        column = pc.cast(column, pa.string())
+    if not is_text(column.type):
+        return _numbers(column, ("",))[0]
+    words, place = _dictionary(column)
+    plain = [None if word is None else word.strip() for word in words]
+    if cells.untyped:
+        numbers, good = _numbers(column, missing_of(cells.missing_words))
+        codes = any(is_code(word) for word in plain if word)
+        if good.all() and not codes and not np.isnan(numbers).all():
+            return numbers
+        marked = _marked_target(plain, cells)
+        if marked is not None:
+            return np.array([*marked, np.nan])[place]
+    missing = () if cells.missing_words is None else missing_of(cells.missing_words)
+    kept = [None if word is not None and word.lower() in missing else word for word in plain]
+    return np.array([*label_words(kept), None], object)[place]
+
+
+def _marked_target(words: Sequence[str | None], cells: Cells) -> list[float] | None:
+    """Numbers with currency, percent or thousands marks, if all words are."""
+    missing = missing_of(cells.missing_words)
+    given = [word for word in words if word and word.lower() not in missing]
+    found = understood(given, cells.decimal, cells.thousands, cells.separator)
+    if found is None or found.cell.kind != "number":
+        return None
+    known = dict(zip(given, found.values, strict=True))
+    return [known.get(word or "", float("nan")) for word in words]
+
+
+def _dictionary(column: Any) -> tuple[list[str | None], np.ndarray]:
+    """The distinct words of a text column, and (N,) the place of each row's; -1 for null."""
+    pa, pc = arrow()
+    if not pa.types.is_dictionary(column.type):
+        column = column.dictionary_encode()
+    words: list[str | None] = []
+    places = [np.empty(0, np.int64)]
+    for chunk in column.chunks:
+        index = np.array(pc.fill_null(pc.cast(chunk.indices, pa.int64()), -1), np.int64)
+        places.append(np.where(index < 0, -1, index + len(words)))
+        words += chunk.dictionary.to_pylist()
+    return words, np.concatenate(places)
+
+
+def _numbers(column: Any, missing_words: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """(N,) float64 with NaN where missing, and (N,) bool: False where it is no number."""
+    pa, pc = arrow()
+    if not is_text(column.type):
+        plain = pc.cast(column, pa.float64(), safe=False)
+        return np.array(pc.fill_null(plain, float("nan")), np.float64), np.ones(len(column), bool)
+    text = pc.utf8_trim_whitespace(pc.fill_null(column, ""))
+    lower = pc.utf8_lower(text)
+    missing = pc.is_in(lower, value_set=pa.array(missing_words, text.type))
+    infinite = pc.match_substring_regex(lower, _INFINITE)
+    number = pc.match_substring_regex(text, NUMBER)
+    signed = pc.replace_substring_regex(text, r"^\+", "")
+    ordinary = pc.if_else(number, signed, "nan")
+    values = np.array(pc.cast(ordinary, pa.float64()), np.float64)
+    huge = np.array(infinite, bool)
+    if huge.any():
+        values = values.copy()  # arrow's memory is read-only
+        negative = np.array(pc.starts_with(text, "-"), bool)
+        values[huge] = np.where(negative[huge], -np.inf, np.inf)
+    return values, np.array(pc.or_(pc.or_(number, infinite), missing), bool)

@@ -1,0 +1,49 @@
+"""What a loss wants of the targets of a regression: their scale, and which values they may have."""
+
+from collections.abc import Callable
+from typing import Literal, Protocol
+
+import numpy as np
+
+from jmlp.data.labels import Part, where_of
+from jmlp.errors import DataError
+
+
+class Wanted(Protocol):
+    """How targets are brought to `(y - mean) / scale`, as a loss says (`jmlp.losses.Targets`)."""
+
+    @property
+    def scale(self) -> Literal["standardize", "mean", "none"]: ...
+
+    @property
+    def allowed(self) -> Callable[[np.ndarray], np.ndarray] | None: ...
+
+    @property
+    def said(self) -> str: ...
+
+
+def check_targets(wanted: Wanted | None, part: Part, y: np.ndarray) -> None:
+    """Refuses targets (N, K) of `part` that are not allowed.
+
+    Raises:
+      DataError: names the row.
+    """
+    if wanted is None or wanted.allowed is None:
+        return
+    bad = np.argwhere(~wanted.allowed(y))
+    if len(bad):
+        row, column = map(int, bad[0])
+        raise DataError(
+            f"{where_of(part, row)}, target {part.raw.target_names[column]}: "
+            f"{y[row, column]:g} ({len(np.unique(bad[:, 0]))} such rows); train.loss wants "
+            f"targets {wanted.said}"
+        )
+
+
+def scale_of(wanted: Wanted, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(mean, scale) of targets (N, K) that are not standardized, a number a column each."""
+    centre = np.zeros(y.shape[1])
+    if wanted.scale == "none":
+        return centre, centre + 1
+    mean = y.mean(0)
+    return centre, np.where(mean > 0, mean, 1.0)

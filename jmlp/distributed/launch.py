@@ -1,0 +1,208 @@
+"""`jmlp launch`: local processes that train together, ended together, started again.
+
+Nothing can go on in a process that has lost another: a collective has no way back. So
+the gang is the unit: if one member ends badly, or is stopped until jax's heartbeats give
+it up, all are ended and all start again from the newest checkpoint, which every start
+verifies. Under --elastic one process less starts, and the mesh is made to fit.
+
+Source: the scheme is torchrun's (torchelastic), whose agent also restarts all workers.
+"""
+
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from jmlp.config import Config
+from jmlp.errors import ConfigError, PeerLost
+
+COMMANDS = ("train", "eval", "predict", "devices")  # what else stands behind -- is a program
+GRACE_S = 1.0  # for the others to say what they saw before they are killed
+_POLL_S = 0.02
+# A process that ends so has only noticed that another is gone: jax aborts, gloo raises.
+_NOTICED = (-signal.SIGABRT, PeerLost.exit_code)
+
+
+class Ended(NamedTuple):
+    """How a gang ended."""
+
+    code: int
+    """0, or the exit code to end with"""
+    lost: int | None
+    """the process that was lost first"""
+    how: str
+    """what became of it"""
+    noticed_s: float
+    """from its end to that of the last other process"""
+
+
+class Gang(NamedTuple):
+    """How many processes, and what becomes of them when one is lost."""
+
+    processes: int
+    devices_per_process: int = 1
+    restarts: int = 0
+    """how often all are started again"""
+    elastic: bool = False
+    """then with one process less, on a mesh that fits"""
+    min_processes: int = 1
+
+
+def launch(
+    gang: Gang, command: Sequence[str], say: Callable[[str], None], config: Config | None = None
+) -> int:
+    """Runs `command` in processes that find each other; the exit code.
+
+    Args:
+      command: arguments of jmlp, or a program of one's own: python script.py.
+      say: told of what is lost and started again.
+      config: that `command` trains, if it is known: its mesh must fit.
+
+    Raises:
+      ConfigError: the command or the config cannot run so.
+    """
+    fits = _fits(gang, config)
+    count, restarts = gang.processes, 0
+    if not fits(count):
+        raise ConfigError(
+            f"-n {count} with {gang.devices_per_process} devices each does not fit the config's "
+            "mesh: their product must be its size"
+        )
+    while True:
+        ours = command[0] in COMMANDS
+        program = [sys.executable, "-m", "jmlp", *command] if ours else command
+        ended = run_gang(count, gang.devices_per_process, program)
+        if ended.lost is None:
+            return ended.code
+        said = f"process {ended.lost} {ended.how}; the others ended {ended.noticed_s:.1f} s later"
+        if restarts == gang.restarts:
+            way = f"gave up after {restarts} restarts" if restarts else "not restarted: --restarts"
+            say(f"{said}; {way}. The same command goes on from the newest checkpoint")
+            return ended.code
+        restarts += 1
+        if gang.elastic:
+            smaller = [n for n in range(count - 1, gang.min_processes - 1, -1) if fits(n)]
+            count = smaller[0] if smaller else count
+            if command[0] == "train" and "--mesh.data=auto" not in command:
+                command = [*command, "--mesh.data=auto"]
+        say(f"{said}; starting {count} again (restart {restarts} of {gang.restarts})")
+
+
+def run_gang(count: int, devices: int, program: Sequence[str]) -> Ended:
+    """One life of the gang: starts it, and returns when all of it has ended."""
+    port = _free_port()
+    gang: list[subprocess.Popen[bytes]] = []
+
+    def forward(number: int, frame: object) -> None:
+        for process in gang:  # each saves and ends by itself
+            if process.poll() is None:
+                process.send_signal(number)
+
+    old = {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        for index in range(count):
+            gang.append(_start(count, index, devices, port, program))
+        return _watch(gang)
+    finally:
+        for process in gang:
+            if process.poll() is None:
+                process.kill()
+            process.wait()
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+def _watch(gang: Sequence[subprocess.Popen[bytes]]) -> Ended:
+    ended_at: dict[int, float] = {}
+    deadline = None
+    while len(ended_at) < len(gang):
+        for index, process in enumerate(gang):
+            if index not in ended_at and process.poll() is not None:
+                ended_at[index] = time.monotonic()
+                if process.returncode and deadline is None:
+                    deadline = ended_at[index] + GRACE_S
+        if deadline is not None and time.monotonic() > deadline:
+            break
+        time.sleep(_POLL_S)
+    hung = [index for index in range(len(gang)) if index not in ended_at]
+    for index in hung:
+        gang[index].kill()
+        gang[index].wait()
+    last_s = time.monotonic()
+    codes = {i: p.returncode for i, p in enumerate(gang) if i in ended_at and p.returncode}
+    if not codes:
+        return Ended(0, None, "", 0.0)
+    alike = len(codes) == len(gang) and len(set(codes.values())) == 1
+    if alike and codes[0] > 0 and codes[0] not in _NOTICED:
+        return Ended(codes[0], None, "", 0.0)  # the run failed, not one of its processes
+    # Those that merely noticed are not to blame; if all did, one that answers no more is.
+    blamed = [i for i in sorted(codes, key=lambda i: ended_at[i]) if codes[i] not in _NOTICED]
+    if blamed:
+        lost, since = blamed[0], ended_at[blamed[0]]
+        code = codes[lost] if codes[lost] > 0 else 1
+        return Ended(code, lost, _how(codes[lost]), last_s - since)
+    lost = hung[0] if hung else min(codes, key=lambda i: ended_at[i])
+    how = "stopped answering" if hung else _how(codes[lost])
+    return Ended(1, lost, how, last_s - min(ended_at[i] for i in codes))
+
+
+def _how(code: int) -> str:
+    return f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
+
+
+def _start(
+    count: int, index: int, devices: int, port: int, program: Sequence[str]
+) -> subprocess.Popen[bytes]:
+    env = dict(os.environ)
+    mine = range(index * devices, (index + 1) * devices)
+    env |= {
+        "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
+        "JAX_NUM_PROCESSES": str(count),
+        "JAX_PROCESS_ID": str(index),
+        "JAX_LOCAL_DEVICE_IDS": ",".join(map(str, mine)),  # of the GPUs, if there are any
+        "JAX_NUM_CPU_DEVICES": str(devices),
+    }
+    return subprocess.Popen(  # noqa: S603  this very program again
+        program,
+        env=env,
+        start_new_session=True,  # Ctrl-C comes from here, once
+        preexec_fn=_end_with_parent,
+    )
+
+
+def _end_with_parent() -> None:
+    """In the child: if the launcher is killed, so is this process (Linux)."""
+    set_parent_death_signal = 1  # PR_SET_PDEATHSIG
+    ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _fits(gang: Gang, config: Config | None) -> Callable[[int], bool]:
+    """Whether so many processes suit the mesh of `config`."""
+    if gang.processes < 1 or gang.devices_per_process < 1 or gang.restarts < 0:
+        raise ConfigError("-n and --devices-per-process are at least 1, --restarts at least 0")
+    if config is None:
+        return lambda count: True
+    mesh, each = config.mesh, gang.devices_per_process
+    rest = mesh.fsdp * mesh.model * mesh.pipe
+
+    def fits(count: int) -> bool:
+        if count * each % rest:
+            return False
+        if config.reproducible and config.virtual_shards % (count * each):
+            return False
+        if count == gang.processes:
+            return mesh.data in ("auto", count * each // rest)
+        return True
+
+    return fits

@@ -1,0 +1,11 @@
+"""scikit-learn's interface for what jmlp trains: `MLPClassifier` and `MLPRegressor`.
+
+The two estimators: `classifier`, `regressor`; what they share: `base`. From scikit-learn's
+parameters to a config, and what is refused: `parameters`. A fit over jmlp's loop, when it ends,
+and its weights as plain arrays: `fitting`. Programs that fits share in a process: `sharing`.
+"""
+
+from jmlp.estimators.classifier import MLPClassifier
+from jmlp.estimators.regressor import MLPRegressor
+
+__all__ = ["MLPClassifier", "MLPRegressor"]

@@ -1,0 +1,256 @@
+"""What the classifier and the regressor share: parameters, rows, fitting, going on."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+from sklearn.base import BaseEstimator
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.model_selection import train_test_split
+from sklearn.utils import check_random_state, indexable
+from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
+
+from jmlp.data.dataset import Dataset, Schema
+from jmlp.data.frames import is_frame
+from jmlp.data.load import labelled_of, load
+from jmlp.errors import ConfigError
+from jmlp.estimators import fitting, parameters
+from jmlp.losses import targets_of
+
+
+class Rows(NamedTuple):
+    """Rows to fit, checked: targets as the loss takes them."""
+
+    x: Any
+    """(N, F): an array, or a DataFrame as it was given"""
+    y: np.ndarray
+    weight: np.ndarray | None
+
+
+class BaseMLP(BaseEstimator):
+    """Parameters and fitting; see `MLPClassifier` and `MLPRegressor`."""
+
+    def __init__(
+        self,
+        hidden_layer_sizes: int | Sequence[int] = (100,),
+        activation: str = "relu",
+        *,
+        solver: str = "adam",
+        alpha: float = 0.0001,
+        batch_size: int | str = "auto",
+        learning_rate: str = "constant",
+        learning_rate_init: float = 0.001,
+        max_iter: int = 200,
+        shuffle: bool = True,
+        random_state: int | np.random.RandomState | None = None,
+        tol: float = 1e-4,
+        verbose: bool = False,
+        warm_start: bool = False,
+        momentum: float = 0.9,
+        early_stopping: bool = False,
+        validation_fraction: float = 0.1,
+        beta_1: float = 0.9,
+        beta_2: float = 0.999,
+        epsilon: float = 1e-8,
+        n_iter_no_change: float = 10,
+        mesh: Mapping[str, Any] | None = None,
+        step: str = "sharded",
+        config: Mapping[str, Any] | None = None,
+    ):
+        self.hidden_layer_sizes = hidden_layer_sizes
+        self.activation = activation
+        self.solver = solver
+        self.alpha = alpha
+        self.batch_size = batch_size
+        self.learning_rate = learning_rate
+        self.learning_rate_init = learning_rate_init
+        self.max_iter = max_iter
+        self.shuffle = shuffle
+        self.random_state = random_state
+        self.tol = tol
+        self.verbose = verbose
+        self.warm_start = warm_start
+        self.momentum = momentum
+        self.early_stopping = early_stopping
+        self.validation_fraction = validation_fraction
+        self.beta_1 = beta_1
+        self.beta_2 = beta_2
+        self.epsilon = epsilon
+        self.n_iter_no_change = n_iter_no_change
+        self.mesh = mesh
+        self.step = step
+        self.config = config
+
+    # What a classifier and a regressor say differently.
+
+    def _targets(
+        self, y: Any, weight: np.ndarray | None, going_on: bool, classes: Any
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """Targets as the loss takes them, and weights of the rows."""
+        raise NotImplementedError
+
+    def _kind(self) -> tuple[dict[str, Any], str]:
+        """The config's `data` section, and the name of the loss."""
+        raise NotImplementedError
+
+    def _stratify(self, y: np.ndarray) -> np.ndarray | None:
+        return None
+
+    def _score_of(self, estimates: np.ndarray, schema: Schema, rows: Rows) -> float:
+        raise NotImplementedError
+
+    # Fitting.
+
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
+        """Trains on all rows, afresh; with `warm_start` from the weights so far.
+
+        Args:
+          X: (N, F) numbers, or a DataFrame whose columns may be text, categories and dates.
+          y: (N,), or (N, K).
+          sample_weight: (N,), what each row counts for; a row of weight 2 is two rows.
+        """
+        going_on = bool(self.warm_start) and hasattr(self, "_fitted")
+        return self._fit(X, y, sample_weight, going_on, 0)
+
+    def _fit(
+        self, X: Any, y: Any, sample_weight: Any, going_on: bool, epochs: int, classes: Any = None
+    ) -> Self:
+        """Args: epochs: of a `partial_fit`; 0: as `max_iter` and the stopping say."""
+        parameters.check(self)
+        rows = self._checked(X, y, sample_weight, going_on, classes)
+        before = self._fitted if going_on else None
+        seed = self._seed(before if epochs else None)
+        held_out: Rows | None = None
+        if self.early_stopping:
+            rows, held_out = self._held_out(rows, seed)
+        data, loss = self._kind()
+        batch = self._batch(len(rows.y))
+        mean_weight = 1.0 if rows.weight is None else float(rows.weight.mean()) or 1.0
+        config = parameters.config_of(self, data, loss, seed, batch, mean_weight)
+        if epochs:
+            once = config.train.model_copy(update={"epochs": epochs, "steps": None})
+            config = config.model_copy(update={"train": once})
+        dataset = self._dataset(config, rows, before)
+        patience = np.inf if epochs else self.n_iter_no_change
+        stopping = fitting.Stopping(self.tol, patience, bool(self.verbose))
+        if before is not None:
+            self._resume(stopping, before)
+        if held_out is not None:
+            stopping.rows = fitting.prepared(dataset.schema, held_out.x)
+            stopping.score = lambda found: self._score_of(found, dataset.schema, held_out)
+        fitted = fitting.fit(config, dataset, stopping, before, whole=bool(epochs))
+        self._fitted = fitted
+        self._keep(stopping, dataset, going_on)
+        if not epochs and not stopping.stopped and self.n_iter_ >= config.train.epochs:
+            warnings.warn(
+                f"Stochastic Optimizer: Maximum iterations ({self.n_iter_}) reached and the "
+                "optimization hasn't converged yet.",
+                ConvergenceWarning,
+                stacklevel=3,
+            )
+        return self
+
+    def _checked(self, X: Any, y: Any, sample_weight: Any, going_on: bool, classes: Any) -> Rows:
+        if is_frame(X):  # jmlp reads its columns
+            if y is None:
+                raise ValueError(
+                    f"{type(self).__name__} requires y to be passed, but the target y is None"
+                )
+            validate_data(self, X, reset=not going_on, skip_check_array=True)
+            X, y = indexable(X, y)
+        else:
+            X, y = validate_data(
+                self, X, y, reset=not going_on, multi_output=True, y_numeric=False,
+                dtype="numeric", ensure_all_finite=self._finite(),
+            )  # fmt: skip
+        weight = None
+        if sample_weight is not None:
+            weight = np.asarray(_check_sample_weight(sample_weight, y, dtype=np.float64))
+        return Rows(X, *self._targets(y, weight, going_on, classes))
+
+    def _finite(self) -> bool:
+        """Whether NaN is refused; what `data.missing` says otherwise is jmlp's affair."""
+        data = (self.config or {}).get("data") or {}
+        return data.get("missing", "auto") in ("auto", "error")
+
+    def _seed(self, before: fitting.Fitted | None) -> int:
+        """An int is jmlp's seed; each partial_fit has another order of its rows."""
+        given = self.random_state
+        if given is None or isinstance(given, np.random.RandomState):
+            return int(check_random_state(given).randint(2**31 - 1))
+        seed = int(given)
+        if before is None:
+            return seed
+        return int(np.random.SeedSequence((seed, before.calls)).generate_state(1)[0])
+
+    def _held_out(self, rows: Rows, seed: int) -> tuple[Rows, Rows]:
+        parts = [rows.x, rows.y] + ([] if rows.weight is None else [rows.weight])
+        cut: list[Any] = train_test_split(
+            *parts, random_state=seed, test_size=self.validation_fraction,
+            stratify=self._stratify(rows.y),
+        )  # fmt: skip
+        weights = cut[4:] or [None, None]
+        kept, out = (Rows(cut[i], cut[2 + i], weights[i]) for i in (0, 1))
+        if len(out.y) < 2:
+            raise ValueError(
+                "The validation set is too small. Increase 'validation_fraction' or the size of "
+                "your dataset."
+            )
+        return kept, out
+
+    def _batch(self, rows: int) -> int:
+        if self.batch_size == "auto":
+            return min(200, rows)
+        if not isinstance(self.batch_size, int | np.integer) or self.batch_size < 1:
+            raise ConfigError(f"batch_size={self.batch_size!r}; expected 'auto' or a number from 1")
+        if self.batch_size > rows:
+            warnings.warn(
+                f"Got `batch_size` larger than the {rows} rows; it is clipped", stacklevel=4
+            )
+        return min(int(self.batch_size), rows)
+
+    def _dataset(self, config: Any, rows: Rows, before: fitting.Fitted | None) -> Dataset:
+        """The rows as the model takes them, by the statistics of the first fit if it goes on."""
+        if before is None:
+            given = {"x": rows.x, "y": rows.y}
+            given |= {} if rows.weight is None else {"weight": rows.weight}
+            wanted = targets_of(config.train.loss)
+            return load(config.data, config.data.split_seed, given, wanted)
+        schema = Schema.model_validate_json(before.schema)
+        split = labelled_of(rows.x, rows.y, schema, rows.weight)
+        return Dataset(split, None, None, schema, "")
+
+    def _resume(self, stopping: fitting.Stopping, before: fitting.Fitted) -> None:
+        """What comes now is measured by the best so far."""
+        if self.early_stopping and self.best_validation_score_ is not None:
+            stopping.best_score, stopping.best = self.best_validation_score_, before.weights
+        if not self.early_stopping and self.best_loss_ is not None:
+            stopping.best_loss = self.best_loss_
+
+    def _keep(self, stopping: fitting.Stopping, dataset: Dataset, going_on: bool) -> None:
+        curve = self.loss_curve_ if going_on else []
+        scores = (getattr(self, "validation_scores_", None) or []) if going_on else []
+        seen = self.t_ if going_on else 0
+        self.n_iter_ = len(stopping.losses)
+        self.loss_curve_ = [*curve, *stopping.losses]
+        self.loss_ = self.loss_curve_[-1]
+        self.t_ = seen + dataset.train.rows * self.n_iter_
+        self.best_loss_ = None if self.early_stopping else stopping.best_loss
+        self.validation_scores_ = [*scores, *stopping.scores] if self.early_stopping else None
+        self.best_validation_score_ = stopping.best_score if self.early_stopping else None
+        hidden = parameters.hidden_of(self.hidden_layer_sizes)
+        self.n_layers_ = len(hidden) + 2
+
+    def _estimates(self, X: Any) -> np.ndarray:
+        """(N, K) of raw rows."""
+        check_is_fitted(self, "_fitted")
+        if is_frame(X):
+            validate_data(self, X, reset=False, skip_check_array=True)
+        else:
+            X = validate_data(
+                self, X, reset=False, dtype="numeric", ensure_all_finite=self._finite()
+            )
+        return self._fitted.estimates(X)

@@ -1,0 +1,184 @@
+"""What a model makes of rows, and how good that is: compiled once for one fixed shape of batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import lax
+
+from jmlp.data import weights
+from jmlp.data.batches import PAD, batch_index, gather, padded_size
+from jmlp.data.dataset import Schema, Split
+from jmlp.losses import Loss
+from jmlp.metrics import Evaluated, Held, Metric, Sums, in_own_units, on_host
+from jmlp.model import apply
+from jmlp.optim import evaluation_params
+from jmlp.parallel.state import TrainState
+from jmlp.programs.placement import CAPACITY, DataPlacement, Resident, Source
+from jmlp.programs.precision import in_32_bits
+from jmlp.sharding import layout
+from jmlp.types import ModelState, Params
+
+EVAL_ROWS = 1024  # rows per evaluation batch: fixed, so results never depend on the caller
+
+
+class Evaluation:
+    """Outputs and metrics of a model's states.
+
+    Args:
+      loss: that the metric of that name is the mean of.
+      metrics: that `evaluate` returns, in this order.
+      any_order: sums may be taken in the order that suits the devices; else the bits of
+        metrics are the same on any number of them.
+    """
+
+    def __init__(
+        self,
+        graphdef: nnx.GraphDef,
+        placement: DataPlacement,
+        loss: Loss,
+        metrics: Sequence[Metric],
+        any_order: bool = True,
+    ):
+        self.placement, self.schema, self.loss = placement, placement.schema, loss
+        self.metrics = tuple(metrics)
+        self._graphdef, self._any_order = graphdef, any_order
+        kinds = (metric.sums for metric in metrics if metric.sums is not None)
+        self._kinds = tuple(dict.fromkeys(kinds))
+        everywhere = placement.everywhere
+        self._sums = jax.jit(self._sums_of, out_shardings=everywhere)
+        self._outputs = jax.jit(self.forward, out_shardings=everywhere)
+
+    def metric(self, name: str) -> Metric:
+        """The metric of that name, one of `metrics`."""
+        return next(metric for metric in self.metrics if metric.name == name)
+
+    def forward(self, state: TrainState, x: jax.Array) -> jax.Array:
+        """(B, K) float32 of rows as the data has them; for use in a compiled program."""
+        return self._outputs_of(*evaluated(state), self.placement.scale(x))
+
+    def _outputs_of(self, params: Params, model_state: ModelState, x: jax.Array) -> jax.Array:
+        model = nnx.merge(self._graphdef, params, model_state, copy=True)
+        return apply(model, x, None, None)
+
+    def _sums_of(
+        self, state: TrainState, source: Source, batches: jax.Array
+    ) -> list[dict[str, jax.Array]]:
+        """Of each kind, (CAPACITY, K) weighted sums over the rows of each of the batches."""
+        params, model_state = evaluated(state)
+
+        def of_batch(k: jax.Array) -> list[dict[str, jax.Array]]:
+            batch = self.placement.batch(source, k)
+            if not self._any_order:  # sums over devices would depend on how many there are
+                batch = lax.with_sharding_constraint(batch, self.placement.everywhere)
+            outputs = self._outputs_of(params, model_state, batch["x"])
+            weight = batch["weight"]
+            of_class = jnp.array(self.schema.class_weight, jnp.float32)
+            in_loss = weight * of_class[batch["y"]] if of_class.size else weight
+            made = Evaluated(
+                self.loss, self.loss.estimates(outputs), batch["y"], weight, in_loss, outputs
+            )
+            return [kind.of_batch(made) for kind in self._kinds]
+
+        def body(k: jax.Array, sums: list[dict[str, jax.Array]]) -> list[dict[str, jax.Array]]:
+            return jax.tree.map(lambda all_, new: all_.at[k].set(new), sums, of_batch(k))
+
+        shapes = jax.eval_shape(of_batch, jnp.int32(0))
+        sums = jax.tree.map(lambda s: jnp.zeros((CAPACITY, *s.shape), jnp.float32), shapes)
+        return lax.fori_loop(0, batches, body, sums)
+
+    @in_32_bits
+    def evaluate(
+        self, state: TrainState, split: Split, resident: tuple[jax.Array, jax.Array] | None = None
+    ) -> dict[str, float]:
+        """The metrics over every row of `split`, padding left out.
+
+        Args:
+          resident: `DataPlacement.place(split)`, if its rows are on the devices already.
+
+        Raises:
+          ConfigError: a metric of one's own fails.
+        """
+        totals = self._totals(state, split, resident) if self._kinds else {}
+        held = held_of(self.schema, split)
+        y_true, outputs = split.y, np.zeros(0)
+        if any(metric.of_outputs for metric in self.metrics):
+            y_true, outputs = in_own_units(self.schema, split.y, self.estimates(state, split.x))
+        found = {}
+        for metric in self.metrics:
+            if metric.sums is not None and metric.value is not None:
+                found[metric.name] = float(metric.value(totals[metric.sums], held))
+            else:
+                unknown = metric.undefined(held)
+                of_rows = y_true, outputs, split.weight
+                found[metric.name] = float("nan") if unknown else on_host(metric, *of_rows)
+        return found
+
+    def _totals(
+        self, state: TrainState, split: Split, resident: tuple[jax.Array, jax.Array] | None
+    ) -> dict[Sums, dict[str, np.ndarray]]:
+        place = self.placement
+        width = padded_size(EVAL_ROWS, layout.batch_parts(place.mesh))
+        index = batch_index(np.arange(split.rows, dtype=np.int32), EVAL_ROWS, width)
+        totals: dict[Sums, dict[str, np.ndarray]] = {kind: {} for kind in self._kinds}
+        chunk = CAPACITY if resident else max(1, (16 << 20) // (split.x[0].nbytes * width + 1))
+        chunk = min(chunk, CAPACITY, len(index))
+        of_rows = None if split.weight is None else weights.of_split(split.weight)
+        for start in range(0, len(index), chunk):
+            part = index[start : start + chunk]
+            batches = np.int32(len(part))
+            part = np.concatenate([part, np.full((chunk - len(part), width), PAD, np.int32)])
+            weight = None
+            if of_rows is not None:
+                weight = np.where(part != PAD, of_rows[np.maximum(part, 0)], np.float32(0))
+            if resident:
+                source: Source = Resident(*resident, place.place_index(part, weight))
+            else:
+                mine = place.my_columns(width)
+                block = gather(split, part[:, mine], None if weight is None else weight[:, mine])
+                source = place.place_block(block)
+            sums = jax.device_get(self._sums(state, source, batches))
+            for kind, of_kind in zip(self._kinds, sums, strict=True):
+                for name, values in kind.add_up(of_kind).items():
+                    totals[kind][name] = totals[kind].get(name, 0) + values
+        return totals
+
+    @in_32_bits
+    def outputs(self, state: TrainState, x: np.ndarray) -> np.ndarray:
+        """(N, O) float32 of the model, in chunks of one fixed shape."""
+        mesh = self.placement.mesh
+        width = padded_size(EVAL_ROWS, layout.batch_parts(mesh))
+        sharding = layout.batch_sharding(mesh)
+        parts = []
+        for start in range(0, len(x), width):
+            part = x[start : start + width]
+            real = len(part)
+            part = np.concatenate([part, np.zeros((width - real, *x.shape[1:]), x.dtype)])
+            placed = self.placement.put(part, sharding)
+            parts.append(np.asarray(self._outputs(state, placed))[:real])
+        return (
+            np.concatenate(parts)
+            if parts
+            else np.zeros((0, self.loss.outputs(self.schema)), np.float32)
+        )
+
+    @in_32_bits
+    def estimates(self, state: TrainState, x: np.ndarray) -> np.ndarray:
+        """(N, K) float32 logits of the classes, or an estimate of each scaled target."""
+        return np.asarray(self.loss.estimates(jnp.asarray(self.outputs(state, x))))
+
+
+def held_of(schema: Schema, split: Split) -> Held:
+    """What the host knows of the rows of `split`."""
+    weight = None if split.weight is None else weights.of_split(split.weight)
+    scale = np.array(schema.y_scale)
+    return Held(split.y, scale, weight, schema.class_weight, schema.outputs)
+
+
+def evaluated(state: TrainState) -> tuple[Params, ModelState]:
+    """(params, model_state) to evaluate with: averaged weights where they are kept."""
+    return evaluation_params(state.params, state.opt_state), state.model_state

@@ -1,1 +1,0 @@
-"""A parameter server and workers that do not wait for each other."""

@@ -1,0 +1,34 @@
+"""Files that are whole or not there, and JSON that every reader takes."""
+
+import json
+import math
+import os
+from contextlib import suppress
+from pathlib import Path
+
+
+def to_json(value: object, indent: int | None = None) -> str:
+    """JSON that every reader takes: NaN and infinity become null."""
+
+    def plain(item: object) -> object:
+        if isinstance(item, dict):
+            return {key: plain(below) for key, below in item.items()}
+        if isinstance(item, list | tuple):
+            return [plain(below) for below in item]
+        return None if isinstance(item, float) and not math.isfinite(item) else item
+
+    return json.dumps(plain(value), indent=indent)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Writes `text` so that a crash leaves the old file or the new one, never a part."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with open(temporary, "w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)

@@ -1,0 +1,46 @@
+"""Where a run's calls must end, in steps."""
+
+from typing import NamedTuple
+
+from jmlp.config import Config
+from jmlp.data.batches import Span, steps_per_epoch
+
+
+class RunPlan(NamedTuple):
+    """Where a run's calls must end, in steps: epochs, evaluations, checkpoints."""
+
+    total: int
+    per_epoch: int
+    eval_every: int
+    save_every: int
+
+    def until(self, step: int) -> int:
+        """The first boundary after `step`."""
+        every = (self.per_epoch, self.eval_every, self.save_every)
+        return min(self.total, *((step // n + 1) * n for n in every))
+
+    def span(self, step: int, most: int) -> Span:
+        """The steps of the next call: no more than `most`, and within an epoch."""
+        count = min(self.until(step) - step, most)
+        return Span(step // self.per_epoch, step % self.per_epoch, count)
+
+    def evaluates(self, step: int) -> bool:
+        """Whether there is an evaluation after `step` steps."""
+        return step % self.eval_every == 0 or step >= self.total
+
+    def saves(self, step: int) -> bool:
+        """Whether a checkpoint is due after `step` steps."""
+        return step % self.save_every == 0 or step >= self.total
+
+
+def make_plan(config: Config, rows: int) -> RunPlan:
+    """The plan of a run over so many training rows."""
+    train = config.train
+    per_epoch = steps_per_epoch(rows, train.batch_size)
+    evals, saves = (_in_steps(e, per_epoch) for e in (train.eval_every, train.checkpoint_every))
+    return RunPlan(train.steps or train.epochs * per_epoch, per_epoch, evals, saves)
+
+
+def _in_steps(every: str, per_epoch: int) -> int:
+    number, unit = every.split()
+    return int(number) * (per_epoch if unit.startswith("epoch") else 1)

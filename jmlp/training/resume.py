@@ -1,0 +1,150 @@
+"""Where a run begins: at its newest checkpoint that verifies, or afresh."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from jmlp.checkpoint.checkpoints import Checkpoints, Restored
+from jmlp.checkpoint.meta import Meta, RunMeta
+from jmlp.distributed.agreement import first
+from jmlp.errors import MismatchError, RunDirError
+from jmlp.parallel import TrainState
+from jmlp.programs.environment import describe, differences
+from jmlp.report import Reporter
+from jmlp.training.progress import Progress
+from jmlp.training.run_dir import RunDir
+from jmlp.training.setup import Setup
+from jmlp.training.transfer import weights_from
+
+
+class Begin(NamedTuple):
+    """A state to go on from, and what belongs to it."""
+
+    state: TrainState
+    progress: Progress
+    saved_step: int
+    """the checkpoint that it is of; -1: none"""
+
+
+def begin(
+    setup: Setup,
+    report: Reporter,
+    directory: RunDir | None,
+    checkpoints: Checkpoints | None,
+    custom: Sequence[str],
+    go_on: bool = False,
+) -> Begin:
+    """The state of the newest checkpoint that verifies, or a fresh one.
+
+    Args:
+      custom: what is given from Python now: `model`, `tx`, `loss`.
+      go_on: the run may have been of another length or optimizer.
+
+    Raises:
+      RunDirError: the run in `directory` was trained on other data, or with another loss.
+      CheckpointError, MismatchError: as `Checkpoints.restore`.
+    """
+    config, dataset, programs, plan = setup
+    restored = None
+    if checkpoints and directory:
+
+        def accept(meta: Meta) -> None:
+            _check_loss(directory, "loss" in meta["custom"], "loss" in custom)
+            if meta["data"] != dataset.fingerprint:
+                raise RunDirError(
+                    f"{directory.path} was trained on other data: its rows have fingerprint "
+                    f"{meta['data'][:12]}, these {dataset.fingerprint[:12]}. "
+                    "Bring the old file back, or choose another --run-dir."
+                )
+
+        restored = _restored(setup, checkpoints, accept, go_on, report)
+    if restored is None:
+        report.note(f"{len(dataset.train.x)} training rows; starting at step 0")
+        state = programs.init(config.seed)
+        if config.train.init_from:
+            weights, said = weights_from(config.train, state)
+            state = programs.init(config.seed, weights)
+            report.note(said)
+        return Begin(state, Progress(), -1)
+    assert checkpoints and directory
+    for problem in restored.problems:
+        report.warn(problem)
+    if restored.problems:
+        first(checkpoints.set_aside, restored.step, directory.damaged)
+        report.warn(f"going on from step {restored.step}, which verifies")
+    for change in differences(restored.meta["environment"], describe()):
+        report.warn(f"{change}: the run continues, but no longer bit for bit")
+    report.note(f"continuing at step {restored.step} of {plan.total}")
+    state = _with_comm_state(restored, setup, report)
+    progress = Progress(**restored.meta["progress"])
+    if go_on:  # what stopped it, and the parts of a server, were of the run as it was
+        progress.stopped_early, progress.stale, progress.server = False, 0, None
+    return Begin(state, progress, restored.step)
+
+
+def _restored(
+    setup: Setup,
+    checkpoints: Checkpoints,
+    accept: Callable[[Meta], None],
+    go_on: bool,
+    report: Reporter,
+) -> Restored | None:
+    """The newest checkpoint; with another optimizer, where that is allowed, its weights."""
+    programs = setup.programs
+    try:
+        return checkpoints.restore(programs.abstract, programs.shardings, accept=accept)
+    except MismatchError as error:
+        if not go_on or "another optimizer" not in str(error):
+            raise
+    found = checkpoints.restore(
+        programs.abstract, programs.shardings, accept=accept, weights_only=True
+    )
+    if found is None:
+        return None
+    report.note("the optimizer's state does not fit the new optimizer: it starts afresh")
+    fresh = programs.init(setup.config.seed)
+    kept = {"params": found.state.params, "model_state": found.state.model_state}
+    return found._replace(state=fresh._replace(**kept, step=fresh.step + np.int32(found.step)))
+
+
+def _check_loss(directory: RunDir, then: bool, now: bool) -> None:
+    if then != now:
+        was, is_now = "a loss of its own", "none is given"
+        if now:
+            was, is_now = "the loss of its config", "one of your own is given"
+        raise RunDirError(
+            f"{directory.path} was trained with {was}, and {is_now} now. "
+            "Call jmlp.train(..., loss=) as before, or choose another run_dir."
+        )
+
+
+def _with_comm_state(restored: Restored, setup: Setup, report: Reporter) -> TrainState:
+    """Starts the compressor afresh where the checkpoint has no state that fits it."""
+    state = restored.state
+    if all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(state.comm_state)):
+        return state
+    report.warn(
+        "the compressor's state does not fit this mesh.model: it starts afresh, "
+        "and what error feedback still owed is lost"
+    )
+    fresh = setup.programs.init(setup.config.seed)
+    return state._replace(comm_state=fresh.comm_state)
+
+
+def metadata(setup: Setup, progress: Progress, custom: list[str]) -> RunMeta:
+    """What a checkpoint says beside its arrays, as JSON.
+
+    Args:
+      custom: what was given from Python: `model`, `tx`, `loss`.
+    """
+    return {
+        "config": setup.config.model_dump(mode="json"),
+        "schema": setup.dataset.schema.model_dump(mode="json"),
+        "progress": asdict(progress),
+        "data": setup.dataset.fingerprint,
+        "environment": describe(),
+        "custom": custom,
+    }

@@ -1,0 +1,213 @@
+"""A run from its config to its result: on one process, or on several in step."""
+
+# optax has no stubs, and not all of jax says its types.
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
+
+import json
+import threading
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import jax
+import numpy as np
+import optax
+from jax.sharding import Mesh
+
+from jmlp.checkpoint.checkpoints import Checkpoints
+from jmlp.config import Config, flatten, parse_config
+from jmlp.config.fields import expanded
+from jmlp.distributed.agreement import first, gather_texts, is_first, peers, together
+from jmlp.distributed.forks import refuse_forked
+from jmlp.errors import ConfigError, RunDirError
+from jmlp.losses import LossLike
+from jmlp.metrics import MetricsLike
+from jmlp.parallel import strategy_of
+from jmlp.programs.precision import in_32_bits
+from jmlp.report import Reporter, Spared
+from jmlp.sharding import layout
+from jmlp.sharding.devices import thread_pool_size
+from jmlp.training.callbacks import Callback
+from jmlp.training.interrupt import stop_on_signal
+from jmlp.training.loop import Loop, Result
+from jmlp.training.run_dir import Follower, RunDir
+from jmlp.training.setup import (
+    ModelFactory,
+    Setup,
+    make_setup,
+    open_checkpoints,
+    resolve_mesh,
+    with_full_paths,
+)
+
+
+@in_32_bits
+def train(
+    config: Config | Mapping[str, object] | Path | str,
+    data: object = None,
+    *,
+    run_dir: Path | str | None = None,
+    model: ModelFactory | None = None,
+    tx: optax.GradientTransformation | None = None,
+    rules: Sequence[layout.Rule] | None = None,
+    loss: LossLike = None,
+    metrics: MetricsLike = (),
+    report: Reporter | None = None,
+    verbose: bool | None = None,
+    show_wire: bool = False,
+    callbacks: Iterable[str | Callback] = (),
+    go_on: bool = False,
+) -> Result:
+    """Trains as `config` says, or continues the run in `run_dir`.
+
+    Ctrl-C and SIGTERM end the call: the run saves, then KeyboardInterrupt or SystemExit is
+    raised. One training at a time in a process.
+
+    Args:
+      config: a `Config`, a nested mapping with its keys, or the path of a YAML file.
+      data: `(x, y)` or `{"x": ..., "y": ..., "x_val": ...}` in place of `config.data`'s source;
+        rows' weights as `weight`, `weight_val`, `weight_test`.
+      run_dir: where logs and checkpoints go; None keeps nothing on disk.
+      model: `nnx.Rngs -> nnx.Module` in place of `jmlp.MLP`: (B, F) to (B, K).
+      tx: an optax transformation in place of `config.optim`'s.
+      rules: `(pattern, axes)` on parameter paths, for tensor parallelism of `model`.
+      loss: a function `(outputs, y) -> (B,)`, or a `jmlp.losses.Loss`, in place of `train.loss`.
+      metrics: functions `(y_true, outputs) -> float`, and `jmlp.metrics.Metric`s, beside
+        `train.metrics`; outputs are logits, or values in the targets' units. Where rows have
+        weights, a function is given them as `sample_weight`.
+      verbose: notes, evaluations and a bar: on stderr, in a notebook below its cell. None: on a
+        terminal and in a notebook. What was decided about the data is logged in any case, by
+        `logging.getLogger("jmlp")` at INFO, and stands in `result.setup.dataset.notes`.
+      report: who is told, in place of that.
+      show_wire: report every collective of the compiled step; `summary["wire"]` has them.
+      callbacks: told of the run's events, after those of `config.train.callbacks`: instances of
+        `jmlp.Callback`, and names in `jmlp.training.callbacks.CALLBACKS`.
+      go_on: the run in `run_dir` may go on with other epochs, steps, early stopping, frozen
+        layers or `optim`. Kept are weights, the step, the order of rows, the best checkpoint
+        and, where it fits the new optimizer, its state; the schedule is that of a run which
+        had the new settings from its start.
+
+    Raises:
+      ConfigError, DataError, RunDirError: what was asked for cannot be done.
+      TrainingError: the loss is not finite, a checkpoint cannot be written, or a callback failed.
+      PeerLost: another process of the job is gone.
+
+    With several processes (`jmlp.join` first) all call it, with the same arguments; process
+    0 alone logs and writes the run directory, which must lie where all see it.
+    """
+    refuse_forked()
+    report = Spared((report or Reporter.heard(verbose)) if is_first() else Reporter.silent())
+    with ExitStack() as stack:
+        stack.enter_context(stop_on_signal(hand_on=True))
+        stack.enter_context(_alone())
+        # Not the caller's np.seterr: underflow is nothing that should end a run.
+        stack.enter_context(np.errstate(all="warn", under="ignore"))
+        stack.enter_context(peers())
+        config, mesh = together(_resolved, config)
+        directory = None
+        if run_dir is not None:
+            mine = (RunDir if is_first() else Follower)(expanded(run_dir))
+            directory = together(stack.enter_context, mine)
+            for change in first(mine.check, with_full_paths(config), go_on):
+                report.note(change)
+        report.note("loading data and models ...")
+        setup = together(
+            make_setup, config, mesh, data, model=model, tx=tx, rules=rules, loss=loss,
+            metrics=metrics,
+        )  # fmt: skip
+        _check_same(setup)
+        checkpoints = None
+        if directory:
+            together(_open, directory, with_full_paths(config), setup)
+        _check_threads(config, report)
+        if directory:
+            checkpoints = stack.enter_context(
+                open_checkpoints(setup.config, directory.checkpoints, setup.programs)
+            )
+            _writers.append(checkpoints)
+            stack.callback(_writers.pop)
+        own = {"model": model, "tx": tx, "loss": loss}
+        custom = [name for name, given in own.items() if given is not None]
+        loop = together(
+            Loop, setup, report, directory, checkpoints, custom, show_wire, callbacks, go_on
+        )
+        return loop.fit()
+
+
+def train_setup(setup: Setup, callbacks: Iterable[Callback] = ()) -> Result:
+    """Trains what was made ready, quietly and on one process, and keeps nothing on disk.
+
+    Where another thread of this process trains, it waits for its end.
+    """
+    refuse_forked()
+    with ExitStack() as stack:
+        stack.enter_context(stop_on_signal(hand_on=True))
+        stack.enter_context(_alone(wait=True))
+        stack.enter_context(np.errstate(all="warn", under="ignore"))
+        return Loop(setup, Reporter.quiet(), callbacks=callbacks).fit()
+
+
+_one = threading.RLock()
+_writers: list[Checkpoints] = []
+
+
+@contextmanager
+def _alone(wait: bool = False) -> Generator[None, None, None]:
+    """Refuses a second training at once, on another thread of this process, or waits for it.
+
+    What orbax writes is ordered by counters of the process, and two programs whose
+    collectives meet on the same devices wait for each other for ever.
+    """
+    if not _one.acquire(blocking=wait):
+        raise RunDirError(
+            "another training is running in this process, on another thread. "
+            "Wait for its end, or start one of the two in a process of its own."
+        )
+    try:
+        for writer in _writers:  # of a run whose reporter has called this one
+            writer.wait()
+        yield
+    finally:
+        _one.release()
+
+
+def _resolved(config: Config | Mapping[str, object] | Path | str) -> tuple[Config, Mesh]:
+    """The config with its mesh's sizes, and the mesh, seen to fit the processes there are."""
+    resolved, mesh = resolve_mesh(parse_config(config))
+    _check_alone(resolved)
+    return resolved, mesh
+
+
+def _open(directory: RunDir, config: Config, setup: Setup) -> None:
+    leaves = jax.tree.leaves(setup.programs.abstract)
+    directory.require_space(sum(leaf.size * leaf.dtype.itemsize for leaf in leaves))
+    directory.adopt(config)
+
+
+def _check_threads(config: Config, report: Reporter) -> None:
+    strategy = strategy_of(config)
+    want, have = 4 * strategy.virtual_devices(config), thread_pool_size()
+    if strategy.any_order:
+        return
+    if jax.default_backend() == "cpu" and have != want:
+        report.warn(
+            f"{strategy.name}: XLA's thread pool is {have or 'by the number of cores'}, not "
+            f"{want}: bits equal those of runs with the same pool only. Set PJRT_NPROC={want} "
+            "before Python starts; jmlp train does"
+        )
+
+
+def _check_alone(config: Config) -> None:
+    strategy = strategy_of(config)
+    if strategy.one_process and jax.process_count() > 1:
+        raise ConfigError(f"{strategy.asked} over several processes: {strategy.one_process}")
+
+
+def _check_same(setup: Setup) -> None:
+    """Refuses processes that were started with different configs or files."""
+    mine = {"config": repr(flatten(setup.config)), "data": setup.dataset.fingerprint}
+    everybody = [json.loads(text) for text in gather_texts(json.dumps(mine))]
+    for number, theirs in enumerate(everybody):
+        for what, ours in everybody[0].items():
+            if theirs[what] != ours:
+                raise ConfigError(f"process {number} has another {what} than process 0")

@@ -1,0 +1,213 @@
+"""The run directory: one writer, readable files, nothing half-written.
+
+- config.yaml: the resolved config, every default written out
+- metrics.jsonl: an object a log event
+- checkpoints/: by step
+- damaged/: checkpoints that did not verify, set aside by a resumed run
+- summary.json: what the run ended with
+- curves.png: loss and metric by step
+- tensorboard/: the same events, if train.tensorboard is set
+- LOCK: held by the one writer
+"""
+
+import fcntl
+import os
+import shutil
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from io import FileIO
+from pathlib import Path
+from socket import gethostname
+
+from jmlp.config import Config, flatten, parse_config
+from jmlp.config.fields import expanded
+from jmlp.config.keys import Key, keys_of
+from jmlp.config.yaml12 import dump_yaml, read_yaml
+from jmlp.errors import ConfigError, RunDirError
+from jmlp.parallel import strategy_of
+from jmlp.training.callbacks import known_names
+from jmlp.training.events import read_events
+from jmlp.training.files import to_json, write_atomically
+from jmlp.types import Summary
+
+__all__ = ["Follower", "RunDir", "read_config", "read_events", "to_json", "write_atomically"]
+
+
+_FOLLOWS = ("train.callbacks",)  # what follows a run is no part of it
+# Defaults of earlier versions that mean the same where a run has got to a checkpoint; were the
+# rows prepared otherwise, their fingerprint would say so.
+_ALIKE = [("data.missing", "error", "auto")]
+
+
+def _may_go_on(name: str, keys: Mapping[str, Key]) -> bool:
+    """Whether a key, or a section that it is in, may change where a run goes on."""
+    parts = name.split(".")
+    above = (".".join(parts[:depth]) for depth in range(1, len(parts) + 1))
+    return any(keys[at].may_go_on for at in above if at in keys)
+
+
+class RunDir:
+    """A run directory that this process writes. Use it in `with`: it holds the lock."""
+
+    def __init__(self, path: Path | str):
+        self.path = expanded(path)
+        self._lock: FileIO | None = None
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def damaged(self) -> Path:
+        return self.path / "damaged"
+
+    def __enter__(self) -> "RunDir":
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = open(self.path / "LOCK", "ab+", buffering=0)
+        except OSError as error:
+            raise RunDirError(
+                f"{self.path}: cannot be written: {error.strerror}. Choose another --run-dir."
+            ) from None
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._lock.seek(0)
+            holder = self._lock.read(200).decode(errors="replace").strip() or "another process"
+            self._lock.close()
+            raise RunDirError(
+                f"{self.path} is being written by {holder}. "
+                "Wait for it, or choose another --run-dir."
+            ) from None
+        with suppress(OSError):  # a full disk: the lock holds without a name in it
+            os.ftruncate(self._lock.fileno(), 0)
+            os.write(self._lock.fileno(), f"process {os.getpid()} on {gethostname()}\n".encode())
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self._lock is not None
+        self._lock.close()  # the file stays: removing it would race with the next writer
+
+    def check(self, config: Config, go_on: bool = False) -> list[str]:
+        """Checks that the run here, if it has got to a checkpoint, has the same config.
+
+        Args:
+          go_on: keys of how long and by which optimizer it trains may differ too.
+
+        Returns:
+          A sentence for each key that differs and may: where a run computes, not what.
+
+        Raises:
+          RunDirError: another key differs.
+        """
+        changed: list[str] = []
+        if go_on and not any(self.checkpoints.glob("[0-9]*")):
+            raise RunDirError(f"{self.path} has no checkpoint to continue from: leave that out")
+        if any(self.checkpoints.glob("[0-9]*")):
+            old, new = flatten(read_config(self.path)), flatten(config)
+            keys = keys_of(Config)
+            differ = [key for key in new if old.get(key) != new[key] and key not in _FOLLOWS]
+            differ = [key for key in differ if (key, old.get(key), new[key]) not in _ALIKE]
+            mine = strategy_of(config)
+            own = mine.own_runs or strategy_of(read_config(self.path)).own_runs
+            strict = [k for k in differ if not keys[k].may_change or (own and k == "step")]
+            strict += [k for k in differ if k in mine.fixed_keys and k not in strict]
+            free = [k for k in strict if _may_go_on(k, keys)]
+            refused = [k for k in strict if not (go_on and k in free)]
+            if refused:
+                lines = "\n".join(f"  {k}: {old.get(k)!r} there, {new[k]!r} now" for k in refused)
+                raise RunDirError(
+                    f"{self.path} holds a run with another config:\n{lines}\n"
+                    f"Use the old values to continue it, or --run-dir={self._free_name()} "
+                    "for a new run."
+                    + (" To go on with the new values: --continue." if refused == free else "")
+                )
+            for key in differ:
+                if key in strict:
+                    changed.append(f"going on with {key}: {old.get(key)!r} -> {new[key]!r}")
+                    continue
+                what = (
+                    "from here on a run of another number of workers"
+                    if own and key.startswith("mesh.")
+                    else "same run within float32 rounding"
+                )
+                changed.append(f"continuing with {key}: {old.get(key)!r} -> {new[key]!r}: {what}")
+        return changed
+
+    def adopt(self, config: Config) -> None:
+        """Writes config.yaml, every default written out."""
+        path = self.path / "config.yaml"
+        try:
+            write_atomically(path, dump_yaml(config.model_dump(mode="json")))
+        except OSError as error:
+            raise RunDirError(f"{path}: cannot be written: {error.strerror}") from None
+
+    def _free_name(self) -> Path:
+        return next(
+            candidate
+            for i in range(2, 10_000)
+            if not (candidate := self.path.with_name(f"{self.path.name}-{i}")).exists()
+        )
+
+    def require_space(self, nbytes: int) -> None:
+        """Refuses to start where not even two checkpoints of `nbytes` fit."""
+        free = shutil.disk_usage(self.path).free
+        if free < 2 * nbytes:
+            raise RunDirError(
+                f"{self.path}: {free / 1e6:.0f} MB are free, and two checkpoints take "
+                f"{2 * nbytes / 1e6:.0f} MB. Free some, or choose another --run-dir."
+            )
+
+    def finish(self, summary: Summary) -> None:
+        write_atomically(self.path / "summary.json", to_json(summary, indent=2) + "\n")
+
+
+class Follower(RunDir):
+    """The run directory of a process that leaves writing to process 0: paths, no effects."""
+
+    def __enter__(self) -> "RunDir":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def adopt(self, config: Config) -> None:
+        """Returns when config.yaml is seen here; network file systems take a moment."""
+        path, deadline = self.path / "config.yaml", time.monotonic() + 30
+        while not path.is_file():
+            if time.monotonic() > deadline:
+                raise RunDirError(
+                    f"{gethostname()} does not see {path.absolute()}, which process 0 has "
+                    "written: --run-dir must lie on a file system that all processes share"
+                )
+            time.sleep(0.1)
+
+    def require_space(self, nbytes: int) -> None:
+        pass
+
+    def finish(self, summary: Summary) -> None:
+        pass
+
+
+def read_config(run_dir: Path | str) -> Config:
+    """The config of an existing run. Raises RunDirError if there is none."""
+    path = expanded(run_dir) / "config.yaml"
+    if not path.is_file():
+        raise RunDirError(f"{run_dir} holds no run: {path} is missing. Start one with jmlp train.")
+    try:
+        tree = read_yaml(path)
+        data = tree.get("data")
+        if isinstance(data, dict) and "seed" in tree:
+            # Before there was this key, the run's seed drew the split as well.
+            data.setdefault("split_seed", tree["seed"])
+        train = tree.get("train")
+        if isinstance(train, dict) and isinstance(names := train.get("callbacks"), list):
+            # Those of the program that trained: whoever reads need not have them.
+            words = [name for name in names if isinstance(name, str)]
+            train["callbacks"] = [*known_names(words)]
+        return parse_config(tree, str(path))
+    except (ConfigError, OSError) as error:
+        steps = ", ".join(sorted(p.name for p in path.parent.glob("checkpoints/[0-9]*")))
+        apart = f"\nThe checkpoints of steps {steps} are not touched by that." if steps else ""
+        raise RunDirError(f"{error}{apart}") from None

@@ -1,0 +1,286 @@
+"""From a config to the parts of a run: mesh, data, programs, plan.
+
+`prepare` stops before the loop and hands out the parts, for those who want to
+write their own.
+"""
+
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import Mesh
+
+from jmlp.checkpoint.checkpoints import Checkpoints
+from jmlp.config import Config, parse_config
+from jmlp.config.fields import expanded
+from jmlp.data.columns.column import inputs_of
+from jmlp.data.dataset import Dataset, Schema
+from jmlp.data.load import load
+from jmlp.data.preparation import dtype_of
+from jmlp.data.weights import of_classes
+from jmlp.distributed.forks import refuse_forked
+from jmlp.errors import ConfigError
+from jmlp.losses import Loss, LossLike, check_loss, loss_of, targets_of
+from jmlp.metrics import (
+    Held,
+    Metric,
+    MetricsLike,
+    check_metrics,
+    check_monitor,
+    check_weighted,
+    metrics_of,
+)
+from jmlp.model import MLP, BatchNorm
+from jmlp.optim import hold, make_optimizer
+from jmlp.parallel import strategy_named, strategy_of
+from jmlp.programs.bundle import Programs
+from jmlp.programs.cache import start_cache
+from jmlp.programs.evaluation import held_of
+from jmlp.programs.precision import in_32_bits
+from jmlp.programs.train import TrainingProgram, TrainProgram
+from jmlp.sharding import layout
+from jmlp.sharding.mesh import make_mesh
+from jmlp.training.plan import RunPlan, make_plan
+from jmlp.training.transfer import check_patterns
+
+ModelFactory = Callable[[nnx.Rngs], Any]
+
+
+class Setup(NamedTuple):
+    """All parts of a run, before its first step."""
+
+    config: Config
+    """resolved: `mesh.data` is a number"""
+    dataset: Dataset
+    programs: Programs
+    plan: RunPlan
+
+    def __repr__(self) -> str:
+        mesh = " x ".join(f"{axis}={size}" for axis, size in self.config.mesh if size != 1)
+        return (
+            f"Setup: step={self.config.step} on {mesh or 'one device'}, {self.plan.total} steps of "
+            f"{self.config.train.batch_size} rows; {self.dataset!r}"
+        )
+
+
+def resolve_mesh(config: Config) -> tuple[Config, Mesh]:
+    """The mesh over the devices there are, and the config with its sizes filled in."""
+    # Of the step itself: `reproducible` over one device is asked for by step=single as well.
+    one = strategy_named(config.step).one_device
+    mesh = make_mesh(config.mesh, jax.devices()[:1] if one else None)
+    sizes = dict(zip(mesh.axis_names, mesh.devices.shape, strict=True))
+    return parse_config(dict(config) | {"mesh": sizes}), mesh
+
+
+def with_full_paths(config: Config) -> Config:
+    """Paths that lie in the working directory, made absolute for `jmlp eval` elsewhere."""
+    full: dict[str, str] = {}
+    for key in ("path", "val_path", "test_path"):
+        value = getattr(config.data, key)
+        if value and expanded(value).exists():
+            full[key] = str(expanded(value).absolute())
+    return config.model_copy(update={"data": config.data.model_copy(update=full)})
+
+
+@in_32_bits
+def make_programs(
+    config: Config,
+    schema: Schema,
+    mesh: Mesh,
+    total_steps: int,
+    updates: int | None = None,
+    *,
+    model: ModelFactory | None = None,
+    tx: optax.GradientTransformation | None = None,
+    rules: Sequence[layout.Rule] | None = None,
+    loss: LossLike = None,
+    metrics: MetricsLike = (),
+) -> Programs:
+    """The compiled programs for `config`, or for a model and optimizer of one's own.
+
+    Args:
+      updates: of the optimizer in all, over which its schedule goes; None: one a step.
+    """
+    start_cache()
+    hidden = config.model.hidden
+
+    def make_mlp(rngs: nnx.Rngs) -> MLP:
+        outputs, levels = chosen.outputs(schema), inputs_of(schema.columns)
+        return MLP(schema.features, hidden, outputs, config=config.model, levels=levels, rngs=rngs)
+
+    if model is None and rules is None:
+        rules = layout.mlp_rules(hidden, mesh.shape["model"])
+        if strategy_of(config).by_compiler(config):
+            rules += layout.TABLE_RULES
+    freeze = config.train.freeze
+    if tx is None:
+        tx = make_optimizer(config.optim, updates or total_steps, freeze)
+    elif freeze:
+        tx = optax.chain(tx, hold(freeze))
+    # Steps that do something at the end of a run must know where it is.
+    ends = config.train.model_copy(update={"steps": total_steps})
+    config = config.model_copy(update={"train": ends})
+    chosen = loss_of(config.train.loss, schema, loss)
+    check_loss(chosen, schema)
+    measured = metrics_of(config.train.metrics, schema, metrics, chosen)
+    check_metrics(measured, schema, chosen)
+    module, _, name = strategy_of(config).program.partition(":")
+    kind = getattr(importlib.import_module(module), name) if module else TrainProgram
+    train: TrainingProgram = kind(model or make_mlp, tx, mesh, config, schema, rules or (), chosen)
+    programs = Programs(train, chosen, measured)
+    if model is not None:
+        _check_outputs(programs, schema)
+    return programs
+
+
+def _check_outputs(programs: Programs, schema: Schema) -> None:
+    """Refuses a module of one's own whose outputs would be broadcast, or read as other classes."""
+    rows = 7
+    x = jax.ShapeDtypeStruct((rows, schema.features), dtype_of(schema))
+    found = jax.eval_shape(programs.forward, programs.abstract, x)
+    outputs = programs.evaluation.loss.outputs(schema)
+    if found.shape == (rows, outputs) and jnp.issubdtype(found.dtype, jnp.floating):
+        return
+    if schema.task == "classification":
+        named = ", ".join(map(repr, schema.classes[:10])) + ", ..." * (schema.outputs > 10)
+        what = f"{schema.outputs} classes ({named})"
+    else:
+        what = f"{schema.outputs} target{'s' * (schema.outputs > 1)} to regress"
+    shape = str(found.shape).replace(f"({rows},", "(B,")
+    raise ConfigError(
+        f"model: of rows (B, {schema.features}) it makes {found.dtype} outputs of shape {shape}; "
+        f"the data has {what}, which wants floats of shape (B, {outputs})"
+    )
+
+
+def prepare(
+    config: Config | Mapping[str, Any] | Path | str,
+    data: Any = None,
+    *,
+    model: ModelFactory | None = None,
+    tx: optax.GradientTransformation | None = None,
+    rules: Sequence[layout.Rule] | None = None,
+    loss: LossLike = None,
+    metrics: MetricsLike = (),
+) -> Setup:
+    """Loads the data, makes the mesh and the programs. Arguments as of `train`."""
+    refuse_forked()
+    config, mesh = resolve_mesh(parse_config(config))
+    return make_setup(
+        config, mesh, data, model=model, tx=tx, rules=rules, loss=loss, metrics=metrics
+    )
+
+
+def make_setup(
+    config: Config,
+    mesh: Mesh,
+    data: Any = None,
+    *,
+    model: ModelFactory | None = None,
+    tx: optax.GradientTransformation | None = None,
+    rules: Sequence[layout.Rule] | None = None,
+    loss: LossLike = None,
+    metrics: MetricsLike = (),
+    make: Callable[..., Programs] = make_programs,
+) -> Setup:
+    """As `prepare`, of what `resolve_mesh` returned.
+
+    Args:
+      make: called as `make_programs` is, and may have the programs already.
+    """
+    targets = targets_of(config.train.loss, loss)
+    dataset = _weighed(load(config.data, config.data.split_seed, data, targets), config)
+    plan = make_plan(config, dataset.train.rows)
+    _check(config, dataset, loss_of(config.train.loss, dataset.schema, loss), metrics)
+    updates = strategy_of(config).updates(config, mesh.size, plan.total, dataset.train.rows)
+    programs = make(
+        config, dataset.schema, mesh, plan.total, updates, model=model, tx=tx, rules=rules,
+        loss=loss, metrics=metrics,
+    )  # fmt: skip
+    _check_statistics(config, programs.train.statistics)
+    check_patterns("train.freeze", config.train.freeze, programs.abstract.params)
+    return Setup(config, dataset, programs, plan)
+
+
+def _weighed(dataset: Dataset, config: Config) -> Dataset:
+    """`dataset` with the classes' weights in its schema."""
+    given, schema = config.train.class_weight, dataset.schema
+    if given != "none" and schema.task != "classification":
+        raise ConfigError(f"train.class_weight is for classification; this is a {schema.task}")
+    found = of_classes(given, dataset.train, schema.classes)
+    return dataset._replace(schema=schema.model_copy(update={"class_weight": found}))
+
+
+def _check_statistics(config: Config, makes: tuple[type, ...]) -> None:
+    """Refuses to train batch norm where its statistics would not be the global batch's.
+
+    Here and not in the config, so that a run of an earlier version can still be opened.
+    """
+    whole = "its statistics need all rows of a batch at once"
+    if makes and config.optim.accumulate > 1:
+        raise ConfigError(
+            f"{_named(makes[0])} with optim.accumulate={config.optim.accumulate}: {whole}, and "
+            "would be updated by each micro-batch. Use layer or rms, or set optim.accumulate: 1"
+        )
+    strategy = strategy_of(config)
+    if makes and strategy.batch_statistics == "none":
+        raise ConfigError(f"{_named(makes[0])} with {strategy.asked}: {whole}. Use layer or rms")
+    foreign = [make for make in makes if not issubclass(make, BatchNorm)]
+    if foreign and strategy.batch_statistics == "summed":
+        raise ConfigError(
+            f"{_named(foreign[0])} with {strategy.asked} sees its own device's rows, so that "
+            "devices would keep different statistics. Use jmlp.model.BatchNorm, whose sums go "
+            "over all, or step=sharded"
+        )
+
+
+def _named(make: type) -> str:
+    return "model.norm=batch" if issubclass(make, BatchNorm) else f"{make.__name__} of the model"
+
+
+def _check(config: Config, dataset: Dataset, loss: Loss, metrics: MetricsLike) -> None:
+    schema = dataset.schema
+    used = metrics_of(config.train.metrics, schema, metrics, loss)
+    check_monitor(config.train.monitor, used, schema.task)
+    if dataset.train.weight is not None:
+        check_weighted(used)
+    if dataset.val:
+        _check_defined(config.train.monitor, used, held_of(schema, dataset.val))
+    if selects_best(config) and dataset.val is None:
+        raise ConfigError(
+            "train.early_stopping and train.select=best need validation rows: "
+            "set data.val_fraction or data.val_path"
+        )
+
+
+def _check_defined(monitor: str, used: Sequence[Metric], held: Held) -> None:
+    """Refuses a `train.monitor` that means nothing on the validation rows."""
+    why = {one.name: one.undefined(held) for one in used}
+    if not why[monitor]:
+        return
+    *most, last = [name for name, said in why.items() if not said]
+    others = f"{', '.join(most)} or {last}" if most else last
+    raise ConfigError(
+        f"train.monitor={monitor}: it means nothing on "
+        f"{why[monitor].replace('row', 'validation row', 1)}. Monitor {others}, or give other "
+        "rows: data.val_fraction or data.val_path"
+    )
+
+
+def selects_best(config: Config) -> bool:
+    """Whether the run ends with the best weights rather than the last."""
+    return config.train.select == "best" or config.train.early_stopping is not None
+
+
+def open_checkpoints(
+    config: Config, directory: Path, programs: Programs | None = None
+) -> Checkpoints:
+    """The checkpoints of a run; its programs know metrics that were given from Python."""
+    name = config.train.monitor
+    monitor = programs.evaluation.metric(name) if programs else name
+    return Checkpoints(directory, keep=config.train.keep, monitor=monitor)

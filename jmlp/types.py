@@ -1,0 +1,62 @@
+"""What trees and arrays are called, for the type checker. Nothing here imports jax.
+
+A pytree has no type that a checker could follow (its leaves are arrays, tracers, shapes
+or shardings, by turns), so it is `Any` here, and everything else says which tree it means.
+"""
+
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+
+if TYPE_CHECKING:
+    import jax
+    import numpy as np
+
+PyTree: TypeAlias = Any
+"""nested dicts, lists and tuples of leaves that are all of one kind"""
+
+Params: TypeAlias = PyTree
+"""parameters by name: {"dense_0": {"kernel": (F, H), "bias": (H,)}, ...}"""
+Grads: TypeAlias = PyTree
+"""a gradient: the tree, shapes and dtypes of the parameters"""
+ModelState: TypeAlias = PyTree
+"""what a model keeps beside its parameters: running means of batch norm"""
+OptState: TypeAlias = PyTree
+"""what an optimizer keeps: optax's state"""
+CommState: TypeAlias = PyTree
+"""what a reducer keeps on each device between steps: residuals, factors; () is nothing"""
+Shardings: TypeAlias = PyTree
+"""a `jax.sharding.Sharding` for each leaf of another tree"""
+Shapes: TypeAlias = PyTree
+"""a `jax.ShapeDtypeStruct` for each leaf of another tree"""
+
+Array: TypeAlias = "jax.Array | np.ndarray"
+"""on a device or on the host"""
+Batch: TypeAlias = "dict[str, Array]"
+"""{"x": (B, F), "y": (B,) or (B, K), "weight": (B,)}, B the global batch"""
+
+
+class Shaped(Protocol):
+    """What has a shape and a dtype: an array, a tracer, a `jax.ShapeDtypeStruct`."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def dtype(self) -> "np.dtype[Any]": ...
+
+
+class Device(Protocol):
+    """What is asked of a `jax.Device`, which type checkers know as no type."""
+
+    @property
+    def id(self) -> int: ...
+    @property
+    def platform(self) -> str: ...
+    @property
+    def device_kind(self) -> str: ...
+
+
+Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
+"""what a JSON file or a YAML file may say"""
+JsonObject: TypeAlias = dict[str, "Json"]
+"""an object of these"""
+Summary: TypeAlias = dict[str, Any]
+"""summary.json: numbers, metrics by split, and what a parameter server reports"""

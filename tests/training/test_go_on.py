@@ -1,0 +1,160 @@
+"""Going on with other settings, starting from another run's weights, holding layers still."""
+
+import json
+
+import numpy as np
+import pytest
+from helpers import merged
+
+import jmlp
+from jmlp.errors import ConfigError, RunDirError
+
+BASE = {
+    "data": {"name": "wine"},
+    "model": {"hidden": [12, 8]},
+    "train": {"epochs": 2, "batch_size": 32},
+    "optim": {"name": "adamw", "learning_rate": 0.01, "schedule": "constant"},
+    "step": "single",
+}
+
+
+def train(*trees, **more):
+    return jmlp.train(merged(BASE, *trees), verbose=False, **more)
+
+
+def kernel(result, layer=0):
+    return np.asarray(result.state.params["blocks"][layer]["linear"]["kernel"])
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    run_dir = tmp_path_factory.mktemp("runs") / "first"
+    return run_dir, train(run_dir=run_dir)
+
+
+def copied(finished, tmp_path):
+    import shutil
+
+    shutil.copytree(finished[0], tmp_path / "run")
+    return tmp_path / "run"
+
+
+def test_more_epochs_are_the_longer_run(finished, tmp_path):
+    """With a constant rate nothing tells the two apart."""
+    run_dir = copied(finished, tmp_path)
+    longer = {"train": {"epochs": 4}}
+    with pytest.raises(RunDirError, match=r"train.epochs: 2 there, 4 now(.|\n)*--continue"):
+        train(longer, run_dir=run_dir)
+    went_on = train(longer, run_dir=run_dir, go_on=True)
+    assert went_on.summary["fingerprint"] == train(longer).summary["fingerprint"]
+    epochs = [json.loads(line)["epoch"] for line in (run_dir / "metrics.jsonl").open()]
+    assert max(epochs) == 4
+    # And what it has become is its config from now on.
+    assert train(longer, run_dir=run_dir).summary["steps"] == went_on.summary["steps"]
+
+
+def test_another_rate_keeps_the_optimizer_s_state(finished, tmp_path):
+    run_dir = copied(finished, tmp_path)
+    still = {"train": {"epochs": 3}, "optim": {"learning_rate": 1e-12, "weight_decay": 0.0}}
+    went_on = train(still, run_dir=run_dir, go_on=True)
+    assert np.abs(kernel(went_on) - kernel(finished[1])).max() < 1e-7
+    momenta = [state.mu for state in went_on.state.opt_state if hasattr(state, "mu")]
+    assert np.abs(np.asarray(momenta[0]["head"]["kernel"])).max() > 0
+
+
+def test_another_optimizer_starts_afresh(finished, tmp_path, capsys):
+    run_dir = copied(finished, tmp_path)
+    other = {"train": {"epochs": 3}, "optim": {"name": "lion", "learning_rate": 1e-3}}
+    result = jmlp.train(merged(BASE, other), run_dir=run_dir, go_on=True, verbose=True)
+    assert "starts afresh" in capsys.readouterr().err
+    assert result.summary["steps"] == 3 * finished[1].summary["steps"] // 2
+    assert 0 < np.abs(kernel(result) - kernel(finished[1])).max() < 0.1
+
+
+def test_a_run_that_stopped_early_goes_on(tmp_path):
+    early = {"train": {"epochs": 30, "early_stopping": 1}, "optim": {"learning_rate": 1e-9}}
+    stopped = train(early, run_dir=tmp_path / "run")
+    assert stopped.summary["epochs"] < 30
+    more = merged(early, {"train": {"early_stopping": 3}})
+    went_on = train(more, run_dir=tmp_path / "run", go_on=True)
+    assert went_on.summary["epochs"] > stopped.summary["epochs"]
+
+
+def test_other_keys_are_refused_all_the_same(finished, tmp_path):
+    run_dir = copied(finished, tmp_path)
+    for other in ({"model": {"dropout": 0.5}}, {"seed": 3}, {"train": {"batch_size": 16}}):
+        with pytest.raises(RunDirError) as caught:
+            train(other, run_dir=run_dir, go_on=True)
+        assert "--continue" not in str(caught.value)
+    with pytest.raises(RunDirError, match="no checkpoint to continue"):
+        train(run_dir=tmp_path / "empty", go_on=True)
+
+
+# Weights of another run.
+
+
+def test_weights_of_another_run(finished):
+    start = {"train": {"init_from": str(finished[0]), "epochs": 1}}
+    still = {"optim": {"learning_rate": 1e-12}}
+    assert np.abs(kernel(train(start, still)) - kernel(finished[1])).max() < 1e-7
+
+
+def test_a_head_of_other_classes_starts_afresh(finished, capsys):
+    x = np.random.default_rng(0).normal(size=(90, 13))
+    start = merged(
+        BASE,
+        {"data": {"name": None}, "optim": {"learning_rate": 1e-12}},
+        {"train": {"init_from": str(finished[0]), "epochs": 1}},
+    )
+    result = jmlp.train(start, (x, np.arange(90) % 5), verbose=True)
+    assert "afresh: head/bias, head/kernel" in capsys.readouterr().err
+    assert np.abs(kernel(result) - kernel(finished[1])).max() < 1e-7
+    assert result.state.params["head"]["bias"].shape == (5,)
+    wanted = merged(start, {"train": {"init_layers": ["^head"]}})
+    with pytest.raises(ConfigError, match=r"'\^head' matches head/bias \(5,\).*\(3,\)"):
+        jmlp.train(wanted, (x, np.arange(90) % 5), verbose=False)
+
+
+def test_named_layers_alone(finished):
+    start = {"init_from": str(finished[0]), "init_layers": ["^blocks/1"], "epochs": 1}
+    result = train({"train": start, "optim": {"learning_rate": 1e-12}})
+    assert np.abs(kernel(result, 1) - kernel(finished[1], 1)).max() < 1e-7
+    assert np.abs(kernel(result, 0) - kernel(finished[1], 0)).max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("start", "said"),
+    [
+        ({"init_from": "nowhere"}, "nowhere holds no run"),
+        ({"freeze": ["^nothing"]}, "'\\^nothing' matches no parameter.*blocks/0/linear/bias"),
+        ({"freeze": ["("]}, "is no pattern"),
+        ({"init_layers": ["["]}, "is no pattern"),
+    ],
+)
+def test_refused(start, said):
+    with pytest.raises((ConfigError, RunDirError), match=said):
+        train({"train": start})
+
+
+WAYS = [
+    {"step": "sharded", "mesh": {"data": 2, "fsdp": 2, "model": 2}},
+    {"step": "pmap", "mesh": {"data": 8}},
+    {"step": "explicit", "mesh": {"data": 4}, "comm": {"all_reduce": "ring"}},
+    {"step": "pipeline", "mesh": {"pipe": 2}},
+    {"step": "local", "mesh": {"data": 2}},
+    {
+        "step": "async", "mesh": {"data": 2}, "optim": {"name": "momentum"},
+        "server": {"engine": "replay", "workers": 2, "shards": 2},
+    },
+    {"step": "single", "optim": {"ema": 0.9}},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("way", WAYS, ids=lambda way: way["step"])
+def test_under_every_strategy(finished, way):
+    """Frozen layers keep the other run's weights; the others move from there."""
+    start = {"train": {"init_from": str(finished[0]), "freeze": ["^blocks/0/"], "epochs": 1}}
+    result = jmlp.train(merged(BASE, start, {"optim": {"weight_decay": 0.1}}, way), verbose=False)
+    assert np.array_equal(kernel(result), kernel(finished[1]))
+    moved = np.abs(kernel(result, 1) - kernel(finished[1], 1)).max()
+    assert 0 < moved < 0.2
