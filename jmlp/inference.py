@@ -19,7 +19,7 @@ from jmlp.config.fields import expanded
 from jmlp.config.sections import MeshConfig
 from jmlp.data.dataset import Dataset, Schema, Split
 from jmlp.data.frames import is_frame
-from jmlp.data.load import features_of, labelled_of, load, read_features, read_labelled
+from jmlp.data.load import labelled_of, load, read_labelled
 from jmlp.distributed.agreement import first, is_first
 from jmlp.distributed.forks import refuse_forked
 from jmlp.errors import CheckpointError, ConfigError, DataError, GoneError, RunDirError
@@ -28,6 +28,7 @@ from jmlp.metrics import MetricsLike
 from jmlp.optim import average_weights
 from jmlp.parallel import TrainState, strategy_of
 from jmlp.programs.bundle import Programs
+from jmlp.programs.predictions import Predictions, predict_rows
 from jmlp.training.loop import Result
 from jmlp.training.run_dir import read_config
 from jmlp.training.setup import (
@@ -286,22 +287,6 @@ def score(run: OpenRun, found: dict[str, Split]) -> dict[str, dict[str, float]]:
     return {name: run.programs.evaluate(run.state, split) for name, split in found.items()}
 
 
-class Predictions(NamedTuple):
-    """A table of predictions, a row an input row."""
-
-    columns: dict[str, np.ndarray]
-    """`prediction` and `p_<class>`, or one column a target"""
-    missing: int
-    """rows that could not be predicted (data.missing=drop): empty in every column"""
-
-    def __repr__(self) -> str:
-        rows = len(next(iter(self.columns.values()), ()))
-        names = list(self.columns)
-        some = ", ".join(names[:8]) + (f", ... ({len(names)} in all)" if len(names) > 8 else "")
-        missing = f", {self.missing} of them empty" if self.missing else ""
-        return f"Predictions: {rows} rows{missing}; columns {some}"
-
-
 def predict(run: Trained, x: object) -> Predictions:
     """Predictions for raw rows, prepared as the training rows were.
 
@@ -319,25 +304,13 @@ def predict(run: Trained, x: object) -> Predictions:
         and `data.missing` is error.
     """
     run = _opened(run)
-    found = read_features(str(x), run.schema) if isinstance(x, str | Path) else None
-    return _predicted(run, *(found or features_of(x, run.schema)))
-
-
-def _predicted(run: OpenRun, x: np.ndarray, valid: np.ndarray) -> Predictions:
-    """Of prepared rows (N, F), as `read_features` returns them."""
-    outputs = run.programs.outputs(run.state, x).astype(np.float64)
-    outputs[~valid] = np.nan
-    columns = run.programs.evaluation.loss.predictions(outputs, run.schema)
-    for column in columns.values():
-        column[~valid] = None if column.dtype == object else np.nan
-    return Predictions(columns, int((~valid).sum()))
+    return predict_rows(run.programs, run.state, x)
 
 
 def predict_file(run: OpenRun, source: str, out: Path) -> Predictions:
     """Predicts every row of the file `source` and writes the table to `out`."""
     check_out(out)
-    x, valid = read_features(source, run.schema)
-    predictions = _predicted(run, x, valid)
+    predictions = predict_rows(run.programs, run.state, source)
     if not is_first():
         return predictions
     temporary = out.with_name(f".{out.name}.{os.getpid()}")

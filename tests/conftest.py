@@ -2,6 +2,10 @@
 
 Compiled programs are kept between sessions and shared by all processes of one, in pytest's
 own cache (`pytest --cache-clear` deletes them), or where JAX_COMPILATION_CACHE_DIR says.
+
+Most of a small run is compiling, so LLVM is told not to take long over it: the programs are the
+same, HLO for HLO, their loops are slower. XLA_FLAGS in the environment say otherwise; empty, they
+leave XLA as users have it.
 """
 
 import os
@@ -14,13 +18,18 @@ from jmlp import Callback, simulate_devices
 from jmlp.programs import cache
 from jmlp.training.callbacks import CALLBACKS
 
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    " --xla_cpu_use_fusion_emitters=false",
+)
 simulate_devices(8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
 def pytest_configure(config):
-    """Most of a small run is compiling, and tests compile the same programs again and again:
-    here, in other workers, and in the processes that they start."""
+    """Tests compile the same programs again and again: here, in other workers, and in the
+    processes that they start."""
     kept = getattr(config, "cache", None)  # none with -p no:cacheprovider
     if kept is not None:
         os.environ["JMLP_CACHE"] = str(kept.mkdir("jmlp-programs"))

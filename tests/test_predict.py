@@ -41,6 +41,7 @@ def test_raw_rows_of_every_kind_are_predicted_alike(trained, tmp_path):
         found = jmlp.predict(run, rows).columns
         assert found["prediction"].tolist() == want.columns["prediction"].tolist()
         np.testing.assert_allclose(found["p_1"], want.columns["p_1"], atol=1e-5)
+    assert result.predict(X).columns["p_1"].tolist() == want.columns["p_1"].tolist()
     for source in (result, folder, str(folder)):
         assert right(jmlp.predict(source, values)) == right(want)
     assert not len(jmlp.predict(run, values[:0]).columns["prediction"])

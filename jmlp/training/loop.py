@@ -15,9 +15,11 @@ from jmlp.data.batches import batch_totals
 from jmlp.data.dataset import Split
 from jmlp.data.weights import in_training
 from jmlp.distributed.agreement import agree, together
+from jmlp.distributed.forks import refuse_forked
 from jmlp.errors import TrainingError
 from jmlp.parallel import TrainState, strategy_of
 from jmlp.programs.collectives import read_wire
+from jmlp.programs.predictions import Predictions, predict_rows
 from jmlp.programs.train import Source
 from jmlp.report import Reporter, Spared
 from jmlp.training.best import BestWeights
@@ -41,6 +43,11 @@ class Result(NamedTuple):
     summary: Summary
     """the contents of summary.json; `interrupted` is true if the run stopped early on a signal"""
     setup: Setup
+
+    def predict(self, x: object) -> Predictions:
+        """Predictions for raw rows (N, F), as `jmlp.predict` makes of this result."""
+        refuse_forked()
+        return predict_rows(self.setup.programs, self.state, x)
 
     def __repr__(self) -> str:
         return f"Result: {in_words(self.summary)}\n  {self.setup!r}"

@@ -120,6 +120,7 @@ def train(
         if directory:
             together(_open, directory, with_full_paths(config), setup)
         _check_threads(config, report)
+        _check_smoothing(setup, report)
         if directory:
             checkpoints = stack.enter_context(
                 open_checkpoints(setup.config, directory.checkpoints, setup.programs)
@@ -182,6 +183,15 @@ def _open(directory: RunDir, config: Config, setup: Setup) -> None:
     leaves = jax.tree.leaves(setup.programs.abstract)
     directory.require_space(sum(leaf.size * leaf.dtype.itemsize for leaf in leaves))
     directory.adopt(config)
+
+
+def _check_smoothing(setup: Setup, report: Reporter) -> None:
+    """Says so where there are no labels to smooth; earlier runs that asked for it continue."""
+    loss, share = setup.programs.evaluation.loss, setup.config.train.label_smoothing
+    if share and loss.smoothed is None:
+        report.warn(
+            f"train.label_smoothing={share} does nothing here: {loss.name} has no labels to smooth"
+        )
 
 
 def _check_threads(config: Config, report: Reporter) -> None:

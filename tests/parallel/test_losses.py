@@ -13,6 +13,7 @@ from helpers import ASYNC, assert_trees_close, config_of, merged, prepared, run_
 import jmlp
 from jmlp.errors import ConfigError, RunDirError
 from jmlp.losses import LOSSES, Loss, cross_entropy
+from jmlp.report import Reporter
 from jmlp.training.setup import prepare
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
@@ -123,6 +124,22 @@ def test_labels_are_smoothed_in_training_and_not_in_evaluation(blobs, loss):
     hard = float(cross_entropy(logits, jnp.asarray(split.y)).mean())
     assert setup.programs.evaluate(start, split)["loss"] == pytest.approx(hard, rel=1e-5)
     assert abs(first - hard) > 1e-3
+
+
+def test_labels_that_are_none_are_not_smoothed_in_silence(curve, blobs):
+    """A run that says so, as those of earlier versions may, still trains and continues."""
+    heard = []
+
+    class Heard(Reporter):
+        def warn(self, text):
+            heard.append(text)
+
+    keys = config_of(HIDDEN, {"train": {"label_smoothing": 0.25, "epochs": 1}})
+    jmlp.train(keys, blobs, report=Heard())
+    assert not heard
+    jmlp.train(keys, curve, report=Heard())
+    said = "train.label_smoothing=0.25 does nothing here: squared_error has no labels to smooth"
+    assert heard == [said]
 
 
 def test_by_name_in_a_config(blobs, monkeypatch):
