@@ -50,6 +50,10 @@ class GoneError(CheckpointError):
     """A checkpoint was deleted by the run's writer while it was read: there are newer ones."""
 
 
+class ExportError(JmlpError):
+    """A model in another format does not predict what the run predicts; nothing was written."""
+
+
 class ClusterError(JmlpError):
     """The other processes of a job could not be joined."""
 

@@ -206,7 +206,8 @@ Trained = OpenRun | Result | Path | str
 """A run that was opened, the result of `jmlp.train`, or a run directory"""
 
 
-def _opened(run: Trained) -> OpenRun:
+def as_open(run: Trained) -> OpenRun:
+    """What `run` stands for, opened."""
     refuse_forked()
     if isinstance(run, OpenRun):
         return run
@@ -276,7 +277,7 @@ def evaluate(run: Trained, data: object = None) -> dict[str, dict[str, float]]:
       DataError: names the file or argument, the row and column.
       RunDirError: the run's own data is not what it was, or was given from Python.
     """
-    opened = _opened(run)
+    opened = as_open(run)
     if isinstance(run, Result) and data is None:
         return score(opened, _by_name(run.setup.dataset))
     return score(opened, splits(opened, data))
@@ -303,7 +304,7 @@ def predict(run: Trained, x: object) -> Predictions:
       DataError: a column is missing or no number, x has not F of them, or a value is missing
         and `data.missing` is error.
     """
-    run = _opened(run)
+    run = as_open(run)
     return predict_rows(run.programs, run.state, x)
 
 

@@ -18,6 +18,7 @@ from jmlp.cli.flags import (
     Comm,
     DevicesCommand,
     Eval,
+    Export,
     Inspect,
     Launch,
     Predict,
@@ -141,7 +142,25 @@ def run_predict(flags: Predict, overrides: list[str]) -> int:
     )  # fmt: skip
 
 
-def _run_config(flags: Eval | Predict, overrides: list[str]) -> Config:
+def run_export(flags: Export, overrides: list[str]) -> int:
+    config = _run_config(flags, overrides)
+    from jmlp.export.run import export_run
+    from jmlp.inference import open_run
+
+    report = _reporter(flags.json_)
+    run = open_run(flags.run_dir, config, flags.checkpoint)
+    for problem in run.problems:
+        report.warn(problem)
+    made = export_run(run, flags.format, flags.out, flags.rows)
+    seen = f"; on {made.rows} rows it predicts what the run does, within {made.difference:.1g}"
+    report.note(f"{flags.out}: step {run.step}, {made.bytes:,} bytes{seen if made.rows else ''}")
+    return _finish(
+        flags.json_, {"out": str(made.out), "format": flags.format, "bytes": made.bytes,
+                      "rows": made.rows, "difference": made.difference, "step": run.step}
+    )  # fmt: skip
+
+
+def _run_config(flags: Eval | Predict | Export, overrides: list[str]) -> Config:
     """The run's own config with settings of where to compute, and devices for it."""
     from jmlp.training.run_dir import read_config
 

@@ -7,7 +7,7 @@ import shutil
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import tyro
 
@@ -180,6 +180,31 @@ class Inspect:
     """.csv, .tsv, .jsonl, .parquet, .feather (text also .gz or .zip), or a folder of Parquet"""
     out: Annotated[Path | None, tyro.conf.arg(metavar="CONFIG", help_behavior_hint="")] = None
     """write a config here, with a comment a column"""
+    json_: Json = False
+    """print one JSON line on stdout; the rest goes to stderr"""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Export:
+    """Write a run's model for other programs: ONNX, StableHLO, or weights as PyTorch names them.
+
+    An ONNX graph takes raw columns: one input each, or one matrix x where all are numbers of one
+    policy; NaN and "" are missing. Its outputs are prediction and, of classes, probabilities.
+    Before a file is written it is run, and must predict what the run predicts.
+    """
+
+    run_dir: tyro.conf.Positional[Path]
+    """the directory of a run"""
+    format: Literal["onnx", "stablehlo", "safetensors"]
+    """onnx; stablehlo, for jax.export.deserialize; safetensors, weights alone"""
+    out: Annotated[Path, tyro.conf.arg(metavar="FILE")]
+    """where to write"""
+    rows: Annotated[str | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None
+    """rows to compare predictions on (default: those that the run was trained on)"""
+    checkpoint: str = "auto"
+    """best, last or a step; auto is the best if the run selects it, else the last"""
+    cpu_devices: Devices = None
+    """simulate N CPU devices (default without an accelerator: the mesh's size)"""
     json_: Json = False
     """print one JSON line on stdout; the rest goes to stderr"""
 

@@ -13,6 +13,7 @@ from jmlp.cli.commands import (
     run_comm,
     run_devices,
     run_eval,
+    run_export,
     run_inspect,
     run_launch,
     run_predict,
@@ -23,6 +24,7 @@ from jmlp.cli.flags import (
     Comm,
     DevicesCommand,
     Eval,
+    Export,
     Inspect,
     Launch,
     Predict,
@@ -63,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     flags_type, run = COMMANDS[name]
     overrides: list[str] = []
     try:
-        if name in ("train", "eval", "predict", "inspect"):
+        if name in ("train", "eval", "predict", "export", "inspect"):
             rest, overrides = split_overrides(rest, flags_type)
         elif name == "launch" and "--" in rest:
             rest, overrides = rest[: rest.index("--")], rest[rest.index("--") + 1 :]
@@ -99,6 +101,7 @@ COMMANDS: dict[str, tuple[type, Callable[[Any, list[str]], int]]] = {
     "train": (Train, run_train),
     "eval": (Eval, run_eval),
     "predict": (Predict, run_predict),
+    "export": (Export, run_export),
     "inspect": (Inspect, run_inspect),
     "launch": (Launch, run_launch),
     "devices": (DevicesCommand, run_devices),

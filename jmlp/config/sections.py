@@ -339,7 +339,8 @@ class TrainConfig(Section):
     """What a row counts for in the loss, by its class, besides its own weight. balanced: classes
     count alike, whatever rows they have. Or a number a label, e.g. {yes: 5, "1": 2}; others 1."""
     init_from: str | None = None
-    """A run directory whose weights this run starts from, where names and shapes are alike."""
+    """A run directory whose weights this run starts from, where names and shapes are alike; or a
+    .safetensors file: weights under the names of jmlp export, or as many linear layers."""
     init_layers: Patterns = ()
     """Of init_from: patterns on paths of parameters, e.g. ^blocks/; none: all that fit. What they
     match must fit."""

@@ -194,6 +194,17 @@ def read_features(path: str, schema: Schema) -> tuple[np.ndarray, np.ndarray]:
     return prepare_features(raws.train, schema)
 
 
+def raw_rows(config: DataConfig, schema: Schema, path: str | None = None) -> Raw | None:
+    """Raw rows of a file, else of what the model was trained on; None if that came from Python."""
+    columns = _columns_of(schema, labelled=False)
+    if path or config.path:
+        return read(str(path or config.path), columns).train
+    if not config.name:
+        return None
+    named = _columns_of(schema, labelled=True)
+    return picked(SOURCES[config.name](Path(config.name), named).train, named)
+
+
 def prepare_features(
     raw: Raw, schema: Schema, budget: Budget | None = None
 ) -> tuple[np.ndarray, np.ndarray]:

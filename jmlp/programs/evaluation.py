@@ -61,6 +61,10 @@ class Evaluation:
         """(B, K) float32 of rows as the data has them; for use in a compiled program."""
         return self._outputs_of(*evaluated(state), self.placement.scale(x))
 
+    def model(self, state: TrainState) -> nnx.Module:
+        """The module with the weights that evaluation takes, for (B, F) as `scale` makes them."""
+        return nnx.merge(self._graphdef, *evaluated(state), copy=True)
+
     def _outputs_of(self, params: Params, model_state: ModelState, x: jax.Array) -> jax.Array:
         model = nnx.merge(self._graphdef, params, model_state, copy=True)
         return apply(model, x, None, None)

@@ -17,6 +17,7 @@ from jmlp.checkpoint.checkpoints import Checkpoints
 from jmlp.config.fields import expanded
 from jmlp.config.sections import TrainConfig
 from jmlp.errors import ConfigError, RunDirError
+from jmlp.model.torch_layout import from_torch, matched
 from jmlp.parallel import TrainState
 from jmlp.parallel.state import Weights
 from jmlp.sharding.layout import path_of
@@ -31,7 +32,11 @@ def weights_from(config: TrainConfig, state: TrainState) -> tuple[Weights, str]:
       ConfigError: `init_layers` asks for what does not fit, or nothing does.
     """
     run_dir = Path(str(config.init_from))
-    step, saved = _saved(run_dir)
+    if run_dir.suffix == ".safetensors":
+        saved, origin = _of_torch(expanded(run_dir), state), f"weights of {run_dir}"
+    else:
+        step, saved = _saved(run_dir)
+        origin = f"weights of {run_dir} at step {step}"
     taken: list[str] = []
     fresh: list[str] = []
 
@@ -60,7 +65,7 @@ def weights_from(config: TrainConfig, state: TrainState) -> tuple[Weights, str]:
     model_state = jax.tree_util.tree_map_with_path(
         lambda path, leaf: _kept(saved, path, leaf), state.model_state
     )
-    said = f"weights of {run_dir} at step {step}: {len(taken)} arrays"
+    said = f"{origin}: {len(taken)} arrays"
     if fresh:
         said += f"; afresh: {', '.join(fresh[:6])}" + (", ..." if len(fresh) > 6 else "")
     return (params, model_state), said
@@ -101,9 +106,36 @@ def _saved(run_dir: Path) -> tuple[int, dict[str, np.ndarray]]:
     return restored.step, dict(both)
 
 
-def _by_path(tree: PyTree) -> list[tuple[str, np.ndarray]]:
+def _of_torch(path: Path, state: TrainState) -> dict[str, np.ndarray]:
+    """The arrays of a safetensors file by the paths of the model's, in its layout."""
+    try:
+        from safetensors import SafetensorError
+        from safetensors.numpy import load_file
+    except ImportError:
+        raise ConfigError(f"train.init_from={path}: pip install 'jmlp[export]'") from None
+    try:
+        given = load_file(path)
+    except FileNotFoundError:
+        raise ConfigError(f"train.init_from: no file {path}") from None
+    except (SafetensorError, OSError, TypeError) as error:  # TypeError: of a dtype without numpy's
+        raise ConfigError(f"train.init_from: {path} is no safetensors file: {error}") from None
+    both = [*_leaves(state.params), *_leaves(state.model_state)]
+    names = matched(given, {name: leaf.shape for name, leaf in both})
+    if not names:
+        raise ConfigError(
+            f"train.init_from: {path} has none of this model's weights by name (jmlp export writes "
+            "such names), nor as many linear layers"
+        )
+    return {at: from_torch(at, given[name]) for at, name in names.items()}
+
+
+def _leaves(tree: PyTree) -> list[tuple[str, jax.Array]]:
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return [(path_of(path), np.asarray(leaf)) for path, leaf in leaves if _is_plain(leaf)]
+    return [(path_of(path), leaf) for path, leaf in leaves if _is_plain(leaf)]
+
+
+def _by_path(tree: PyTree) -> list[tuple[str, np.ndarray]]:
+    return [(path, np.asarray(leaf)) for path, leaf in _leaves(tree)]
 
 
 def _is_plain(leaf: jax.Array) -> bool:

@@ -88,6 +88,7 @@ SHARES = {
 
 
 @pytest.mark.slow
+@pytest.mark.exact
 def test_two_and_four_processes_are_one(tmp_path, monkeypatch):
     """Every kind of run over 4 devices of 1, 2 and 4 processes; one run handed round them."""
     assert {name for names in SHARES.values() for name in names} >= {*KINDS}

@@ -23,6 +23,7 @@ def bits(name, n, *trees):
     return fingerprint(state.params), fingerprint(state.opt_state), losses.tobytes()
 
 
+@pytest.mark.exact
 @pytest.mark.parametrize("name", some(SHAPES, "adamw, dropout"))
 def test_any_number_of_devices_ends_in_the_same_bits(name):
     alone = bits(name, 1, SAME)
@@ -31,6 +32,7 @@ def test_any_number_of_devices_ends_in_the_same_bits(name):
         assert bits(name, n, SAME) == alone, n
 
 
+@pytest.mark.exact
 def test_without_it_bits_differ():
     """Else the test above would prove nothing."""
     assert bits("wide, clipped", 1) != bits("wide, clipped", 8)
@@ -47,6 +49,7 @@ def test_it_is_the_run_of_one_device_within_rounding(blobs):
         np.testing.assert_allclose(*kernels, atol=1e-5)
 
 
+@pytest.mark.exact
 def test_a_run_moves_between_devices(tmp_path):
     """And its metrics, which choose the best checkpoint, are the same bits as well."""
     blobs, shape = SHAPES["wide, clipped"]
