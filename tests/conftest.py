@@ -11,6 +11,7 @@ leave XLA as users have it. Tests marked `exact` always have that, in processes 
 import os
 import subprocess
 import sys
+import tempfile
 
 import jax
 import numpy as np
@@ -63,14 +64,15 @@ def pytest_pyfunc_call(pyfuncitem):
     """Runs a test marked `exact` in a process whose XLA is as users have it."""
     if pyfuncitem.get_closest_marker("exact") is None or os.environ["XLA_FLAGS"] != IN_HASTE:
         return None
-    alone = "-n0", "-m", "", "-p", "no:cacheprovider"
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", *alone, pyfuncitem.nodeid],
-        cwd=pyfuncitem.config.rootpath,
-        env={**os.environ, "XLA_FLAGS": ""},
-        capture_output=True,
-        text=True,
-    )
+    with tempfile.TemporaryDirectory() as folder:
+        alone = "-n0", "-m", "", "-p", "no:cacheprovider", f"--basetemp={folder}/tests"
+        done = subprocess.run(
+            [sys.executable, "-m", "pytest", *alone, pyfuncitem.nodeid],
+            cwd=pyfuncitem.config.rootpath,
+            env={**os.environ, "XLA_FLAGS": ""},
+            capture_output=True,
+            text=True,
+        )
     if done.returncode:
         pytest.fail(done.stdout + done.stderr, pytrace=False)
     return True
