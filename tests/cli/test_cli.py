@@ -81,6 +81,7 @@ def test_train_on_simulated_devices(folder):
     assert "WARNING" not in done.stderr
 
 
+@pytest.mark.slow
 def test_the_same_command_again_is_the_same_run(folder):
     path, _done = folder
     again = jmlp("train", "small.yaml", cwd=path)
@@ -240,6 +241,7 @@ def test_a_second_writer_is_refused_with_its_holder(folder, tmp_path):
     assert f"process {os.getpid()}" in done.stderr
 
 
+@pytest.mark.slow
 def test_comm_prices_patterns(folder, tmp_path):
     path, _ = folder
     args = ["--n", "3", "4", "--size", "1001", "--topology", "ring", "tree", "--reducer", "none",

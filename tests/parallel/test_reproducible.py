@@ -32,6 +32,7 @@ def test_any_number_of_devices_ends_in_the_same_bits(name):
         assert bits(name, n, SAME) == alone, n
 
 
+@pytest.mark.slow
 @pytest.mark.exact
 def test_without_it_bits_differ():
     """Else the test above would prove nothing."""
