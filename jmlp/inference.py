@@ -312,23 +312,33 @@ def predict_file(run: OpenRun, source: str, out: Path) -> Predictions:
     """Predicts every row of the file `source` and writes the table to `out`."""
     check_out(out)
     predictions = predict_rows(run.programs, run.state, source)
+    write_out(out, lambda path: WRITERS[out.suffix](path, predictions.columns))
+    return predictions
+
+
+def write_out(out: Path, write: Callable[[Path], object]) -> None:
+    """What `write` writes, whole or not there; by the first process alone."""
     if not is_first():
-        return predictions
+        return
     temporary = out.with_name(f".{out.name}.{os.getpid()}")
     try:
-        WRITERS[out.suffix](temporary, predictions.columns)
+        write(temporary)
         temporary.replace(out)
     except OSError as error:
         raise ConfigError(f"--out {out}: cannot be written: {error.strerror}") from None
     finally:
         temporary.unlink(missing_ok=True)
-    return predictions
 
 
 def check_out(out: Path) -> None:
     """Refuses, before any work, a file that cannot be written."""
     if out.suffix not in WRITERS:
         raise ConfigError(f"--out {out}: expected a name ending in {', '.join(WRITERS)}")
+    check_folder(out)
+
+
+def check_folder(out: Path) -> None:
+    """Refuses a file whose folder is not there."""
     if not out.parent.is_dir():
         raise ConfigError(f"--out {out}: folder {out.parent} does not exist")
 

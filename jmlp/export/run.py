@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
@@ -18,7 +17,7 @@ from jmlp.export.onnx_columns import feeds
 from jmlp.export.onnx_model import onnx_bytes
 from jmlp.export.stablehlo import stablehlo_bytes
 from jmlp.export.weights import safetensors_bytes
-from jmlp.inference import OpenRun, Trained, as_open
+from jmlp.inference import OpenRun, Trained, as_open, check_folder, write_out
 
 Format: TypeAlias = Literal["onnx", "stablehlo", "safetensors"]
 ROWS = 1000
@@ -54,8 +53,7 @@ def export_run(run: Trained, format: Format, out: Path | str, rows: str | None =
       ExportError: the predictions differ. Nothing is written.
     """
     opened, out = as_open(run), Path(out)
-    if not out.parent.is_dir():
-        raise ConfigError(f"--out {out}: folder {out.parent} does not exist")
+    check_folder(out)
     evaluation = opened.programs.evaluation
     model, schema, loss = evaluation.model(opened.state), opened.schema, evaluation.loss
     if format == "safetensors":
@@ -68,14 +66,7 @@ def export_run(run: Trained, format: Format, out: Path | str, rows: str | None =
         count, worst = _compared(opened, _rows(opened, rows), _of_onnx(made, opened))
     else:
         raise ConfigError(f"format={format!r}: expected onnx, stablehlo or safetensors")
-    temporary = out.with_name(f".{out.name}.{os.getpid()}")
-    try:
-        temporary.write_bytes(made)
-        temporary.replace(out)
-    except OSError as error:
-        raise ConfigError(f"--out {out}: cannot be written: {error.strerror}") from None
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_out(out, lambda path: path.write_bytes(made))
     return Exported(out, len(made), count, worst)
 
 
