@@ -65,14 +65,17 @@ class Words:
 
     def entries(self) -> dict[str, Any]:
         """The lines by their words, as the table is now."""
-        module = importlib.import_module(self.module)
-        mappings = (getattr(module, name) for name in self.names)
-        lines = ((word, line) for mapping in mappings for word, line in mapping.items())
+        lines = ((word, mapping[word]) for mapping in self._mappings() for word in mapping)
         return {word: line for word, line in lines if not self.hidden(word)}
 
     def words(self) -> tuple[str, ...]:
-        """What the key may be, as the table is now."""
-        return (*self.more, *self.entries())
+        """What the key may be, as the table is now. Loads no line that is a name."""
+        words = (word for mapping in self._mappings() for word in mapping)
+        return (*self.more, *dict.fromkeys(word for word in words if not self.hidden(word)))
+
+    def _mappings(self) -> list[Mapping[str, Any]]:
+        module = importlib.import_module(self.module)
+        return [getattr(module, name) for name in self.names]
 
     def check(self, word: Any) -> Any:
         """`word`, if it is in the table. Raises ValueError with what there is."""

@@ -1,23 +1,36 @@
 """Where rows come from. A source is one file and one line here."""
 
-from jmlp.config.tables import Lines
-from jmlp.data.dataset import Dataset, Reader, Schema, Split
-from jmlp.data.formats import builtin, csv, idx, npz, parquet, tables
+from __future__ import annotations
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from jmlp.config.tables import Lines
+
+if TYPE_CHECKING:
+    from jmlp.data.dataset import Dataset, Reader, Schema, Split
+
+# By name, since a config is checked by these words: no reader, nor numpy, is loaded for that.
 SOURCES: Lines[Reader] = Lines({
-    "digits": builtin.digits,
-    "breast_cancer": builtin.breast_cancer,
-    "wine": builtin.wine,
-    "diabetes": builtin.diabetes,
-    "idx": idx.read,
-    ".npz": npz.read,
-    ".csv": csv.read_csv,
-    ".tsv": csv.read_csv,
-    ".jsonl": tables.read_jsonl,
-    ".parquet": parquet.read,
-    ".feather": tables.read_feather,
+    "digits": "jmlp.data.formats.builtin:digits",
+    "breast_cancer": "jmlp.data.formats.builtin:breast_cancer",
+    "wine": "jmlp.data.formats.builtin:wine",
+    "diabetes": "jmlp.data.formats.builtin:diabetes",
+    "idx": "jmlp.data.formats.idx:read",
+    ".npz": "jmlp.data.formats.npz:read",
+    ".csv": "jmlp.data.formats.csv:read_csv",
+    ".tsv": "jmlp.data.formats.csv:read_csv",
+    ".jsonl": "jmlp.data.formats.tables:read_jsonl",
+    ".parquet": "jmlp.data.formats.parquet:read",
+    ".feather": "jmlp.data.formats.tables:read_feather",
 })  # fmt: skip
-"""What reads a source: the name of a data set that ships, or the ending of a path. Of a file
-that nothing here imports a line is `module:NAME`."""
+"""What reads a source: the name of a data set that ships, or the ending of a path. One's own may
+be added, a function or `module:NAME`."""
 
 __all__ = ["SOURCES", "Dataset", "Schema", "Split"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'jmlp.data' has no attribute {name!r}")
+    return getattr(importlib.import_module("jmlp.data.dataset"), name)

@@ -14,13 +14,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from jmlp.losses import BY_DTYPE, Loss
 from jmlp.parallel.state import Step, TrainState
 from jmlp.sharding.layout import Rule, batch_parts
 from jmlp.types import Params
 
 if TYPE_CHECKING:
     from jmlp.config import Config
+    from jmlp.losses import Loss
     from jmlp.parallel.pipeline_stages import StagePlan
 from jmlp.deferred import lazy_imports
 
@@ -28,6 +28,8 @@ with lazy_imports():
     import jax
     import optax
     from flax import nnx
+
+    from jmlp import losses
 
 
 class StepContext(NamedTuple):
@@ -136,10 +138,10 @@ class Strategy:
         mesh: jax.sharding.Mesh,
         config: Config,
         rules: Sequence[Rule] = (),
-        loss: Loss = BY_DTYPE,
+        loss: Loss | None = None,
     ) -> Step:
         """Its step. `loss` is each task's default unless given; labels are smoothed here."""
-        loss = loss.in_training(config.train.label_smoothing)
+        loss = (loss or losses.BY_DTYPE).in_training(config.train.label_smoothing)
         return self.build(StepContext(graphdef, tx, mesh, config, rules, loss))
 
 

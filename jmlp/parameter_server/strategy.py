@@ -5,10 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from jmlp.compress import REDUCERS
-from jmlp.compress.message import not_a_message
 from jmlp.errors import ConfigError
-from jmlp.optim import OPTIMIZERS
 from jmlp.parallel.state import Step
 from jmlp.parallel.strategy import StepContext, Strategy, split_axes
 
@@ -17,6 +14,9 @@ if TYPE_CHECKING:
 from jmlp.deferred import lazy_imports
 
 with lazy_imports():
+    from jmlp import compress
+    from jmlp import optim as optimizers
+    from jmlp.compress import message
     from jmlp.parameter_server import async_program
 
 
@@ -41,14 +41,14 @@ def check(config: Config) -> Iterator[str]:
         )
     if set(config.comm.changed()) - {"reducer"}:
         yield "step=async has no all-reduce: of comm it takes the reducer alone"
-    if not all(REDUCERS[name].message for name in (reducer.name, server.pull.name)):
-        yield not_a_message()
+    if not all(compress.REDUCERS[name].message for name in (reducer.name, server.pull.name)):
+        yield message.not_a_message()
     if reducer.beyond_messages():
         yield "comm.reducer.momentum and warmup_steps are for step=explicit"
     if server.rate == "inverse" and optim.ema:
         yield "server.rate=inverse with optim.ema: the average would not see the slower rate"
     if server.shards > 1:
-        if not OPTIMIZERS[optim.name].each_number:
+        if not optimizers.OPTIMIZERS[optim.name].each_number:
             yield f"optim.name={optim.name} needs whole arrays: set server.shards: 1"
         whole = {"clip_norm": optim.clip_norm, "ema": optim.ema}
         if apart := [key for key, value in whole.items() if value]:
