@@ -12,7 +12,7 @@ settings are a subclass of `OptimConfig`. A schedule is a function, and a line i
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
@@ -28,6 +28,8 @@ with lazy_imports():
     import jax.numpy as jnp
     import optax
     from optax import contrib
+
+    from jmlp.model import schedules
 
 Direction: TypeAlias = "Callable[[Any], optax.GradientTransformation]"
 """a config's `optim` section -> where to go, before decay and the learning rate"""
@@ -96,10 +98,12 @@ def make_optimizer(
     if kind.direction:
         parts.append(kind.direction(config))
     if decays:
-        parts.append(optax.add_decayed_weights(config.weight_decay, kernels))
+        parts.append(decay(config, total_steps))
     if kind.after_decay:
         parts.append(kind.after_decay(config))
     parts.append(optax.scale_by_learning_rate(rate))
+    if config.rate_factors:
+        parts.append(scale_by_path(config.rate_factors))
     if freeze:
         parts.append(hold(freeze))
     if config.ema:
@@ -107,13 +111,58 @@ def make_optimizer(
     return optax.chain(*parts)
 
 
+def decay(config: OptimConfig, total_steps: int) -> optax.GradientTransformation:
+    """Adds `weight_decay` times the parameters that decay, as its schedule has it at each step."""
+    patterns = config.decay_on
+
+    def decaying(params: Params) -> PyTree:
+        return _on_paths(params, lambda path: any(re.search(p, path) for p in patterns))
+
+    where = decaying if patterns else kernels
+    if config.decay_schedule == "constant":
+        return optax.add_decayed_weights(config.weight_decay, where)
+    peak = config.model_copy(update={"learning_rate": config.weight_decay})
+    rates = SCHEDULES[config.decay_schedule].rates(peak, total_steps)
+
+    def update(
+        updates: Grads, state: OptState, params: Params | None = None
+    ) -> tuple[Grads, OptState]:
+        assert isinstance(state, optax.ScaleByScheduleState)  # which `init` made
+        rate = rates(state.count)
+        added = jax.tree.map(
+            lambda u, p, on: u + rate * p if on else u, updates, params, where(updates)
+        )
+        return added, optax.ScaleByScheduleState(optax.safe_increment(state.count))
+
+    def init(params: Params) -> optax.ScaleByScheduleState:
+        return optax.ScaleByScheduleState(jnp.zeros((), jnp.int32))
+
+    return optax.GradientTransformation(init, update)
+
+
+def scale_by_path(factors: Mapping[str, float]) -> optax.GradientTransformation:
+    """Updates times the factor of the first pattern that matches a parameter's path; else as is."""
+
+    def scaled(updates: Grads, params: Params | None) -> Grads:
+        def factor(path: str) -> float:
+            return next((by for p, by in factors.items() if re.search(p, path)), 1.0)
+
+        found = _on_paths(updates, factor)
+        return jax.tree.map(lambda u, by: u if by == 1 else by * u, updates, found)
+
+    return optax.stateless(scaled)
+
+
+def _on_paths(tree: PyTree, value: Callable[[str], Any]) -> PyTree:
+    """A tree like this one, with a value for each leaf's path."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: value(path_of(path)), tree)
+
+
 def hold(patterns: Sequence[str]) -> optax.GradientTransformation:
     """No update, nor decay, of parameters on paths that one of the patterns matches."""
 
     def held(params: Params) -> PyTree:
-        return jax.tree_util.tree_map_with_path(
-            lambda path, _: any(re.search(p, path_of(path)) for p in patterns), params
-        )
+        return _on_paths(params, lambda path: any(re.search(p, path) for p in patterns))
 
     return optax.masked(optax.set_to_zero(), held)
 
@@ -265,6 +314,14 @@ def _one_cycle(config: OptimConfig, steps: int) -> optax.Schedule:
     return optax.cosine_onecycle_schedule(max(steps, 2), config.learning_rate, pct_start=rise)
 
 
+def _flat_cos(config: OptimConfig, steps: int) -> optax.Schedule:
+    return lambda step: config.learning_rate * schedules.flat_cos(step / steps)
+
+
+def _coslog4(config: OptimConfig, steps: int) -> optax.Schedule:
+    return lambda step: config.learning_rate * schedules.coslog(step / steps, 4)
+
+
 def _schedule(given: Any) -> Schedule:
     return given if isinstance(given, Schedule) else Schedule(rates=given)
 
@@ -273,6 +330,8 @@ SCHEDULES: Lines[Schedule] = Lines({
     "constant": _constant,
     "cosine": _cosine,
     "linear": _linear,
+    "flat_cos": _flat_cos,
+    "coslog4": _coslog4,
     "one_cycle": Schedule(rates=_one_cycle, warms_up=True),
 }, whole=_schedule)  # fmt: skip
 """The schedules by the names that `optim.schedule` takes; one's own may be added, also a

@@ -103,8 +103,10 @@ class DataConfig(Section):
     """Mark before the decimals of numbers in a CSV file. auto: as they look."""
     thousands: Annotated[str, Field(pattern=r"^(auto|,|\.| |'|)$")] = "auto"
     """Mark between groups of three digits in a CSV file. auto: as they look."""
-    scale: Literal["auto", "standardize", "none"] = "auto"
-    """auto: per column, or over all pixels of 8-bit images. Statistics of training rows."""
+    scale: Literal["auto", "standardize", "robust", "quantile", "none"] = "auto"
+    """Numbers, by statistics of training rows. standardize: mean and deviation. robust: median and
+    quartiles. quantile: ranks, as a normal distribution has them. auto: standardize, or over all
+    pixels of 8-bit images."""
     placement: Annotated[Literal["auto", "device", "host"], Mark.MAY_CHANGE] = "auto"
     """Keep the rows on the devices, or send batches from the host. auto: by size."""
     memory_limit: Annotated[BytesField, Mark.MAY_CHANGE] = "auto"

@@ -78,6 +78,14 @@ def _patterns(names: tuple[str, ...]) -> tuple[str, ...]:
 
 
 Patterns = Annotated[Names, pydantic.AfterValidator(_patterns)]
+
+
+def patterns_of_keys(value: dict[str, T]) -> dict[str, T]:
+    """`value`, whose keys are patterns."""
+    _patterns(tuple(value))
+    return value
+
+
 Widths = Annotated[tuple[Count, ...], pydantic.BeforeValidator(_numbers)]
 
 

@@ -23,20 +23,16 @@ from jmlp.config.fields import (
     Patterns,
     Rate,
     Section,
-    Widths,
     in_table_all,
     named,
+    patterns_of_keys,
     texts_of_keys,
 )
+from jmlp.config.model import ModelConfig as ModelConfig
+from jmlp.config.model import NumbersConfig as NumbersConfig
 from jmlp.config.tables import OpenSection, Table, Words
 
 # Where the words of keys are. A line more in one of these tables is a word more for its key.
-BLOCKS = Table(module="jmlp.model", names=("BLOCKS",), key="block", default="plain")
-ACTIVATIONS = Words(module="jmlp.model", names=("ACTIVATIONS",), default="relu")
-NORMS = Words(module="jmlp.model", names=("NORMS",), default="none")
-INITIALISERS = Words(
-    module="jmlp.model", names=("INITIALISERS",), default="auto", more=("auto",)
-)  # fmt: skip
 OPTIMIZERS = Table(module="jmlp.optim", names=("OPTIMIZERS",), key="name", default="adamw")
 SCHEDULES = Words(module="jmlp.optim", names=("SCHEDULES",), default="cosine")
 REDUCERS = Table(module="jmlp.compress", names=("REDUCERS",), key="name", default="none")
@@ -46,35 +42,6 @@ TOPOLOGIES = Table(
 LOSSES = Table(module="jmlp.losses", names=("LOSSES", "CHOICES"), key="name", default="auto")
 
 Positive = Annotated[Float, Field(gt=0)]
-
-
-class ModelConfig(OpenSection):
-    """The multilayer perceptron. Settings of one kind of block stand beside it in `jmlp.model`."""
-
-    TABLE: ClassVar[Table] = BLOCKS
-
-    hidden: Widths = (256, 128)
-    """Width of each hidden layer; [] is a linear model."""
-    block: Annotated[str, BLOCKS] = BLOCKS.default
-    """What a hidden layer is. plain: product, norm, activation, dropout."""
-    activation: Annotated[str, ACTIVATIONS] = "relu"
-    """gelu is its tanh form. swiglu, geglu are gated: two kernels a layer (Shazeer 2020)."""
-    norm: Annotated[str, NORMS] = "none"
-    """Between a layer's product and its activation. batch: of the global batch."""
-    dropout: Rate = 0.0
-    """Share of hidden features dropped in training."""
-    input_dropout: Rate = 0.0
-    """Share of input features dropped in training."""
-    residual: Bool = False
-    """Add each layer's input to its output, through a projection if widths differ."""
-    init: Annotated[str, INITIALISERS] = "auto"
-    """Hidden kernels. auto: he_normal for relu, gelu, silu; lecun_normal otherwise."""
-    embed_above: Annotated[Int, Field(ge=0)] = 32
-    """Categories of more levels than this are embedded, the others one-hot."""
-    embedding_dim: Count | Literal["auto"] = "auto"
-    """Features of an embedding. auto: 1.6 levels^0.56, at most 64."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the arithmetic; parameters and the loss are float32 always."""
 
 
 class MeshConfig(Section):
@@ -127,7 +94,18 @@ class OptimConfig(OpenSection):
     final_fraction: Annotated[Float, Field(ge=0, le=1)] = 0.0
     """Rate at the end, as a share of the peak (cosine, linear)."""
     weight_decay: Annotated[Float, Field(ge=0)] = 0.0
-    """Decoupled, times the rate; kernels only, never biases or norms."""
+    """Decoupled, times the rate; kernels only, never biases or norms, unless decay_on says so."""
+    decay_on: Patterns = ()
+    """Parameters that decay: patterns on their paths, e.g. kernel$; none: kernels."""
+    decay_schedule: Annotated[str, SCHEDULES] = "constant"
+    """How weight_decay moves over the run, beside the rate."""
+    rate_factors: Annotated[
+        dict[str, Annotated[Float, Field(ge=0)]],
+        pydantic.BeforeValidator(texts_of_keys),
+        pydantic.AfterValidator(patterns_of_keys),
+    ] = {}
+    """Factors of the learning rate: by patterns on parameters' paths, of which the first one that
+    matches counts, e.g. {"bias$": 0.1}."""
     l2: Annotated[Float, Field(ge=0)] = 0.0
     """Times the kernels, added to their gradient: the slope of l2/2 times their squares. adam and
     its like scale it with the gradient, which is not what weight_decay does."""
@@ -331,6 +309,10 @@ class TrainConfig(Section):
     """Stop after so many evaluations without a better `monitor`; ends with the best."""
     select: Literal["last", "best"] = "last"
     """Weights the run ends with. early_stopping implies best."""
+    ties: Annotated[Literal["first", "last"], Mark.MAY_GO_ON] = "first"
+    """Which of evaluations with an equal `monitor` is the best one."""
+    clip_predictions: Bool = False
+    """Regression: predictions stay within the range of the training targets."""
     loss: LossField = LossConfig()
     """What is made small."""
     class_weight: Annotated[

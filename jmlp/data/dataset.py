@@ -1,5 +1,6 @@
 """What every data source yields: rows, and what is needed to read more like them."""
 
+import itertools
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -87,6 +88,23 @@ class Schema(BaseModel):
     """how each column becomes inputs; none: all F are numbers, of one policy"""
     csv: CsvFormat = CsvFormat()
     """what data says of CSV files, for those that are read with it"""
+    knots: tuple[tuple[float, ...], ...] = ()
+    """of each input, scaled values whose `ranks` are known; () of codes. None without ranks"""
+    ranks: tuple[tuple[float, ...], ...] = ()
+    """of each knot, the share of the training rows below it"""
+    edges: tuple[tuple[float, ...], ...] = ()
+    """of each of `numbers`, of the bins that the model cuts it in; () without bins"""
+    y_range: tuple[tuple[float, float], ...] = ()
+    """of each target, scaled, in which predictions stay; () where they need not"""
+
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """Which inputs are numbers or dates; truth values, and that one is missing, are not."""
+        if not self.columns:
+            return tuple(range(self.features))
+        starts = itertools.accumulate((len(c.inputs) for c in self.columns), initial=0)
+        pairs = zip(self.columns, starts, strict=False)
+        return tuple(at for column, at in pairs if column.kind in ("number", "datetime"))
 
     def __repr__(self) -> str:
         what = [*map(str, self.classes or self.target_names)]

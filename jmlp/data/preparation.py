@@ -29,6 +29,8 @@ from jmlp.data.labels import (
     where_of,
 )
 from jmlp.data.moments import moments
+from jmlp.data.quantiles import normal, robust, some_of, spaced, with_ranks
+from jmlp.data.splits import draw
 from jmlp.data.spool import Budget, chunks, empty, is_mapped, release, spool_folder
 from jmlp.data.targets import Wanted, check_targets, scale_of
 from jmlp.errors import DataError
@@ -82,6 +84,8 @@ def make_dataset(
         check_targets(targets, part, encoded[name])
     _draw(parts, encoded, config, seed, bool(classes))
     schema = _fit(parts["train"], encoded["train"], task, classes, config, pixels, targets, plans)
+    if config.scale == "quantile":
+        schema = _ranked(parts["train"], schema)
     notes += unseen_notes(schema, parts)
     splits = {
         name: Split(
@@ -197,30 +201,6 @@ def _draw(
         parts["train"], encoded["train"] = train.take(rest), y[rest]
 
 
-def draw(y: np.ndarray, fraction: float, rng: np.random.Generator) -> np.ndarray:
-    """Sorted row numbers of about `fraction` of each class, and exactly of the total.
-
-    Shares are rounded by largest remainder. A class never gives its last row.
-    """
-    _, counts = np.unique(y, return_counts=True)
-    quota = counts * fraction
-    most = counts - 1
-    take = np.minimum(np.floor(quota).astype(int), most)
-    total = min(max(1, round(len(y) * fraction)), int(most.sum()))
-    ranked = np.argsort(take - quota, kind="stable")
-    take[ranked[take[ranked] < most[ranked]][: max(0, total - take.sum())]] += 1
-    # What classes of one row could not give, the others do, by what they have left.
-    room, rest = most - take, total - int(take.sum())
-    if rest > 0:
-        share = rest * room / room.sum()
-        take += np.floor(share).astype(int)
-        ranked = np.argsort(np.floor(share) - share, kind="stable")
-        take[ranked[take[ranked] < most[ranked]][: total - take.sum()]] += 1
-    groups = np.split(np.argsort(y, kind="stable"), np.cumsum(counts)[:-1])
-    chosen = [rng.permutation(group)[:n] for group, n in zip(groups, take, strict=True)]
-    return np.sort(np.concatenate(chosen))
-
-
 # Scale.
 
 
@@ -236,7 +216,7 @@ def _fit(
 ) -> Schema:
     fill: np.ndarray = np.zeros(0)
     columns = fit_columns(train, plans, config) if plans else ()
-    raw_uint8 = pixels and config.scale != "standardize"
+    raw_uint8 = pixels and config.scale in ("auto", "none")
     if columns:
         mean, scale = np.zeros(1), np.ones(1)
     elif config.scale == "none":
@@ -253,6 +233,8 @@ def _fit(
     else:
         mean, scale = moments(train.x, train.raw.column, train)
         fill = mean if config.missing == "mean" else fill
+        if config.scale == "robust":
+            mean, scale = robust(some_of(train))
     if classes:
         y_mean, y_scale = np.zeros(1), np.ones(1)
     elif targets is None or targets.scale == "standardize":
@@ -280,6 +262,14 @@ def _fit(
         weight=config.weight if train.raw.weight is not None else None,
         columns=columns,
         csv=csv_format(config),
+    )
+
+
+def _ranked(train: Part, schema: Schema) -> Schema:
+    """`schema` with the ranks of numbers among the training rows."""
+    some = train.take(spaced(len(train.rows)))
+    return with_ranks(
+        schema, np.concatenate([inputs_of_rows(train.raw, x, schema) for _, x in some.x()])
     )
 
 
@@ -315,7 +305,7 @@ def inputs_of_rows(raw: Raw, x: np.ndarray, schema: Schema, where: object = None
             scaled = inputs.astype(np.float32)
         _refuse_beyond(scaled, x[:, at], column, where)
         found.append(scaled)
-    return np.concatenate(found, 1)
+    return normal(np.concatenate(found, 1), schema)
 
 
 def _refuse_beyond(scaled: np.ndarray, x: np.ndarray, column: Column, where: object) -> None:
@@ -350,7 +340,7 @@ def scale_features(x: np.ndarray, schema: Schema, where: object = None) -> np.nd
         at = where(row) if callable(where) else f"row {row}"
         name = schema.feature_names[column] if schema.feature_names else column
         raise DataError(f"{at}, feature {name}: {x[row, column]:g} is beyond float32 once scaled")
-    return scaled
+    return normal(scaled, schema)
 
 
 def _scale_targets(y: np.ndarray, schema: Schema, part: Part) -> np.ndarray:
@@ -386,6 +376,7 @@ def scale_labelled(raw: Raw, schema: Schema) -> np.ndarray:
 def _fingerprint(splits: dict[str, Split], schema: Schema) -> str:
     # A key that came later is left out where it says nothing: older runs have none.
     later = {"missing_words": None, "weight": None, "columns": (), "csv": CsvFormat()}
+    later |= {"knots": (), "ranks": (), "edges": (), "y_range": ()}
     absent = {key for key, value in later.items() if getattr(schema, key) == value}
     absent |= {"class_weight"}
     digest = hashlib.sha256(schema.model_dump_json(exclude=absent).encode())

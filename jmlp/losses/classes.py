@@ -11,6 +11,7 @@ from jmlp.config.fields import Float
 from jmlp.config.sections import LossConfig
 from jmlp.deferred import lazy_imports
 from jmlp.losses.loss import Loss, PerRow, Targets, predictions_of, with_settings
+from jmlp.losses.members import mean_chances
 
 if TYPE_CHECKING:
     from jmlp.data.dataset import Schema
@@ -126,6 +127,7 @@ BINARY = Loss(
     predictions=_binary_predictions,
     smoothed=_binary_smoothed,
     classes=2,
+    together=mean_chances,
 )
 MULTILABEL = Loss(
     name="multilabel_cross_entropy",
@@ -136,5 +138,6 @@ MULTILABEL = Loss(
     smoothed=_binary_smoothed,
     targets=Targets("none", lambda y: (y >= 0) & (y <= 1), "from 0 to 1"),
     labels=True,
+    together=mean_chances,
 )
 FOCAL = with_settings(_focal, Focal)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from jmlp.deferred import lazy_imports
 from jmlp.losses.loss import Loss, PerRow, Targets
+from jmlp.losses.members import mean_exponentials
 
 if TYPE_CHECKING:
     from jmlp.data.dataset import Schema
@@ -76,6 +77,19 @@ def _gaussian_predictions(outputs: np.ndarray, schema: Schema) -> dict[str, np.n
     }
 
 
+def _mixture(outputs: jax.Array) -> jax.Array:
+    """(B, 2 K) outputs with the mean and variance of the members' mixture, of (B, M, 2 K).
+
+    Source: Lakshminarayanan et al. 2017, arXiv:1612.01474, section 2.4.
+    """
+    mean, raw = jnp.split(outputs, 2, -1)
+    variance = jax.nn.softplus(raw) + _LEAST
+    middle = mean.mean(1)
+    spread = variance.mean(1) + jnp.square(mean - middle[:, None]).mean(1)
+    own = jnp.maximum(spread - _LEAST, _LEAST)
+    return jnp.concatenate([middle, own + jnp.log(-jnp.expm1(-own))], -1)  # softplus undone
+
+
 def _mean_predictions(outputs: np.ndarray, schema: Schema) -> dict[str, np.ndarray]:
     """`<target>` (N,) means, in the targets' units."""
     mean = np.exp(outputs) * np.array(schema.y_scale)
@@ -90,6 +104,7 @@ def _log_link(name: str, per_row: PerRow, targets: Targets) -> Loss:
         estimates=lambda outputs: jnp.exp(outputs),
         predictions=_mean_predictions,
         targets=targets,
+        together=mean_exponentials,
     )
 
 
@@ -104,4 +119,5 @@ GAUSSIAN = Loss(
     outputs=lambda schema: 2 * schema.outputs,
     estimates=lambda outputs: outputs[:, : outputs.shape[1] // 2],
     predictions=_gaussian_predictions,
+    together=_mixture,
 )

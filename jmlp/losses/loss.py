@@ -99,6 +99,17 @@ class Loss:
     """each target is 0 or 1, of a label that a row has or not, and its estimate a probability"""
     levels: tuple[float, ...] = ()
     """of the quantiles that its outputs are, for each target in turn; () where they are none"""
+    together: Callable[[jax.Array], jax.Array] | None = None
+    """outputs (B, M, O) of the members of an ensemble -> (B, O) that stand for all; None: of
+    classes the logits of their mean probabilities, else the mean"""
+    values: bool = False
+    """its outputs are in the units of the scaled targets, so that they can be kept in a range"""
+    trains: Callable[[float], Loss] | None = None
+    """`train.label_smoothing` -> what is differentiated in its place"""
+    member: Loss | None = None
+    """of each member of an ensemble, where it is the loss of one"""
+    combined: Callable[[jax.Array], jax.Array] = as_they_are
+    """outputs (B, O) of the model -> those that `member` has one model make"""
     settings: type[LossConfig] = LossConfig
     """a config's `train.loss` section with it; the keys that it adds are settings of its own"""
     make: Callable[[Any], Loss] | None = None
@@ -106,6 +117,8 @@ class Loss:
 
     def in_training(self, smoothing: float) -> Loss:
         """This loss with labels smoothed, where it has labels."""
+        if self.trains is not None:
+            return self.trains(smoothing)
         if not smoothing or self.smoothed is None:
             return self
         return replace(self, per_row=self.smoothed(smoothing))

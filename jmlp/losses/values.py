@@ -130,14 +130,20 @@ def quantile(settings: Quantile) -> Loss:
         estimates=lambda outputs: outputs[:, middle :: len(levels)],
         predictions=predictions,
         levels=levels,
+        values=True,
     )
 
 
 def _huber(settings: Huber) -> Loss:
-    return Loss(name="huber", per_row=partial(huber, delta=settings.delta), tasks=("regression",))
+    return Loss(
+        name="huber",
+        per_row=partial(huber, delta=settings.delta),
+        tasks=("regression",),
+        values=True,
+    )
 
 
-SQUARED = Loss(name="squared_error", per_row=squared_error, tasks=("regression",))
-ABSOLUTE = Loss(name="absolute_error", per_row=absolute_error, tasks=("regression",))
+SQUARED = Loss(name="squared_error", per_row=squared_error, tasks=("regression",), values=True)
+ABSOLUTE = Loss(name="absolute_error", per_row=absolute_error, tasks=("regression",), values=True)
 HUBER = with_settings(_huber, Huber)
 QUANTILE = with_settings(quantile, Quantile)

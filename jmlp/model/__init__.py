@@ -1,8 +1,13 @@
 """The multilayer perceptron and the tables of what it may be made of.
 
-the MLP, its plain hidden layer, batch norm, dropout, what a step calls: `mlp`. Activations,
-norms, initialisers and kinds of hidden layer are lines of the tables below, so that a config
-can be checked against them without loading jax: the names of `mlp` load when they are used.
+the MLP, its plain hidden layer, batch norm, dropout, what a step calls: `mlp`. Columns of a table
+as features: `features`; embeddings of numbers (PLE, PLR, PBLD): `numbers`. RealMLP's layers, and
+first weights that are fitted to rows: `ntk`. TabM's members: `ensemble`. Their settings and lines: `kinds`.
+Recipes: `recipes`.
+
+Activations, norms, initialisers, embeddings and kinds of hidden layer are lines of the tables
+below, so that a config can be checked against them without loading jax: the names of `mlp` load
+when they are used.
 """
 
 from __future__ import annotations
@@ -12,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from jmlp.config.sections import ModelConfig
+from jmlp.config.sections import ModelConfig, NumbersConfig
 from jmlp.config.tables import Lines
 from jmlp.deferred import lazy_imports
 
@@ -40,15 +45,36 @@ BlockMaker: TypeAlias = "Callable[[int, int, Any, nnx.Rngs], Any]"
 called with h (B, F) that makes (B, H), and with `rows` and `layer` as well if it takes them"""
 
 
+NumbersMaker: TypeAlias = "Callable[[Any, Any, nnx.Rngs], Any]"
+"""(`features.Numbers`, settings, streams) -> a module called with numbers (B, N) that makes
+(B, its `width`)"""
+
+
 @dataclass(frozen=True, kw_only=True)
 class BlockKind:
     """A line of `BLOCKS`: a kind of hidden layer, with its settings and facts."""
 
     make: BlockMaker
+    first: BlockMaker | None = None
+    """of the first hidden layer, where it is made otherwise"""
+    head: BlockMaker | None = None
+    """of the layer behind them, from its features to the outputs; None: a linear layer"""
     settings: type[ModelConfig] = ModelConfig
     """a config's `model` section with it; the keys that it adds are the settings of its own"""
     cut_by_hand: bool = False
     """whether it takes a `LayerSplit`: what `tensor` and step=pipeline cut layers by"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NumberEmbedding:
+    """A line of `NUMBER_EMBEDDINGS`: what a number becomes before the first layer."""
+
+    make: NumbersMaker | None = None
+    """None: itself"""
+    settings: type[NumbersConfig] = NumbersConfig
+    """a config's `model.number_embedding` section with it; its keys are settings of its own"""
+    bins: Callable[[Any], int] = lambda settings: 0
+    """(settings) -> in how many bins numbers are cut, by quantiles of the training rows"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +136,8 @@ def _norm(given: Any) -> Norm:
 
 BLOCKS: Lines[BlockKind] = Lines({
     "plain": BlockKind(make=_plain, cut_by_hand=True),
+    "ntk": "jmlp.model.kinds:NTK",
+    "ensemble": "jmlp.model.kinds:ENSEMBLE",
 }, whole=_block)  # fmt: skip
 """The hidden layers by the names that `model.block` takes; one's own may be added, also a
 function `(features in, features out, config, rngs) -> nnx.Module` alone."""
@@ -121,11 +149,13 @@ ACTIVATIONS: Lines[Activation] = Lines({
     "tanh": Activation(function=lambda h: jnp.tanh(h), init="lecun_normal"),
     "sigmoid": Activation(function=lambda h: jax.nn.sigmoid(h), init="lecun_normal"),
     "identity": Activation(function=lambda h: h, init="lecun_normal"),
+    "selu": Activation(function=lambda h: jax.nn.selu(h), init="lecun_normal"),
+    "mish": lambda h: jax.nn.mish(h),
     "swiglu": Activation(function=lambda h: jax.nn.silu(h), gated=True, init="lecun_normal"),
     "geglu": Activation(function=lambda h: jax.nn.gelu(h), gated=True, init="lecun_normal"),
 }, whole=_activation)  # fmt: skip
 """The activations by the names that `model.activation` takes; one's own may be added, also a
-function of an array alone, such as `jax.nn.mish`."""
+function of an array alone, such as `jax.nn.softplus`."""
 
 NORMS: Lines[Norm] = Lines({
     "none": Norm(make=lambda width, dtype, rngs: None, cut_by_hand=True),
@@ -143,6 +173,15 @@ NORMS: Lines[Norm] = Lines({
 }, whole=_norm)  # fmt: skip
 """The norms by the names that `model.norm` takes; one's own may be added, also a function
 `(features, dtype, rngs) -> nnx.Module` alone."""
+
+NUMBER_EMBEDDINGS: Lines[NumberEmbedding] = Lines({
+    "none": NumberEmbedding(),
+    "piecewise_linear": "jmlp.model.kinds:PIECEWISE_LINEAR",
+    "periodic": "jmlp.model.kinds:PERIODIC",
+    "pbld": "jmlp.model.kinds:PBLD",
+})  # fmt: skip
+"""The embeddings of numbers by the names that `model.number_embedding` takes; one's own may be
+added."""
 
 INITIALISERS: dict[str, Callable[[], Any]] = {
     "he_normal": lambda: nnx.initializers.he_normal(),
@@ -171,9 +210,9 @@ def cannot_be_cut(config: ModelConfig) -> tuple[str, str]:
 
 
 __all__ = [
-    "ACTIVATIONS", "BLOCKS", "INITIALISERS", "MLP", "NORMS", "WHOLE", "Activation", "BatchNorm",
-    "Block", "BlockKind", "LayerSplit", "Norm", "Rows", "Whole", "apply", "cannot_be_cut", "drop",
-    "initialiser", "statistics",
+    "ACTIVATIONS", "BLOCKS", "INITIALISERS", "MLP", "NORMS", "NUMBER_EMBEDDINGS", "WHOLE",
+    "Activation", "BatchNorm", "Block", "BlockKind", "LayerSplit", "Norm", "NumberEmbedding",
+    "Rows", "Whole", "apply", "cannot_be_cut", "drop", "initialiser", "statistics",
 ]  # fmt: skip
 
 

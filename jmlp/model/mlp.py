@@ -21,6 +21,8 @@ from jax import lax
 
 from jmlp.config.sections import ModelConfig
 from jmlp.model import ACTIVATIONS, BLOCKS, NORMS
+from jmlp.model.features import Numbers, encoder_of
+from jmlp.model.schedules import flat_cos
 
 
 class LayerSplit(Protocol):
@@ -91,6 +93,10 @@ class Rows(NamedTuple):
     """Mapped mesh axis (pmap, shard_map) that holds the other rows of the batch."""
     splits: tuple[LayerSplit, ...] = ()
     """Of each layer of an MLP, where they are split by hand."""
+    step: jax.Array | int = 0
+    """() steps taken before this one"""
+    dropout: jax.Array | float = 1.0
+    """() factor of a model's dropout at this step"""
 
 
 def drop(
@@ -100,12 +106,13 @@ def drop(
     if rate == 0 or rows is None:
         return h_BH
     features = split.features(h_BH.shape[-1])
+    keep = 1 - rate * rows.dropout
 
     def kept(key: jax.Array) -> jax.Array:
-        return jax.random.bernoulli(jax.random.fold_in(key, layer), 1 - rate, (features,))
+        return jax.random.bernoulli(jax.random.fold_in(key, layer), keep, (features,))
 
     keep_BH = split.mine(jax.vmap(kept)(rows.keys))  # of the mask that one device would draw
-    return jnp.where(keep_BH, h_BH / (1 - rate), jnp.zeros_like(h_BH))
+    return jnp.where(keep_BH, h_BH / keep, jnp.zeros_like(h_BH)).astype(h_BH.dtype)
 
 
 class BatchNorm(nnx.Module):
@@ -147,57 +154,6 @@ class BatchNorm(nnx.Module):
             mixed = self.momentum * running[...] + (1 - self.momentum) * lax.stop_gradient(new)
             running[...] = jnp.where(some, mixed, running[...])
         return mean, var
-
-
-class ColumnEncoder(nnx.Module):
-    """Inputs of a table's rows -> features: numbers as they are, codes as one-hot or embedded.
-
-    A code is the number of a level, from 1 on. Code 0, of a level that is not known, is no
-    feature at all where codes are one-hot, and row 0 of an embedding.
-
-    Args:
-      levels: of each input, how many there are; 0 for a number.
-      config: `embed_above` and `embedding_dim`.
-    """
-
-    def __init__(self, levels: Sequence[int], config: ModelConfig, rngs: nnx.Rngs):
-        self.numbers = tuple(at for at, count in enumerate(levels) if not count)
-        few = [(at, n) for at, n in enumerate(levels) if 0 < n <= config.embed_above]
-        # Feature j is whether input `source[j]` has code `code[j]`.
-        self.source = tuple(at for at, count in few for _ in range(count))
-        self.code = tuple(code for _, count in few for code in range(1, count + 1))
-        many = [(at, n) for at, n in enumerate(levels) if n > config.embed_above]
-        self.embedded = tuple(at for at, _ in many)
-        self.tables = nnx.List(
-            [nnx.Param(_table(n, embedding_dim(n, config), rngs)) for _, n in many]
-        )
-        self.width = len(self.numbers) + len(self.source)
-        self.width += sum(embedding_dim(n, config) for _, n in many)
-
-    def __call__(self, x_BF: jax.Array) -> jax.Array:
-        """(B, width) float32 of inputs (B, F)."""
-        parts = [x_BF[:, jnp.array(self.numbers, jnp.int32)]]
-        if self.source:
-            code = jnp.array(self.code, x_BF.dtype)
-            one_hot = x_BF[:, jnp.array(self.source, jnp.int32)] == code[None]
-            parts.append(one_hot.astype(x_BF.dtype))
-        for at, table in zip(self.embedded, self.tables, strict=True):
-            parts.append(table[...][x_BF[:, at].astype(jnp.int32)])
-        return jnp.concatenate(parts, 1)
-
-
-def embedding_dim(levels: int, config: ModelConfig) -> int:
-    """Features of an embedding of so many levels: 1.6 levels^0.56, at most 64 (fastai's rule)."""
-    if config.embedding_dim != "auto":
-        return config.embedding_dim
-    return min(64, round(1.6 * levels**0.56))
-
-
-def _table(levels: int, dim: int, rngs: nnx.Rngs) -> jax.Array:
-    """(rows, dim): row 0 of unknown levels is zero; rows are a multiple of 8, for axes to cut."""
-    rows = -(-(levels + 1) // 8) * 8
-    drawn = jax.random.normal(rngs.params(), (rows, dim)) / dim**0.5
-    return drawn.at[0].set(0.0)
 
 
 class Block(nnx.Module):
@@ -262,6 +218,8 @@ class MLP(nnx.Module):
       config: block, activation, norm, dropout, residual, init, dtype; its own
         `hidden` is not read.
       levels: of each input, how many levels its codes have, 0 for a number; none: all numbers.
+      numbers: which of them are embedded, and the bins that they are cut in; None: all of them.
+      steps: of the run, over which `dropout_schedule` goes.
       rngs: of the initial parameters.
     """
 
@@ -273,20 +231,23 @@ class MLP(nnx.Module):
         *,
         config: ModelConfig | None = None,
         levels: Sequence[int] = (),
+        numbers: Numbers | None = None,
+        steps: int = 0,
         rngs: nnx.Rngs,
     ):
         config = config or ModelConfig()
-        self.columns = ColumnEncoder(levels, config, rngs) if any(levels) else None
+        self.columns = encoder_of(levels or (0,) * features, config, numbers, rngs)
         features = features if self.columns is None else self.columns.width
         dtype = jnp.dtype(config.dtype)
         widths = [features, *hidden]
         self.input_dropout = config.input_dropout
         self.dtype = dtype
-        make = BLOCKS[config.block].make
-        self.blocks = nnx.List([make(*pair, config, rngs) for pair in itertools.pairwise(widths)])
-        self.head = nnx.Linear(
-            widths[-1], outputs, dtype=dtype, kernel_init=nnx.initializers.lecun_normal(), rngs=rngs
-        )
+        self.falls_over = steps if config.dropout_schedule == "flat_cos" else 0
+        kind = BLOCKS[config.block]
+        makes = [kind.first or kind.make, *[kind.make] * len(hidden)]
+        pairs = zip(makes, itertools.pairwise(widths), strict=False)
+        self.blocks = nnx.List([make(*pair, config, rngs) for make, pair in pairs])
+        self.head = (kind.head or _head)(widths[-1], outputs, config, rngs)
 
     def __call__(self, x_BF: jax.Array, rows: Rows | None = None) -> jax.Array:
         h = x_BF
@@ -308,6 +269,8 @@ class MLP(nnx.Module):
         Args:
           h: what the layer before has made; of layer 0 the input (B, F).
         """
+        if rows is not None and self.falls_over:
+            rows = rows._replace(dropout=flat_cos(rows.step / self.falls_over))
         if number == 0:
             h = h if self.columns is None else self.columns(h)
             h = drop(h.astype(self.dtype), self.input_dropout, 0, rows)
@@ -317,6 +280,13 @@ class MLP(nnx.Module):
             known = {"rows": rows, "layer": number + 1, "split": split}
             return block(h, **{key: known[key] for key in known if key in _arguments(block)})
         return split.product(self.head, h).astype(jnp.float32)
+
+
+def _head(inputs: int, outputs: int, config: ModelConfig, rngs: nnx.Rngs) -> nnx.Linear:
+    return nnx.Linear(
+        inputs, outputs, dtype=jnp.dtype(config.dtype),
+        kernel_init=nnx.initializers.lecun_normal(), rngs=rngs,
+    )  # fmt: skip
 
 
 def statistics(model: Any) -> tuple[type, ...]:

@@ -117,7 +117,7 @@ def gradients(
     ) -> tuple[jax.Array, ModelState]:
         part, keys = rows_keys
         model = nnx.merge(graphdef, params, model_state, copy=True)
-        rows = models.Rows(keys, part["weight"], axis, tuple(splits))
+        rows = models.Rows(keys, part["weight"], axis, tuple(splits), state.step)
         outputs = models.apply(model, part["x"], rows, module_key)
         losses = loss.per_row(outputs, part["y"])
         return (part["weight"] * losses).sum() / whole, split_model(model)[2]

@@ -33,7 +33,8 @@ class BestWeights:
                 f"val {self._monitor} is {value} at step {step}: it is never the best"
             )
         metric = self._setup.programs.evaluation.metric(self._monitor)
-        if not better(metric, value, progress.best):
+        again = self._setup.config.train.ties == "last" and value == progress.best
+        if not again and not better(metric, value, progress.best):
             progress.stale += 1
             return False
         progress.best, progress.best_step, progress.stale = value, step, 0

@@ -22,10 +22,12 @@ from jmlp.data.columns.column import inputs_of
 from jmlp.data.dataset import Dataset, Schema
 from jmlp.data.load import load
 from jmlp.data.preparation import dtype_of
+from jmlp.data.quantiles import edges_of, target_range
 from jmlp.data.weights import of_classes
 from jmlp.distributed.forks import refuse_forked
 from jmlp.errors import ConfigError
 from jmlp.losses import Loss, LossLike, check_loss, loss_of, targets_of
+from jmlp.losses.members import clipped, of_members
 from jmlp.metrics import (
     Held,
     Metric,
@@ -35,7 +37,9 @@ from jmlp.metrics import (
     check_weighted,
     metrics_of,
 )
-from jmlp.model import MLP, BatchNorm
+from jmlp.model import MLP, NUMBER_EMBEDDINGS, BatchNorm
+from jmlp.model.features import Numbers
+from jmlp.model.recipes import settled
 from jmlp.optim import hold, make_optimizer
 from jmlp.parallel import strategy_named, strategy_of
 from jmlp.programs.bundle import Programs
@@ -111,7 +115,11 @@ def make_programs(
 
     def make_mlp(rngs: nnx.Rngs) -> MLP:
         outputs, levels = chosen.outputs(schema), inputs_of(schema.columns)
-        return MLP(schema.features, hidden, outputs, config=config.model, levels=levels, rngs=rngs)
+        numbers = Numbers(schema.numbers, schema.edges)
+        return MLP(
+            schema.features, hidden, outputs, config=config.model, levels=levels, numbers=numbers,
+            steps=total_steps, rngs=rngs,
+        )  # fmt: skip
 
     if model is None and rules is None:
         rules = layout.mlp_rules(hidden, mesh.shape["model"])
@@ -127,6 +135,9 @@ def make_programs(
     config = config.model_copy(update={"train": ends})
     chosen = loss_of(config.train.loss, schema, loss)
     check_loss(chosen, schema)
+    chosen = clipped(chosen, schema)
+    if model is None:
+        chosen = of_members(chosen, schema, getattr(config.model, "members", 1))
     measured = metrics_of(config.train.metrics, schema, metrics, chosen)
     check_metrics(measured, schema, chosen)
     module, _, name = strategy_of(config).program.partition(":")
@@ -194,7 +205,9 @@ def make_setup(
       make: called as `make_programs` is, and may have the programs already.
     """
     targets = targets_of(config.train.loss, loss)
-    dataset = _weighed(load(config.data, config.data.split_seed, data, targets), config)
+    loaded = load(config.data, config.data.split_seed, data, targets)
+    config = settled(config, loaded.schema.task)
+    dataset = _fitted(_weighed(loaded, config), config)
     plan = make_plan(config, dataset.train.rows)
     _check(config, dataset, loss_of(config.train.loss, dataset.schema, loss), metrics)
     updates = strategy_of(config).updates(config, mesh.size, plan.total, dataset.train.rows)
@@ -214,6 +227,21 @@ def _weighed(dataset: Dataset, config: Config) -> Dataset:
         raise ConfigError(f"train.class_weight is for classification; this is a {schema.task}")
     found = of_classes(given, dataset.train, schema.classes)
     return dataset._replace(schema=schema.model_copy(update={"class_weight": found}))
+
+
+def _fitted(dataset: Dataset, config: Config) -> Dataset:
+    """`dataset` with what the model wants of the training rows in its schema."""
+    train, schema = dataset.train, dataset.schema
+    chosen, found = config.model.number_embedding, {}
+    if bins := NUMBER_EMBEDDINGS[chosen.name].bins(chosen):
+        found["edges"] = edges_of(schema, train.x, bins)
+    if config.train.clip_predictions:
+        if schema.task != "regression":
+            raise ConfigError(
+                f"train.clip_predictions is for a regression; this is a {schema.task}"
+            )
+        found["y_range"] = target_range(train)
+    return dataset._replace(schema=schema.model_copy(update=found)) if found else dataset
 
 
 def _check_statistics(config: Config, makes: tuple[type, ...]) -> None:

@@ -12,6 +12,7 @@ from jmlp.data.columns.infer import Plan
 from jmlp.data.dataset import Raw
 from jmlp.data.labels import Part
 from jmlp.data.moments import moments
+from jmlp.data.quantiles import robust, some_of
 from jmlp.errors import DataError
 
 _RARE = 5  # rows: a level of many that has fewer is too rare to learn
@@ -49,12 +50,18 @@ def fit_columns(train: Part, plans: Sequence[Plan], config: DataConfig) -> tuple
         if numbers
         else (np.zeros(0), np.zeros(0))
     )
-    scaled = {plan.name: (mean[i], scale[i]) for i, plan in enumerate(numbers)}
+    by_mean = {plan.name: (mean[i], scale[i]) for i, plan in enumerate(numbers)}
+    scaled = by_mean
+    if config.scale == "robust" and numbers:
+        middle, spread = robust(some_of(train, places))
+        scaled = {plan.name: (middle[i], spread[i]) for i, plan in enumerate(numbers)}
     gathered = _gather(train, [p for p in used if p.missing or p.kind in ("category", "datetime")])
     return tuple(
         _category(plan, gathered[plan.name], train.raw, config)
         if plan.kind == "category"
-        else _number(plan, scaled[plan.name], gathered.get(plan.name), config)
+        else _number(
+            plan, by_mean[plan.name][0], scaled[plan.name], gathered.get(plan.name), config
+        )
         for plan in used
     )
 
@@ -68,11 +75,14 @@ def _gather(train: Part, plans: Sequence[Plan]) -> dict[str, np.ndarray]:
 
 
 def _number(
-    plan: Plan, moments_: tuple[float, float], x: np.ndarray | None, config: DataConfig
+    plan: Plan,
+    average: float,
+    scaled: tuple[float, float],
+    x: np.ndarray | None,
+    config: DataConfig,
 ) -> Column:
-    said = policy(plan, config)
-    centre, deviation = (float(value) for value in moments_)
-    mean, scale = (0.0, 1.0) if config.scale == "none" else (centre, deviation)
+    said, centre = policy(plan, config), float(average)
+    mean, scale = (0.0, 1.0) if config.scale == "none" else map(float, scaled)
     absent = x is not None and bool(np.isnan(x).any())
     given = x[~np.isnan(x)] if x is not None else np.zeros(0)
     median = float(np.median(given)) if absent and said != "mean" and len(given) else centre
