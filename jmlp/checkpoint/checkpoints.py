@@ -64,11 +64,13 @@ class Checkpoints:
     Args:
       keep: newest steps kept, besides the best.
       monitor: a metric; a step saved with it is kept while it is the best one.
+      last: of equal ones the last is the best.
     """
 
-    def __init__(self, directory: Path, *, keep: int = 3, monitor: Metric | str = "loss"):
-        self.directory = directory.absolute()
-        self.keep = keep
+    def __init__(
+        self, directory: Path, *, keep: int = 3, monitor: Metric | str = "loss", last: bool = False
+    ):
+        self.directory, self.keep, self._last = directory.absolute(), keep, last
         metric = named(monitor) if isinstance(monitor, str) else monitor
         self.monitor = metric.name if metric else str(monitor)
         self._best: Direction | None = metric.best if metric else None
@@ -138,7 +140,7 @@ class Checkpoints:
             score = meta["metrics"].get(self.monitor)
             # A metric given from Python is not known here when the run is opened again.
             direction = self._best or meta.get("best", "lower")
-            if beats(direction, score, best):
+            if beats(direction, score, best, self._last):
                 best, best_step = score, step
         return best_step
 

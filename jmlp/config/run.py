@@ -1,7 +1,6 @@
 """The whole config of a run: its sections, and what must hold between them."""
 
 import importlib
-from collections.abc import Mapping
 from typing import Annotated
 
 import pydantic
@@ -57,10 +56,6 @@ class Config(Section):
     @classmethod
     def _with_recipe(cls, tree: object) -> object:
         """Values of `model.recipe` beneath what is said; by name, as recipes stand above."""
-        model = tree.get("model") if isinstance(tree, Mapping) else None
-        told = model.get("recipe") if isinstance(model, Mapping) else getattr(model, "recipe", "")
-        if not isinstance(told, str) or told in ("", "none"):
-            return tree
         return importlib.import_module("jmlp.model.recipes").with_recipe(tree, cls)
 
     @pydantic.model_validator(mode="after")

@@ -120,14 +120,16 @@ def metrics_of(
     return tuple(found.values())
 
 
-def better(metric: Metric | str, value: float | None, best: float | None) -> bool:
+def better(
+    metric: Metric | str, value: float | None, best: float | None, equal: bool = False
+) -> bool:
     """Whether `metric` at `value` beats `best`, the best before it (None: there is none).
 
-    This is the one definition of "best": of equals the first stays, and what is not finite
-    is never chosen.
+    This is the one definition of "best": of equals the first stays, unless `equal` says that the
+    last does, and what is not finite is never chosen.
     """
     direction = METRICS[metric].best if isinstance(metric, str) else metric.best
-    return beats(direction or "lower", value, best)
+    return beats(direction or "lower", value, best, equal)
 
 
 __all__ = [

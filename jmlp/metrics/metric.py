@@ -164,11 +164,15 @@ def check_monitor(name: str, used: Sequence[Metric], task: str) -> None:
         )
 
 
-def beats(direction: Direction, value: float | None, best: float | None) -> bool:
-    """`better`, by the direction alone."""
+def beats(
+    direction: Direction, value: float | None, best: float | None, equal: bool = False
+) -> bool:
+    """`better`, by the direction alone; `equal`: what is as good is better too."""
     if value is None or not math.isfinite(value):
         return False
     if best is None or not math.isfinite(best):
+        return True
+    if equal and value == best:
         return True
     return value > best if direction == "higher" else value < best
 

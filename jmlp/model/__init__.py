@@ -2,8 +2,8 @@
 
 the MLP, its plain hidden layer, batch norm, dropout, what a step calls: `mlp`. Columns of a table
 as features: `features`; embeddings of numbers (PLE, PLR, PBLD): `numbers`. RealMLP's layers, and
-first weights that are fitted to rows: `ntk`. TabM's members: `ensemble`. Their settings and lines: `kinds`.
-Recipes: `recipes`.
+first weights that are fitted to rows: `ntk`. TabM's members: `ensemble`. Their settings and
+lines: `kinds`. Recipes: `recipes`.
 
 Activations, norms, initialisers, embeddings and kinds of hidden layer are lines of the tables
 below, so that a config can be checked against them without loading jax: the names of `mlp` load

@@ -54,10 +54,8 @@ def first_block(inputs: int, width: int, config: EnsembleConfig, rngs: nnx.Rngs)
     block = EnsembleBlock(inputs, width, config, rngs)
     key, shape = rngs.params(), (config.members, inputs)
     signs = config.number_embedding.name == "none"
-    drawn = (
-        jax.random.rademacher(key, shape, jnp.float32) if signs else jax.random.normal(key, shape)
-    )
-    block.r.set_value(drawn)
+    draw = jax.random.rademacher if signs else jax.random.normal
+    block.r.set_value(draw(key, shape, jnp.float32))
     return block
 
 

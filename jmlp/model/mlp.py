@@ -272,14 +272,27 @@ class MLP(nnx.Module):
         if rows is not None and self.falls_over:
             rows = rows._replace(dropout=flat_cos(rows.step / self.falls_over))
         if number == 0:
-            h = h if self.columns is None else self.columns(h)
-            h = drop(h.astype(self.dtype), self.input_dropout, 0, rows)
+            h = drop(self._entered(h), self.input_dropout, 0, rows)
         h, split = split.enter(h)
         if number < len(self.blocks):
             block = self.blocks[number]
             known = {"rows": rows, "layer": number + 1, "split": split}
             return block(h, **{key: known[key] for key in known if key in _arguments(block)})
         return split.product(self.head, h).astype(jnp.float32)
+
+    def fit(self, x_BF: jax.Array, key: jax.Array) -> None:
+        """Fits first weights to these rows, layer by layer, where layers say how."""
+        h = x_BF
+        for number in range(self.layers):
+            layer = self.blocks[number] if number < len(self.blocks) else self.head
+            fit = getattr(layer, "fit", None)
+            if fit is not None:
+                fit(self._entered(h) if number == 0 else h, jax.random.fold_in(key, number))
+            h = self.layer(number, h, None)
+
+    def _entered(self, x_BF: jax.Array) -> jax.Array:
+        """What the first layer is given."""
+        return (x_BF if self.columns is None else self.columns(x_BF)).astype(self.dtype)
 
 
 def _head(inputs: int, outputs: int, config: ModelConfig, rngs: nnx.Rngs) -> nnx.Linear:

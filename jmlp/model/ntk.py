@@ -60,6 +60,10 @@ class NtkBlock(nnx.Module):
         self.activation, self.dropout = config.activation, config.dropout
         self.residual = config.residual
 
+    def fit(self, h_BF: jax.Array, key: jax.Array) -> None:
+        """As `NtkLinear.fit`."""
+        self.linear.fit(h_BF, key)
+
     def __call__(self, h_BF: jax.Array, rows: Rows | None = None, layer: int = 0) -> jax.Array:
         z_BH = self.linear(h_BF)
         if isinstance(self.norm, BatchNorm):

@@ -33,8 +33,8 @@ class BestWeights:
                 f"val {self._monitor} is {value} at step {step}: it is never the best"
             )
         metric = self._setup.programs.evaluation.metric(self._monitor)
-        again = self._setup.config.train.ties == "last" and value == progress.best
-        if not again and not better(metric, value, progress.best):
+        equal = self._setup.config.train.ties == "last"
+        if not better(metric, value, progress.best, equal):
             progress.stale += 1
             return False
         progress.best, progress.best_step, progress.stale = value, step, 0

@@ -14,6 +14,7 @@ from jmlp.errors import MismatchError, RunDirError
 from jmlp.parallel import TrainState
 from jmlp.programs.environment import describe, differences
 from jmlp.report import Reporter
+from jmlp.training.first_weights import fitted_weights
 from jmlp.training.progress import Progress
 from jmlp.training.run_dir import RunDir
 from jmlp.training.setup import Setup
@@ -64,6 +65,8 @@ def begin(
     if restored is None:
         report.note(f"{len(dataset.train.x)} training rows; starting at step 0")
         state = programs.init(config.seed)
+        if weights := fitted_weights(programs, state, dataset.train):
+            state = programs.init(config.seed, weights)
         if config.train.init_from:
             weights, said = weights_from(config.train, state)
             state = programs.init(config.seed, weights)

@@ -311,4 +311,5 @@ def open_checkpoints(
     """The checkpoints of a run; its programs know metrics that were given from Python."""
     name = config.train.monitor
     monitor = programs.evaluation.metric(name) if programs else name
-    return Checkpoints(directory, keep=config.train.keep, monitor=monitor)
+    last = config.train.ties == "last"
+    return Checkpoints(directory, keep=config.train.keep, monitor=monitor, last=last)
