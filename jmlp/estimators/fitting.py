@@ -97,6 +97,8 @@ def estimates_of(programs: Programs, state: TrainState, rows: np.ndarray) -> np.
     """(N, K) float64 of prepared rows: logits of classes (one of two), else scaled estimates."""
     outputs = programs.outputs(state, rows)
     loss = programs.evaluation.loss
+    if loss.member is not None:  # of an ensemble, which is one model to whoever asks
+        outputs, loss = _estimates(loss.combined, outputs), loss.member
     if loss.tasks == ("classification",):  # one logit of two classes stays one
         return outputs.astype(np.float64)
     return _estimates(loss.estimates, outputs)
@@ -238,8 +240,8 @@ def fit(
     result = train_setup(setup, [stopping])
     last = Weights(*jax.device_get((result.state.params, result.state.model_state)))
     return Fitted(
-        json.dumps(config.model_dump(mode="json")),
-        dataset.schema.model_dump_json(),
+        json.dumps(setup.config.model_dump(mode="json")),
+        setup.dataset.schema.model_dump_json(),
         stopping.best or _weights_of(result.state),
         (stopping.best or last, _leaves(result.state.opt_state)),
         before.calls + 1 if before else 1,

@@ -1,5 +1,6 @@
 """From scikit-learn's parameters to a config; what cannot be honoured is refused by name."""
 
+import inspect
 import re
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -149,10 +150,37 @@ def config_of(
         },
         "train": {"epochs": est.max_iter, "batch_size": batch, "loss": loss},
     }
+    if _recipe_of(est):
+        tree = _without_defaults(est, tree)
     try:
         return parse_config(merged(tree, est.config or {}))
     except ConfigError as error:
         raise ConfigError(_with_names(str(error))) from None
+
+
+def _recipe_of(est: "BaseMLP") -> bool:
+    """Whether `config` names a recipe."""
+    model = (est.config or {}).get("model") or {}
+    return isinstance(model, Mapping) and model.get("recipe", "none") != "none"
+
+
+def _without_defaults(est: "BaseMLP", tree: Mapping[str, Any]) -> dict[str, Any]:
+    """`tree` without what follows from parameters that nobody has set: a recipe says it instead.
+
+    When a fit ends is not a recipe's affair but the estimator's.
+    """
+    defaults = {k: p.default for k, p in inspect.signature(type(est).__init__).parameters.items()}
+    untouched = {
+        key for key, name in _NAMES.items()
+        if name in defaults and getattr(est, name) == defaults[name] and name != "loss"
+    }  # fmt: skip
+    made: dict[str, Any] = {}
+    for section, keys in tree.items():
+        made[section] = keys
+        if isinstance(keys, Mapping) and section in ("model", "optim", "train"):
+            made[section] = {k: v for k, v in keys.items() if f"{section}.{k}" not in untouched}
+    ends = {"early_stopping": None, "select": "last", "monitor": "loss", "ties": "first"}
+    return merged(made, {"train": ends})
 
 
 def merged(tree: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

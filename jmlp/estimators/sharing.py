@@ -181,7 +181,9 @@ def _training_key(
     tree["train"] = {key: value for key, value in tree["train"].items() if key not in _LOOPS}
     tree["optim"] |= dict.fromkeys(numbers_of(config.optim))
     plain = config.optim.schedule == "constant" and not config.optim.warmup
+    plain = plain and config.optim.decay_schedule == "constant"
     endless = strategy_of(config).name in _ENDLESS
+    endless = endless and config.model.dropout_schedule == "constant"
     ends = (None if plain else updates, None if endless else total_steps)
     return json.dumps(tree), _shapes(schema), mesh, ends
 
@@ -192,6 +194,7 @@ def _shapes(schema: Schema) -> Hashable:
     inputs = inputs_of(schema.columns)
     return (
         schema.task, schema.features, schema.outputs, inputs, pixels, schema.class_weight,
+        schema.numbers, schema.edges, schema.y_range,
     )  # fmt: skip
 
 

@@ -103,7 +103,9 @@ def build(context: StepContext) -> Step:
         specs = jax.tree.map(lambda s: s.spec, param_shardings(state.params, mesh, rules))
         handover = Handover(plan, specs)
 
-        def per_device(params: Params, key: jax.Array, batch: Batch) -> tuple[Grads, jax.Array]:
+        def per_device(
+            params: Params, key: jax.Array, step: jax.Array, batch: Batch
+        ) -> tuple[Grads, jax.Array]:
             total = lax.psum(batch["weight"].sum(), "data")
             micro = _microbatches(batch, key, plan)
 
@@ -112,7 +114,7 @@ def build(context: StepContext) -> Step:
                     layers = {number: mine[handover.slot[number]] for number in numbers}
                     return nnx.merge(graphdef, with_layers(params, layers), {}, copy=True)
 
-                stages = _stages(plan, model_with, loss)
+                stages = _stages(plan, model_with, loss, step)
                 return _run(plan, stages, micro, config) / total
 
             # What this device adds to the loss; the sum of all is what is differentiated.
@@ -126,10 +128,10 @@ def build(context: StepContext) -> Step:
         grads, mean = jax.shard_map(
             per_device,
             mesh=mesh,
-            in_specs=(specs, jax.P(), jax.P("data")),
+            in_specs=(specs, jax.P(), jax.P(), jax.P("data")),
             out_specs=(specs, jax.P()),
             check_vma=False,
-        )(state.params, key, batch)
+        )(state.params, key, state.step, batch)
         state = update(tx, state, grads, state.model_state)
         return lax.with_sharding_constraint(state, at_rest), {"loss": mean}
 
@@ -178,12 +180,15 @@ StageRun: TypeAlias = "Callable[[jax.Array, jax.Array, Micro], Worked]"
 """(buffer from the stage before, microbatch number, all microbatches) -> (buffer, loss addend)"""
 
 
-def _stages(plan: StagePlan, model_with: Callable[[range], MLP], loss: Loss) -> list[StageRun]:
+def _stages(
+    plan: StagePlan, model_with: Callable[[range], MLP], loss: Loss, step: jax.Array
+) -> list[StageRun]:
     """What each stage computes, and last what a device without work does.
 
     Args:
       model_with: the model with these layers of this device in it. Its other layers are
         pieces, of wrong shapes, which nobody looks at.
+      step: () steps taken before this one.
     """
 
     def stage(first: int, stop: int) -> StageRun:
@@ -191,7 +196,7 @@ def _stages(plan: StagePlan, model_with: Callable[[range], MLP], loss: Loss) -> 
             if first == stop:
                 return buffer, jnp.zeros((), jnp.float32)
             model = model_with(range(first, stop))
-            rows = models.Rows(micro.keys[m], micro.weight[m])
+            rows = models.Rows(micro.keys[m], micro.weight[m], step=step)
             h = micro.x[m] if first == 0 else buffer[:, : plan.layers[first - 1].width]
             for number in range(first, stop):
                 h = model.layer(number, h, rows, plan.layers[number].split)

@@ -118,7 +118,7 @@ def train(
         _check_same(setup)
         checkpoints = None
         if directory:
-            together(_open, directory, with_full_paths(config), setup)
+            together(_open, directory, with_full_paths(setup.config), setup)
         _check_threads(config, report)
         _check_smoothing(setup, report)
         if directory:

@@ -25,6 +25,7 @@ from jmlp.config.fields import expanded
 from jmlp.config.keys import Key, keys_of
 from jmlp.config.yaml12 import dump_yaml, read_yaml
 from jmlp.errors import ConfigError, RunDirError
+from jmlp.model.recipes import late
 from jmlp.parallel import strategy_of
 from jmlp.training.callbacks import known_names
 from jmlp.training.events import read_events
@@ -109,6 +110,8 @@ class RunDir:
             keys = keys_of(Config)
             differ = [key for key in new if old.get(key) != new[key] and key not in _FOLLOWS]
             differ = [key for key in differ if (key, old.get(key), new[key]) not in _ALIKE]
+            # What a recipe says of the task, which only the data tell, is as it was.
+            differ = [key for key in differ if key not in late(config)]
             mine = strategy_of(config)
             own = mine.own_runs or strategy_of(read_config(self.path)).own_runs
             strict = [k for k in differ if not keys[k].may_change or (own and k == "step")]

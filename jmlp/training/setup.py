@@ -233,9 +233,11 @@ def _fitted(dataset: Dataset, config: Config) -> Dataset:
     """`dataset` with what the model wants of the training rows in its schema."""
     train, schema = dataset.train, dataset.schema
     chosen, found = config.model.number_embedding, {}
-    if bins := NUMBER_EMBEDDINGS[chosen.name].bins(chosen):
+    bins = NUMBER_EMBEDDINGS[chosen.name].bins(chosen)
+    # A dataset by hand, or a fit that goes on, may have been fitted before.
+    if bins and not schema.edges:
         found["edges"] = edges_of(schema, train.x, bins)
-    if config.train.clip_predictions:
+    if config.train.clip_predictions and not schema.y_range:
         if schema.task != "regression":
             raise ConfigError(
                 f"train.clip_predictions is for a regression; this is a {schema.task}"
