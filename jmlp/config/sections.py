@@ -35,6 +35,7 @@ from jmlp.config.tables import OpenSection, Table, Words
 # Where the words of keys are. A line more in one of these tables is a word more for its key.
 OPTIMIZERS = Table(module="jmlp.optim", names=("OPTIMIZERS",), key="name", default="adamw")
 SCHEDULES = Words(module="jmlp.optim", names=("SCHEDULES",), default="cosine")
+DECAYS = Words(module="jmlp.optim", names=("SCHEDULES",), default="constant")
 REDUCERS = Table(module="jmlp.compress", names=("REDUCERS",), key="name", default="none")
 TOPOLOGIES = Table(
     module="jmlp.comm", names=("ALL_REDUCE", "CHOICES"), key="all_reduce", default="psum"
@@ -97,7 +98,7 @@ class OptimConfig(OpenSection):
     """Decoupled, times the rate; kernels only, never biases or norms, unless decay_on says so."""
     decay_on: Patterns = ()
     """Parameters that decay: patterns on their paths, e.g. kernel$; none: kernels."""
-    decay_schedule: Annotated[str, SCHEDULES] = "constant"
+    decay_schedule: Annotated[str, DECAYS] = "constant"
     """How weight_decay moves over the run, beside the rate."""
     rate_factors: Annotated[
         dict[str, Annotated[Float, Field(ge=0)]],

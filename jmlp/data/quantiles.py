@@ -12,7 +12,6 @@ from jmlp.data.labels import Part
 
 ROWS = 100_000
 _KNOTS = 1000  # most that ranks are kept at
-_EDGE = 1e-7  # ranks end here, 5.2 deviations from the middle
 
 
 def spaced(rows: int) -> np.ndarray:
@@ -45,16 +44,20 @@ def with_ranks(schema: Schema, inputs: np.ndarray) -> Schema:
     """`schema` with the ranks of its numbers among the rows `inputs` (n, F), scaled.
 
     As many knots as every 30th row, from 10 to 1000; equal values have the middle of their ranks.
+    The least row is in the middle of the first of as many parts as there are rows, the largest in
+    that of the last one: at ranks of 0 and 1 the normal distribution has no value.
     """
     count = max(min(len(inputs) // 30, _KNOTS), 10)
     share = np.linspace(0, 1, count)
+    edge = 0.5 / len(inputs)
     knots: list[tuple[float, ...]] = [()] * schema.features
     ranks: list[tuple[float, ...]] = [()] * schema.features
     for place in schema.numbers:
         cuts = np.quantile(inputs[:, place].astype(np.float64), share).astype(np.float32)
         values, first, times = np.unique(cuts, return_index=True, return_counts=True)
         knots[place] = tuple(values.tolist())
-        ranks[place] = tuple(((share[first] + share[first + times - 1]) / 2).tolist())
+        middle = (share[first] + share[first + times - 1]) / 2
+        ranks[place] = tuple(np.clip(middle, edge, 1 - edge).tolist())
     return schema.model_copy(update={"knots": tuple(knots), "ranks": tuple(ranks)})
 
 
@@ -67,8 +70,7 @@ def normal(x: np.ndarray, schema: Schema) -> np.ndarray:
     made = x.copy()
     for place, (knots, ranks) in enumerate(zip(schema.knots, schema.ranks, strict=True)):
         if knots:
-            rank = np.interp(x[:, place].astype(np.float64), knots, ranks)
-            made[:, place] = ndtri(np.clip(rank, _EDGE, 1 - _EDGE))
+            made[:, place] = ndtri(np.interp(x[:, place].astype(np.float64), knots, ranks))
     return made
 
 

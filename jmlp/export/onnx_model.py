@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 from flax import nnx
@@ -12,9 +11,13 @@ from numpy.typing import ArrayLike
 from jmlp.data.dataset import Schema
 from jmlp.errors import ConfigError
 from jmlp.export.onnx_columns import Inputs, prepared
+from jmlp.export.onnx_features import features, weights
 from jmlp.export.onnx_graph import Graph, Output
+from jmlp.export.onnx_ranks import ranked
 from jmlp.losses import Loss
-from jmlp.model.mlp import MLP, BatchNorm, Block, ColumnEncoder
+from jmlp.model.ensemble import EnsembleBlock, EnsembleHead
+from jmlp.model.mlp import MLP, BatchNorm, Block
+from jmlp.model.ntk import NtkBlock, NtkLinear
 
 UNKNOWN = np.iinfo(np.int64).min
 """the prediction for a row that cannot be predicted, where labels are numbers; "" where text"""
@@ -34,42 +37,44 @@ def onnx_bytes(model: nnx.Module, schema: Schema, loss: Loss) -> bytes:
         raise ConfigError(f"--format onnx: {type(model).__name__} is not jmlp.MLP; {_INSTEAD}")
     graph = Graph()
     inputs = prepared(graph, schema)
-    h = _features(graph, model.columns, inputs.columns)
+    h = features(graph, model.columns, ranked(graph, schema, inputs.columns))
+    if isinstance(model.head, EnsembleHead):
+        h = graph.add("Unsqueeze", h, graph.constant(np.array([1])))
+        if not model.blocks:
+            shape = np.array([1, model.head.members, 1])
+            h = graph.add("Expand", h, graph.constant(shape))
     for block in model.blocks:
         h = _block(graph, block, h)
-    outputs = _linear(graph, model.head, h)
+    outputs = _head(graph, model.head, h)
     return graph.bytes(_predictions(graph, outputs, schema, loss, inputs), repr(schema))
 
 
-def _features(graph: Graph, encoder: ColumnEncoder | None, inputs: list[str]) -> str:
-    if encoder is None:
-        return inputs[0] if len(inputs) == 1 else graph.add("Concat", *inputs, axis=1)
-    parts = [inputs[at] for at in encoder.numbers]
-    for at in dict.fromkeys(encoder.source):
-        codes = [c for source, c in zip(encoder.source, encoder.code, strict=True) if source == at]
-        here = graph.add("Equal", inputs[at], graph.constant(np.array([codes], np.float32)))
-        parts.append(graph.cast(here, np.float32))
-    for at, table in zip(encoder.embedded, encoder.tables, strict=True):
-        place = graph.add("Reshape", inputs[at], graph.constant(np.array([-1])))
-        rows = graph.cast(place, np.int64)
-        parts.append(graph.add("Gather", _weights(graph, table), rows))
-    return graph.add("Concat", *parts, axis=1)
+def _linear(graph: Graph, linear: nnx.Linear | NtkLinear, h: str) -> str:
+    bias = [] if linear.bias is None else [weights(graph, linear.bias)]
+    gain = linear.gain if isinstance(linear, NtkLinear) else 1.0
+    return graph.add("Gemm", h, weights(graph, linear.kernel, gain), *bias)
 
 
-def _weights(graph: Graph, param: Any) -> str:
-    return graph.constant(np.asarray(param[...], np.float32))
-
-
-def _linear(graph: Graph, linear: nnx.Linear, h: str) -> str:
-    bias = [] if linear.bias is None else [_weights(graph, linear.bias)]
-    return graph.add("Gemm", h, _weights(graph, linear.kernel), *bias)
+def _head(graph: Graph, head: object, h: str) -> str:
+    if isinstance(head, nnx.Linear | NtkLinear):
+        return _linear(graph, head, h)
+    if not isinstance(head, EnsembleHead):
+        raise ConfigError(f"--format onnx: no node for {type(head).__name__}; {_INSTEAD}")
+    made = graph.add("Einsum", h, weights(graph, head.weights), equation="bmh,mho->bmo")
+    made = graph.add("Add", made, weights(graph, head.bias))
+    width = int(np.prod(head.bias.shape))
+    return graph.add("Reshape", made, graph.constant(np.array([-1, width])))
 
 
 def _block(graph: Graph, block: object, h: str) -> str:
-    if not isinstance(block, Block):
+    if not isinstance(block, Block | NtkBlock | EnsembleBlock):
         raise ConfigError(f"--format onnx: no node for {type(block).__name__}; {_INSTEAD}")
     if block.activation not in ACTIVATIONS_AS_NODES:
         raise ConfigError(f"--format onnx: no node for {block.activation}; {_INSTEAD}")
+    if isinstance(block, EnsembleBlock):
+        return _members(graph, block, h)
+    if isinstance(block, NtkBlock):
+        return _ntk(graph, block, h)
     z = _norm(graph, block.norm, _linear(graph, block.linear, h))
     z = ACTIVATIONS_AS_NODES[block.activation](graph, z)
     if block.gate is not None:
@@ -77,6 +82,24 @@ def _block(graph: Graph, block: object, h: str) -> str:
     if block.skip is not None:
         return graph.add("Add", z, _linear(graph, block.skip, h))
     return graph.add("Add", z, h) if block.residual else z
+
+
+def _ntk(graph: Graph, block: NtkBlock, h: str) -> str:
+    z = _norm(graph, block.norm, _linear(graph, block.linear, h))
+    made = ACTIVATIONS_AS_NODES[block.activation](graph, z)
+    if block.slope is not None:
+        by = graph.add("Mul", graph.add("Sub", made, z), weights(graph, block.slope))
+        made = graph.add("Add", z, by)
+    return graph.add("Add", made, h) if block.adds else made
+
+
+def _members(graph: Graph, block: EnsembleBlock, h: str) -> str:
+    """(rows, M, H): rows (rows, 1, F) of all members, or theirs (rows, M, F)."""
+    z = graph.add("Mul", h, weights(graph, block.r))
+    z = graph.add("MatMul", z, weights(graph, block.linear.kernel))
+    z = graph.add("Add", graph.add("Mul", z, weights(graph, block.s)), weights(graph, block.bias))
+    made = ACTIVATIONS_AS_NODES[block.activation](graph, z)
+    return graph.add("Add", made, h) if block.adds else made
 
 
 def _norm(graph: Graph, norm: object, z: str) -> str:
@@ -87,12 +110,12 @@ def _norm(graph: Graph, norm: object, z: str) -> str:
         shift = np.asarray(norm.bias[...]) - np.asarray(norm.mean[...]) * scale
         return graph.add("Add", graph.add("Mul", z, graph.constant(scale)), graph.constant(shift))
     if isinstance(norm, nnx.LayerNorm) and norm.scale is not None and norm.bias is not None:
-        weights = _weights(graph, norm.scale), _weights(graph, norm.bias)
-        return graph.add("LayerNormalization", z, *weights, axis=-1, epsilon=norm.epsilon)
+        both = weights(graph, norm.scale), weights(graph, norm.bias)
+        return graph.add("LayerNormalization", z, *both, axis=-1, epsilon=norm.epsilon)
     if isinstance(norm, nnx.RMSNorm) and norm.scale is not None:
         square = graph.add("ReduceMean", graph.add("Mul", z, z), graph.constant(np.array([1])))
         size = graph.add("Sqrt", graph.add("Add", square, graph.constant(np.float32(norm.epsilon))))
-        return graph.add("Mul", graph.add("Div", z, size), _weights(graph, norm.scale))
+        return graph.add("Mul", graph.add("Div", z, size), weights(graph, norm.scale))
     raise ConfigError(f"--format onnx: no node for {type(norm).__name__}; {_INSTEAD}")
 
 
@@ -111,6 +134,8 @@ ACTIVATIONS_AS_NODES: dict[str, Callable[[Graph, str], str]] = {
     "tanh": lambda graph, z: graph.add("Tanh", z),
     "sigmoid": lambda graph, z: graph.add("Sigmoid", z),
     "identity": lambda graph, z: z,
+    "selu": lambda graph, z: graph.add("Selu", z),
+    "mish": lambda graph, z: graph.add("Mish", z),
     "swiglu": _silu,
     "geglu": _gelu,
 }
@@ -131,7 +156,59 @@ ESTIMATES_AS_NODES: dict[str, Callable[[Graph, str], str]] = {
 """Outputs (rows, O) -> logits of classes (rows, K), or estimates of scaled targets."""
 
 
+def _log_sum(graph: Graph, value: str) -> str:
+    return graph.add("ReduceLogSumExp", value, graph.constant(np.array([1])), keepdims=0)
+
+
+def _mean_logits(graph: Graph, outputs: str) -> str:
+    return _log_sum(graph, graph.add("LogSoftmax", outputs, axis=2))
+
+
+def _mean_chances(graph: Graph, outputs: str) -> str:
+    yes, no = (graph.add("Neg", graph.add("Softplus", z)) for z in (
+        graph.add("Neg", outputs), outputs))  # fmt: skip
+    return graph.add("Sub", _log_sum(graph, yes), _log_sum(graph, no))
+
+
+def _mean_values(graph: Graph, outputs: str) -> str:
+    return graph.add("ReduceMean", outputs, graph.constant(np.array([1])), keepdims=0)
+
+
+TOGETHER_AS_NODES: dict[str, Callable[[Graph, str], str]] = {
+    "cross_entropy": _mean_logits,
+    "focal": _mean_logits,
+    "binary_cross_entropy": _mean_chances,
+    "multilabel_cross_entropy": _mean_chances,
+    "squared_error": _mean_values,
+    "absolute_error": _mean_values,
+    "huber": _mean_values,
+    "quantile": _mean_values,
+    "gaussian": _mean_values,  # of the mean, which alone is put out
+}
+"""Outputs (rows, M, O) of an ensemble's members -> (rows, O)."""
+
+
+def _together(graph: Graph, outputs: str, schema: Schema, loss: Loss, member: Loss) -> str:
+    each = member.outputs(schema)
+    members = loss.outputs(schema) // each
+    apart = graph.add("Reshape", outputs, graph.constant(np.array([-1, members, each])))
+    if member.name in ("poisson_deviance", "gamma_deviance"):
+        log = graph.constant(np.float32(np.log(members)))
+        return graph.add("Sub", _log_sum(graph, apart), log)
+    if member.name not in TOGETHER_AS_NODES:
+        raise ConfigError(f"--format onnx: no node for members of {member.name}; {_INSTEAD}")
+    return TOGETHER_AS_NODES[member.name](graph, apart)
+
+
 def _estimates(graph: Graph, outputs: str, schema: Schema, loss: Loss) -> str:
+    if loss.member is not None:
+        outputs, loss = _together(graph, outputs, schema, loss, loss.member), loss.member
+    if schema.y_range:
+        each = loss.outputs(schema) // schema.outputs
+        low, high = (np.repeat(np.array(v, np.float32), each)[None] for v in zip(
+            *schema.y_range, strict=True))  # fmt: skip
+        outputs = graph.add("Max", outputs, graph.constant(low))
+        outputs = graph.add("Min", outputs, graph.constant(high))
     if loss.name in ESTIMATES_AS_NODES:
         return ESTIMATES_AS_NODES[loss.name](graph, outputs)
     wanted, there = schema.outputs, loss.outputs(schema)

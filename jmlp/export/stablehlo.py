@@ -23,8 +23,9 @@ def program_of(
 ) -> Callable[[jax.Array], dict[str, jax.Array]]:
     """x (N, F) float32 -> `prediction` and, of classes, `probabilities`.
 
-    x is raw rows; of a table whose columns were fitted one by one it is what `Column.encode`
-    makes of them: text is no array. A class is its number among the schema's.
+    x is raw rows; of a table whose columns were fitted one by one it is what
+    `jmlp.data.load.prepare_features` makes of them: text is no array. A class is
+    its number among the schema's.
     """
     graphdef, state = nnx.split(model)
 
@@ -34,6 +35,7 @@ def program_of(
                 fill = jnp.array([schema.fill], jnp.float32)
                 x = jnp.where(jnp.isfinite(x), x, fill)
             x = (x - np.array([schema.x_mean], np.float32)) / np.array([schema.x_scale], np.float32)
+            x = _ranked(x, schema)
         made = loss.estimates(apply(nnx.merge(graphdef, state), x, None, None))
         bad = ~jnp.isfinite(x).all(1, keepdims=True)
         if loss.labels:
@@ -46,6 +48,17 @@ def program_of(
         return {"prediction": best, "probabilities": jnp.where(bad, jnp.nan, jax.nn.softmax(made))}
 
     return predict
+
+
+def _ranked(x: jax.Array, schema: Schema) -> jax.Array:
+    """As `jmlp.data.quantiles.normal`."""
+    if not schema.knots:
+        return x
+    ranks = [
+        jnp.interp(x[:, at], np.array(knots, np.float32), np.array(ranks, np.float32))
+        for at, (knots, ranks) in enumerate(zip(schema.knots, schema.ranks, strict=True))
+    ]
+    return jax.scipy.special.ndtri(jnp.stack(ranks, 1))
 
 
 def stablehlo_bytes(model: nnx.Module, schema: Schema, loss: Loss) -> bytes:

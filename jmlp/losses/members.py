@@ -56,7 +56,7 @@ def of_members(loss: Loss, schema: Schema, members: int) -> Loss:
     together = loss.together or by_task
 
     def apart(outputs: jax.Array) -> jax.Array:
-        return outputs.reshape(len(outputs), members, -1)
+        return outputs.reshape(outputs.shape[0], members, outputs.shape[1] // members)
 
     def combined(outputs: jax.Array) -> jax.Array:
         return together(apart(outputs))

@@ -35,15 +35,16 @@ class EnsembleBlock(nnx.Module):
         bias = _uniform(bound)(rngs.params(), (1, width), jnp.float32)
         self.bias = nnx.Param(jnp.repeat(bias, members, 0))
         self.activation, self.dropout = config.activation, config.dropout
-        self.residual = config.residual
+        self.adds = config.residual and inputs == width
 
     def __call__(self, h: jax.Array, rows: Rows | None = None, layer: int = 0) -> jax.Array:
         h_BMF = h[:, None] if h.ndim == 2 else h
         r, s, bias = (p[...].astype(self.dtype)[None] for p in (self.r, self.s, self.bias))
         z_BMH = self.linear(h_BMF * r) * s + bias
         made = ACTIVATIONS[self.activation].function(z_BMH)
-        made = drop(made.reshape(len(made), -1), self.dropout, layer, rows).reshape(made.shape)
-        return made + h_BMF if self.residual and h_BMF.shape[-1] == made.shape[-1] else made
+        flat = made.reshape(made.shape[0], made.shape[1] * made.shape[2])
+        made = drop(flat, self.dropout, layer, rows).reshape(made.shape)
+        return made + h_BMF if self.adds else made
 
 
 def first_block(inputs: int, width: int, config: EnsembleConfig, rngs: nnx.Rngs) -> nnx.Module:
@@ -76,11 +77,11 @@ class EnsembleHead(nnx.Module):
 
     def __call__(self, h: jax.Array) -> jax.Array:
         if h.ndim == 2:
-            h = jnp.broadcast_to(h[:, None], (len(h), self.members, h.shape[-1]))
+            h = jnp.broadcast_to(h[:, None], (h.shape[0], self.members, h.shape[1]))
         weights = self.weights[...].astype(self.dtype)
         made_BMO = jnp.einsum("bmh,mho->bmo", h.astype(self.dtype), weights)
         made_BMO = made_BMO + self.bias[...].astype(self.dtype)[None]
-        return made_BMO.reshape(len(made_BMO), -1)
+        return made_BMO.reshape(h.shape[0], self.bias[...].size)
 
 
 def _uniform(bound: float) -> nnx.Initializer:

@@ -5,7 +5,7 @@ Holzmueller, Grinsztajn & Steinwart 2024, arXiv:2407.04491, section 3.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -56,7 +56,7 @@ class ColumnEncoder(nnx.Module):
         self.plain = tuple(at for at, count in enumerate(levels) if not count)
         self.clip = config.smooth_clip
         self.embedded_numbers: tuple[int, ...] = ()
-        made: nnx.Module | None = None
+        made: Any = None
         make = NUMBER_EMBEDDINGS[config.number_embedding.name].make
         numbers = numbers or Numbers(self.plain)
         if make and numbers.places:

@@ -58,7 +58,7 @@ class NtkBlock(nnx.Module):
         self.norm = NORMS[config.norm].make(width, jnp.dtype(config.dtype), rngs)
         self.slope = nnx.Param(jnp.ones(width)) if config.parametric else None
         self.activation, self.dropout = config.activation, config.dropout
-        self.residual = config.residual
+        self.adds = config.residual and inputs == width
 
     def fit(self, h_BF: jax.Array, key: jax.Array) -> None:
         """As `NtkLinear.fit`."""
@@ -74,4 +74,4 @@ class NtkBlock(nnx.Module):
         if self.slope is not None:
             made_BH = z_BH + (made_BH - z_BH) * self.slope[...].astype(z_BH.dtype)[None]
         made_BH = drop(made_BH, self.dropout, layer, rows)
-        return made_BH + h_BF if self.residual and h_BF.shape == made_BH.shape else made_BH
+        return made_BH + h_BF if self.adds else made_BH

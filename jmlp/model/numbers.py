@@ -34,7 +34,7 @@ def _each(features_BNT: jax.Array, kernel_NTD: jax.Array) -> jax.Array:
 
 
 def _flat(h_BND: jax.Array) -> jax.Array:
-    return h_BND.reshape(len(h_BND), -1)
+    return h_BND.reshape(h_BND.shape[0], h_BND.shape[1] * h_BND.shape[2])
 
 
 class PiecewiseLinear(nnx.Module):
@@ -42,8 +42,8 @@ class PiecewiseLinear(nnx.Module):
 
     def __init__(self, numbers: Numbers, config: PiecewiseLinearConfig, rngs: nnx.Rngs):
         self.edges, self.activation, size = numbers.edges, config.activation, config.size
-        count, most = _bins(self.edges).low.shape
-        self.width = count * size if size else int(_bins(self.edges).there.sum())
+        count, most = bins_of(self.edges).low.shape
+        self.width = count * size if size else int(bins_of(self.edges).there.sum())
         # The bins begin at 0: at first the embedding is the linear term.
         self.kernel = nnx.Param(jnp.zeros((count, most, size))) if size else None
         self.linear = _uniform(rngs, (count, size), size) if size else None
@@ -52,7 +52,7 @@ class PiecewiseLinear(nnx.Module):
     def __call__(self, x_BN: jax.Array) -> jax.Array:
         parts_BNT = piecewise_linear(x_BN, self.edges)
         if self.kernel is None or self.linear is None or self.bias is None:
-            there = np.flatnonzero(_bins(self.edges).there)
+            there = np.flatnonzero(bins_of(self.edges).there)
             return _flat(parts_BNT)[:, jnp.array(there, jnp.int32)]
         h_BND = _each(parts_BNT, self.kernel[...]) + self.bias[...][None]
         h_BND = h_BND + x_BN[:, :, None] * self.linear[...][None]
@@ -71,7 +71,8 @@ class Bins(NamedTuple):
     """bool: numbers have bins, not as many"""
 
 
-def _bins(edges: tuple[tuple[float, ...], ...]) -> Bins:
+def bins_of(edges: tuple[tuple[float, ...], ...]) -> Bins:
+    """Of each number, from its edges."""
     shape = (len(edges), max([1, *(len(one) - 1 for one in edges)]))
     low, width, least, most = (np.full(shape, v, np.float32) for v in (0, 1, 0, 1))
     there = np.zeros(shape, bool)
@@ -90,7 +91,7 @@ def piecewise_linear(x_BN: jax.Array, edges: tuple[tuple[float, ...], ...]) -> j
     Args:
       edges: of each number's bins, increasing; below two of them, it has no bin.
     """
-    low, width, least, most, there = (array[None] for array in _bins(edges))
+    low, width, least, most, there = (array[None] for array in bins_of(edges))
     part = jnp.clip((x_BN[:, :, None] - low) / width, least, most)
     return jnp.where(there, part, 0.0)
 

@@ -20,6 +20,7 @@ from jmlp.config.tables import Words
 from jmlp.data import SOURCES
 from jmlp.errors import ConfigError
 from jmlp.model import ACTIVATIONS, BLOCKS, INITIALISERS, NORMS, BlockKind
+from jmlp.model.recipes import RECIPES, Recipe
 from jmlp.optim import OPTIMIZERS, SCHEDULES, Optimizer
 from jmlp.parallel import ABOVE, STEPS
 from jmlp.parallel.single import SINGLE
@@ -34,9 +35,14 @@ TABLES = {
     "model.init": (INITIALISERS, nnx.initializers.truncated_normal),
     "optim.name": (OPTIMIZERS, lambda config: optax.scale_by_sign()),
     "optim.schedule": (SCHEDULES, lambda config, steps: optax.constant_schedule(1.0)),
+    "optim.decay_schedule": (SCHEDULES, lambda config, steps: optax.constant_schedule(1.0)),
+    "model.recipe": (RECIPES, Recipe(values={"optim.name": "lion"})),
 }
 # test_tables.py and tests/losses have them.
-CLOSED = {"comm.all_reduce", "comm.reducer.name", "server.pull.name", "train.loss.name"}
+CLOSED = {
+    "comm.all_reduce", "comm.reducer.name", "server.pull.name", "train.loss.name",
+    "model.number_embedding.name",
+}  # fmt: skip
 FEW = {"model": {"hidden": [16]}, "train": {"steps": 3, "batch_size": 64}, "mesh": {"data": 2}}
 
 

@@ -29,6 +29,12 @@ SHAPES = {
     "layer": {"activation": "gelu", "norm": "layer", "dropout": 0.1},
     "batch": {"activation": "silu", "norm": "batch", "residual": True},
     "linear": {"hidden": []},
+    "bins": {"number_embedding": {"name": "piecewise_linear", "bins": 6}, "activation": "mish"},
+    "raw bins": {"number_embedding": {"name": "piecewise_linear", "bins": 6, "size": None}},
+    "waves": {"number_embedding": "periodic", "smooth_clip": 2.0, "front_scale": True},
+    "realmlp": {"recipe": "realmlp", "residual": True},
+    "tabm": {"recipe": "tabm", "members": 3, "residual": True},
+    "linear members": {"hidden": [], "block": "ensemble", "members": 3},
 }
 TARGETS = {
     "classes": ("sort", {}),
@@ -83,6 +89,26 @@ def test_every_task_from_raw_columns(table, tmp_path, kind):
     for name in ("onnx", "stablehlo"):
         made = export_run(run, name, tmp_path / name)
         assert made.rows == 240 and 0 < made.difference < 1e-5, made
+
+
+@pytest.mark.parametrize("kind", TARGETS)
+def test_members_of_every_task_are_one_model(table, tmp_path, kind):
+    target, train = TARGETS[kind]
+    run = trained(table, target, {"block": "ensemble", "members": 3}, **train)
+    for name in ("onnx", "stablehlo"):
+        assert export_run(run, name, tmp_path / name).difference < 1e-5
+
+
+@pytest.mark.parametrize("scale", ["robust", "quantile"])
+@pytest.mark.parametrize("source", ["table", "matrix"])
+def test_every_scale(table, tmp_path, scale, source):
+    if source == "table":
+        run = trained(table, "price", {}, data={"scale": scale}, clip_predictions=True)
+    else:
+        config = {"data": {"name": "wine", "scale": scale}, "train": {"epochs": 2}}
+        run = jmlp.train(config, verbose=False)
+    for name in ("onnx", "stablehlo"):
+        assert export_run(run, name, tmp_path / name).difference < 2e-5
 
 
 @pytest.mark.parametrize("shape", SHAPES)
