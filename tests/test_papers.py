@@ -158,3 +158,44 @@ def test_initial_variance_is_of_each_kernel_s_own_fan(init, variance):
     model = MLP(300, (200,), 3, config=config, rngs=nnx.Rngs(0))
     for kernel in (model.blocks[0].linear.kernel[...], model.blocks[0].gate.kernel[...]):
         assert float(kernel.var()) == pytest.approx(variance, rel=0.03)
+
+
+@pytest.mark.parametrize("schedule", ["constant", "flat_cos"])
+def test_rates_and_decay_by_paths_and_over_the_run(schedule):
+    """RealMLP (arXiv:2407.04491): lr_p = f_p lr(t), and w loses lr_p wd(t) w."""
+    params = {"a": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}, "scale": jnp.ones(3)}
+    config = OptimConfig(
+        name="sgd", learning_rate=RATE, schedule="coslog4", weight_decay=DECAY,
+        decay_schedule=schedule, decay_on=("kernel$", "scale$"),
+        rate_factors={"^a/bias$": 0.5, "bias$": 9.0, "scale$": 6.0},
+    )  # fmt: skip
+    steps, w = 8, {"kernel": 1.0, "bias": 1.0, "scale": 1.0}
+    tx = make_optimizer(config, steps)
+    state, grads = tx.init(params), jax.tree.map(lambda p: 0.3 * jnp.ones_like(p), params)
+    for k in range(steps):
+        t = k / steps
+        rate = RATE * 0.5 * (1 - np.cos(2 * np.pi * np.log2(1 + 15 * t)))
+        decay = DECAY * (1 if schedule == "constant" or t < 0.5 else 0.5 + 0.5 * np.cos(
+            np.pi * (2 * t - 1)))  # fmt: skip
+        for name, factor, on in (("kernel", 1, 1), ("bias", 0.5, 0), ("scale", 6, 1)):
+            w[name] -= factor * rate * (0.3 + on * decay * w[name])
+        updates, state = tx.update(grads, state, params)
+        params = optax.apply_updates(params, updates)
+    np.testing.assert_allclose(params["a"]["kernel"], w["kernel"], rtol=1e-5)
+    np.testing.assert_allclose(params["a"]["bias"], w["bias"], rtol=1e-5)
+    np.testing.assert_allclose(params["scale"], w["scale"], rtol=1e-5, atol=1e-6)
+
+
+def test_dropout_falls_by_a_cosine_over_the_second_half():
+    config = ModelConfig(hidden=(64,), dropout=0.5, dropout_schedule="flat_cos")
+    model = MLP(4, (64,), 1, config=config, steps=100, rngs=nnx.Rngs(0))
+    model.blocks[0].linear.kernel.set_value(jnp.ones((4, 64)))
+    model.head.kernel.set_value(jnp.ones((64, 1)))
+    x, keys = jnp.ones((400, 4)), jax.random.split(jax.random.key(0), 400)
+    for step, want in ((0, 0.5), (49, 0.5), (75, 0.25), (99, 0.5 * (0.5 + 0.5 * np.cos(
+        np.pi * 0.98)))):  # fmt: skip
+        rows = Rows(keys, jnp.ones(400), step=jnp.int32(step))
+        made = np.asarray(model(x, rows))[:, 0] / (4 * 64)
+        kept = made * (1 - want)  # what is kept is scaled up
+        assert kept.mean() == pytest.approx(1 - want, abs=0.02)
+        assert made.mean() == pytest.approx(1, abs=0.03)
