@@ -295,6 +295,8 @@ class TrainConfig(Section):
     """Steps in all, instead of `epochs`."""
     batch_size: Count = 128
     """Rows per step, over all devices."""
+    short_batch: Literal["keep", "drop"] = "keep"
+    """The last batch of an epoch, where it has fewer rows. drop: they wait for another epoch."""
     eval_every: Annotated[EveryField, Mark.MAY_GO_ON] = "1"
     """Epochs between evaluations, or e.g. "500 steps"."""
     checkpoint_every: Annotated[EveryField, Mark.MAY_CHANGE] = "1"

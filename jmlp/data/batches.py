@@ -33,9 +33,9 @@ def order(seed: int, epoch: int, rows: int) -> np.ndarray:
     return np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(rows)
 
 
-def steps_per_epoch(rows: int, batch_size: int) -> int:
-    """Batches in an epoch, the last one perhaps short."""
-    return -(-rows // batch_size)
+def steps_per_epoch(rows: int, batch_size: int, short: bool = True) -> int:
+    """Batches in an epoch; with `short` the last one too where it is short, else if alone."""
+    return -(-rows // batch_size) if short else max(1, rows // batch_size)
 
 
 def padded_size(batch_size: int, multiple: int) -> int:

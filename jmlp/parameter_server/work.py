@@ -95,7 +95,8 @@ class WorkerBatches:
 
     def __init__(self, split: Split, config: Config, workers: int, width: int):
         self._split, self._config, self.workers, self._width = split, config, workers, width
-        self.per_epoch = steps_per_epoch(split.rows, config.train.batch_size)
+        train = config.train
+        self.per_epoch = steps_per_epoch(split.rows, train.batch_size, train.short_batch == "keep")
         self.share = width // workers
         self._orders: dict[int, np.ndarray] = {}
 

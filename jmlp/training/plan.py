@@ -36,7 +36,7 @@ class RunPlan(NamedTuple):
 def make_plan(config: Config, rows: int) -> RunPlan:
     """The plan of a run over so many training rows."""
     train = config.train
-    per_epoch = steps_per_epoch(rows, train.batch_size)
+    per_epoch = steps_per_epoch(rows, train.batch_size, train.short_batch == "keep")
     evals, saves = (_in_steps(e, per_epoch) for e in (train.eval_every, train.checkpoint_every))
     return RunPlan(train.steps or train.epochs * per_epoch, per_epoch, evals, saves)
 

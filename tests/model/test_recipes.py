@@ -132,3 +132,33 @@ def test_predictions_stay_within_the_range_of_the_training_targets():
         jmlp.train({"data": {"name": "wine"}, "train": {"clip_predictions": True}}, verbose=False)
     with pytest.raises(ConfigError, match=r"train\.loss=gaussian, .*clip_predictions: false"):
         jmlp.train(merged(config, {"train": {"loss": "gaussian"}}), verbose=False)
+
+
+def test_a_short_batch_may_be_left_out(blobs):
+    """203 rows in batches of 50: 4 steps an epoch in place of 5, and never one of 3 rows."""
+    few = {"data": {"val_fraction": 0.0, "test_fraction": 0.0}, "step": "single"}
+    train = {"epochs": 2, "batch_size": 50, "short_batch": "drop"}
+    run = jmlp.train(merged(few, {"train": train}), blobs, verbose=False)
+    assert run.summary["steps"] == 8
+    assert run.summary["epochs"] == 2
+    kept = jmlp.train(merged(few, {"train": train | {"short_batch": "keep"}}), blobs, verbose=False)
+    assert kept.summary["steps"] == 10
+    first = merged(
+        few, {"train": {"steps": 4, "batch_size": 50}, "optim": {"schedule": "constant"}}
+    )
+    drop = merged(first, {"train": {"short_batch": "drop"}})
+    both = [jmlp.train(c, blobs, verbose=False).summary["fingerprint"] for c in (first, drop)]
+    assert both[0] == both[1]
+    small = jmlp.train(merged(few, {"train": train | {"batch_size": 500}}), blobs, verbose=False)
+    assert small.summary["steps"] == 2
+
+
+def test_of_equals_the_last_may_be_the_best(blobs, tmp_path):
+    config = {"optim": {"learning_rate": 1e-12}, "train": {"epochs": 3, "monitor": "accuracy",
+              "select": "best", "ties": "last"}}  # fmt: skip
+    run = jmlp.train(config, blobs, run_dir=tmp_path / "last", verbose=False)
+    first = merged(config, {"train": {"ties": "first"}})
+    other = jmlp.train(first, blobs, run_dir=tmp_path / "first", verbose=False)
+    assert int(run.state.step) > int(other.state.step)
+    opened = jmlp.open_run(tmp_path / "last", which="best")
+    assert opened.step == int(run.state.step) and not opened.problems
