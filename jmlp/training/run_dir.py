@@ -41,6 +41,13 @@ _FOLLOWS = ("train.callbacks",)  # what follows a run is no part of it
 _ALIKE = [("data.missing", "error", "auto")]
 
 
+def _may_change(name: str, keys: Mapping[str, Key]) -> bool:
+    """Whether a key, or the mapping that it is an entry of, may change."""
+    return keys[name].may_change if name in keys else any(
+        keys[at].may_change for at in keys if name.startswith(f"{at}.") and not keys[at].section
+    )  # fmt: skip
+
+
 def _may_go_on(name: str, keys: Mapping[str, Key]) -> bool:
     """Whether a key, or a section that it is in, may change where a run goes on."""
     parts = name.split(".")
@@ -108,18 +115,22 @@ class RunDir:
         if any(self.checkpoints.glob("[0-9]*")):
             old, new = flatten(read_config(self.path)), flatten(config)
             keys = keys_of(Config)
-            differ = [key for key in new if old.get(key) != new[key] and key not in _FOLLOWS]
-            differ = [key for key in differ if (key, old.get(key), new[key]) not in _ALIKE]
+            # Entries of a mapping, which are no keys of their own, may be there alone.
+            both = [*new, *(key for key in old if key not in new and key not in keys)]
+            differ = [key for key in both if old.get(key) != new.get(key) and key not in _FOLLOWS]
+            differ = [key for key in differ if (key, old.get(key), new.get(key)) not in _ALIKE]
             # What a recipe says of the task, which only the data tell, is as it was.
             differ = [key for key in differ if key not in late(config)]
             mine = strategy_of(config)
             own = mine.own_runs or strategy_of(read_config(self.path)).own_runs
-            strict = [k for k in differ if not keys[k].may_change or (own and k == "step")]
+            strict = [k for k in differ if not _may_change(k, keys) or (own and k == "step")]
             strict += [k for k in differ if k in mine.fixed_keys and k not in strict]
             free = [k for k in strict if _may_go_on(k, keys)]
             refused = [k for k in strict if not (go_on and k in free)]
             if refused:
-                lines = "\n".join(f"  {k}: {old.get(k)!r} there, {new[k]!r} now" for k in refused)
+                lines = "\n".join(
+                    f"  {k}: {old.get(k)!r} there, {new.get(k)!r} now" for k in refused
+                )
                 raise RunDirError(
                     f"{self.path} holds a run with another config:\n{lines}\n"
                     f"Use the old values to continue it, or --run-dir={self._free_name()} "
@@ -128,14 +139,16 @@ class RunDir:
                 )
             for key in differ:
                 if key in strict:
-                    changed.append(f"going on with {key}: {old.get(key)!r} -> {new[key]!r}")
+                    changed.append(f"going on with {key}: {old.get(key)!r} -> {new.get(key)!r}")
                     continue
                 what = (
                     "from here on a run of another number of workers"
                     if own and key.startswith("mesh.")
                     else "same run within float32 rounding"
                 )
-                changed.append(f"continuing with {key}: {old.get(key)!r} -> {new[key]!r}: {what}")
+                changed.append(
+                    f"continuing with {key}: {old.get(key)!r} -> {new.get(key)!r}: {what}"
+                )
         return changed
 
     def adopt(self, config: Config) -> None:

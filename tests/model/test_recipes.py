@@ -162,3 +162,16 @@ def test_of_equals_the_last_may_be_the_best(blobs, tmp_path):
     assert int(run.state.step) > int(other.state.step)
     opened = jmlp.open_run(tmp_path / "last", which="best")
     assert opened.step == int(run.state.step) and not opened.problems
+
+
+def test_factors_of_rates_are_part_of_a_run(tmp_path):
+    few = {"data": {"name": "wine"}, "train": {"epochs": 1}, "model": {"hidden": [4]}}
+    jmlp.train(
+        merged(few, {"optim": {"rate_factors": {"bias$": 0.5}}}), run_dir=tmp_path, verbose=False
+    )
+    for optim in ({"bias$": 0.1}, {"bias$": 0.5, "kernel$": 2.0}, {}):
+        other = merged(few, {"optim": {"rate_factors": optim}})
+        with pytest.raises(RunDirError, match=r"optim\.rate_factors\.(bias|kernel)\$: "):
+            jmlp.train(other, run_dir=tmp_path, verbose=False)
+    with pytest.raises(ConfigError, match=r"optim\.rate_factors: '\(' is no pattern"):
+        parse_config({"optim": {"rate_factors": {"(": 1.0}}})
