@@ -1,15 +1,12 @@
 """A finished or interrupted run, opened to evaluate it or to predict with it."""
 
-import csv
-import io
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import jax
-import numpy as np
 import optax
 
 from jmlp.checkpoint.checkpoints import Checkpoints
@@ -29,6 +26,7 @@ from jmlp.optim import average_weights
 from jmlp.parallel import TrainState, strategy_of
 from jmlp.programs.bundle import Programs
 from jmlp.programs.predictions import Predictions, predict_rows
+from jmlp.programs.table_files import WRITERS
 from jmlp.training.loop import Result
 from jmlp.training.run_dir import read_config
 from jmlp.training.setup import (
@@ -288,7 +286,7 @@ def score(run: OpenRun, found: dict[str, Split]) -> dict[str, dict[str, float]]:
     return {name: run.programs.evaluate(run.state, split) for name, split in found.items()}
 
 
-def predict(run: Trained, x: object) -> Predictions:
+def predict(run: Trained, x: object, *, carry: str | Sequence[str] | None = None) -> Predictions:
     """Predictions for raw rows, prepared as the training rows were.
 
     Args:
@@ -296,6 +294,8 @@ def predict(run: Trained, x: object) -> Predictions:
       x: (N, F) rows in the units of the training data: an array, lists, a DataFrame, a mapping
         of names to columns, or the path of a file. Columns are matched by name where both the
         run and x have names, whatever their order.
+      carry: columns of x that go before the predictions exactly as they are, features or not;
+        None: those of the run's `data.carry`, where x has names.
 
     Returns:
       A row for each of x, the same as `jmlp predict` writes.
@@ -305,14 +305,16 @@ def predict(run: Trained, x: object) -> Predictions:
         and `data.missing` is error.
     """
     run = as_open(run)
-    return predict_rows(run.programs, run.state, x)
+    return predict_rows(run.programs, run.state, x, carry)
 
 
-def predict_file(run: OpenRun, source: str, out: Path) -> Predictions:
+def predict_file(
+    run: OpenRun, source: str, out: Path, carry: str | Sequence[str] | None = None
+) -> Predictions:
     """Predicts every row of the file `source` and writes the table to `out`."""
     check_out(out)
-    predictions = predict_rows(run.programs, run.state, source)
-    write_out(out, lambda path: WRITERS[out.suffix](path, predictions.columns))
+    predictions = predict_rows(run.programs, run.state, source, carry)
+    write_out(out, lambda path: WRITERS[out.suffix](path, predictions))
     return predictions
 
 
@@ -341,44 +343,3 @@ def check_folder(out: Path) -> None:
     """Refuses a file whose folder is not there."""
     if not out.parent.is_dir():
         raise ConfigError(f"--out {out}: folder {out.parent} does not exist")
-
-
-def _write_csv(path: Path, columns: dict[str, np.ndarray]) -> None:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    for row in zip(*columns.values(), strict=True):
-        writer.writerow(
-            ["" if _empty(v) else f"{v:.9g}" if isinstance(v, float) else v for v in row]
-        )
-    path.write_text(text.getvalue())
-
-
-def _empty(value: object) -> bool:
-    return value is None or (isinstance(value, float) and np.isnan(value))
-
-
-def _write_npz(path: Path, columns: dict[str, np.ndarray]) -> None:
-    plain = {}
-    for name, values in columns.items():
-        if values.dtype == object:  # a pickled array would be unreadable by design
-            values = np.array(["" if v is None else v for v in values.tolist()])
-        plain[name] = values
-    with open(path, "wb") as file:
-        np.savez(file, **plain)
-
-
-def _write_parquet(path: Path, columns: dict[str, np.ndarray]) -> None:
-    try:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-    except ImportError:
-        raise ConfigError("Parquet needs pyarrow: pip install 'jmlp[tabular]'") from None
-    pq.write_table(pa.table({name: values.tolist() for name, values in columns.items()}), path)
-
-
-WRITERS: dict[str, Callable[[Path, dict[str, np.ndarray]], None]] = {
-    ".csv": _write_csv,
-    ".npz": _write_npz,
-    ".parquet": _write_parquet,
-}

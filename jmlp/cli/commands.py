@@ -26,6 +26,7 @@ from jmlp.cli.flags import (
     split_overrides,
 )
 from jmlp.config import Config, load_config, override_config
+from jmlp.config.fields import split_names
 from jmlp.config.load import TABLES, is_table
 from jmlp.config.sections import DataConfig, MeshConfig
 from jmlp.errors import ConfigError
@@ -131,7 +132,8 @@ def run_predict(flags: Predict, overrides: list[str]) -> int:
     run = open_run(flags.run_dir, config, flags.checkpoint)
     for problem in run.problems:
         report.warn(problem)
-    predictions = predict_file(run, flags.input, flags.out)
+    carry = flags.carry if flags.carry is None else split_names(flags.carry)
+    predictions = predict_file(run, flags.input, flags.out, carry)
     rows = len(next(iter(predictions.columns.values())))
     report.note(f"{rows} predictions of step {run.step} written to {flags.out}")
     if predictions.missing:

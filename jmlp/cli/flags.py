@@ -159,6 +159,9 @@ class Predict:
     """rows in the format the run was trained on: .csv, .parquet, .npz or IDX"""
     out: Annotated[Path, tyro.conf.arg(metavar="FILE")]
     """.csv, .npz or .parquet"""
+    carry: Annotated[str | None, tyro.conf.arg(metavar="NAMES", help_behavior_hint="")] = None
+    """columns of the rows to write before the predictions, as they are: id,name (default: those
+    of data.carry)"""
     checkpoint: str = "auto"
     """best, last or a step; auto is the best if the run selects it, else the last"""
     cpu_devices: Devices = None

@@ -85,6 +85,9 @@ class DataConfig(Section):
     {zip: category, note: exclude}, with settings {born: {kind: datetime, format: "%d.%m.%y"}}."""
     exclude: Names = ()
     """Columns of a table that are no features."""
+    carry: Names = ()
+    """Columns of a table that predictions carry along, as they are written, and that are no
+    features: an id, a name, a date."""
     min_frequency: Count | Literal["auto"] = "auto"
     """Training rows that a level of a category needs; rarer ones are taken together. auto: 5 of
     a column with more than 50 levels, if those have half of the rows, else 1."""

@@ -29,13 +29,18 @@ Rate = Annotated[Float, Field(ge=0, lt=1)]
 T = TypeVar("T")
 
 
+def split_names(text: str) -> list[str]:
+    """Names as a shell user writes them, with commas between."""
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
 def _words(value: object) -> object:
     """A lone word, or words with commas between, as a list: `target: price`.
 
     Whole numbers are words as well, which YAML takes for numbers: columns called 2020.
     """
     if isinstance(value, str):
-        return [word.strip() for word in value.split(",") if word.strip()]
+        return split_names(value)
     if isinstance(value, int) and not isinstance(value, bool):
         value = [value]
     if isinstance(value, list | tuple):

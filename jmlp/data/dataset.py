@@ -155,6 +155,8 @@ class Columns(NamedTuple):
     """how the others are read; None: as they look"""
     exclude: tuple[str, ...] = ()
     """columns that are no features"""
+    carry: tuple[str, ...] = ()
+    """columns that predictions carry along; of labelled rows they are no features either"""
     csv: CsvFormat = CsvFormat()
 
     def cell_of(self, name: str) -> Cell | None:
@@ -185,6 +187,8 @@ class Raw(NamedTuple):
     """of each feature, how it was read; none: all are numbers"""
     words: tuple[tuple[str, ...], ...] = ()
     """of each feature that is text, what its codes stand for"""
+    carried: Mapping[str, object] = MappingProxyType({})
+    """columns that predictions carry along, by name: (N,) as the source has them"""
 
     def words_of(self, index: int) -> tuple[str, ...]:
         """What the codes of a feature stand for; () if it is not text."""

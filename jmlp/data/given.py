@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from jmlp.data import arrays
+from jmlp.data import arrays, carried
 from jmlp.data.columns.cells import NUMBER_CELL
 from jmlp.data.dataset import Columns, Raw, RawSplits
 from jmlp.data.formats.arrow import choose
@@ -99,9 +99,13 @@ def _training(x: Any, y: Any, columns: Columns) -> Raw:
             raise DataError(
                 "data: has x but no y; without y, x must be a table with the columns of data.target"
             )
-        features, targets, notes, _ = choose("x", table.names, columns)
+        features, targets, notes, *_ = choose("x", table.names, columns)
         raw = _with_table(raw_of_table(table.pick(features), columns), table.pick(targets))
         return raw._replace(notes=notes)
+    if table is None:
+        carried.refuse("x", columns.carry)
+    else:
+        table.pick(columns.carry)  # which says what is missing
     if columns.features:
         if table is None:
             raise DataError(
@@ -109,7 +113,8 @@ def _training(x: Any, y: Any, columns: Columns) -> Raw:
                 "DataFrame, or select the columns of the array yourself"
             )
         table = table.pick(columns.features)
-    out = {*columns.exclude, *([columns.weight] if columns.weight and not columns.features else [])}
+    weight = [columns.weight] if columns.weight and not columns.features else []
+    out = {*columns.exclude, *columns.carry, *weight}
     if table is not None and out & set(table.names):
         table = table.pick([name for name in table.names if name not in out])
     raw = arrays.raw("x", x, None) if table is None else raw_of_table(table, columns)
@@ -127,7 +132,8 @@ def _held_out(suffix: str, x: Any, y: Any, train: Raw, columns: Columns) -> Raw:
     origin = f"x{suffix}"
     table = table_of(origin, x)
     if table is not None and train.feature_names and not columns.features:
-        allowed = {*train.feature_names, *train.target_names, columns.weight}
+        beside = {columns.weight, *columns.exclude, *columns.carry}
+        allowed = {*train.feature_names, *train.target_names, *beside}
         extra = [name for name in table.names if name not in allowed and not table.numbered]
         if extra:
             raise DataError(
@@ -148,12 +154,17 @@ def raw_features(origin: str, x: Any, columns: Columns, table: Table | None = No
     """Features of any kind: those of `columns` by name, if both sides have names."""
     wanted = columns.features
     table = table or table_of(origin, x)
+    if table is None:
+        carried.refuse(origin, columns.carry)
+    kept = table.pick(columns.carry) if table else None
     if table is None and columns.cells:  # rows of cells, in the order of the training columns
         table = _table_of_rows(origin, x, wanted)
     if table is None:
         return arrays.raw(origin, x, None, origin)._replace(feature_names=())
     by_name = wanted and (not table.numbered or set(wanted) <= set(table.names))
-    return raw_of_table(table.pick(wanted) if by_name else table, columns)
+    rest = [name for name in table.names if name not in columns.carry]
+    raw = raw_of_table(table.pick(wanted if by_name else rest), columns)
+    return raw._replace(carried=dict(zip(kept.names, kept.columns, strict=True)) if kept else {})
 
 
 def _table_of_rows(origin: str, x: Any, names: tuple[str, ...]) -> Table:

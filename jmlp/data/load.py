@@ -4,8 +4,9 @@ import glob
 import logging
 import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -75,8 +76,9 @@ def load(
     used = tuple(plan.name for plan in plans if plan.used) or raws.train.feature_names
     cells = dict(zip(raws.train.feature_names, raws.train.cells, strict=False))
     rest = columns._replace(
-        features=used or columns.features, cells=cells, cell=NUMBER_CELL, exclude=()
-    )
+        features=used or columns.features, cells=cells, cell=NUMBER_CELL, exclude=(),
+        carry=(),
+    )  # fmt: skip
     given = {}
     for split, path in (("val", config.val_path), ("test", config.test_path)):
         if path:
@@ -94,12 +96,13 @@ def asked_columns(config: DataConfig, budget: Budget) -> Columns:
         missing_words=config.missing_words,
         cells=cells_wanted(config.columns),
         exclude=(*config.exclude, *out),
+        carry=config.carry,
         csv=csv_format(config),
         weight=config.weight,
     )
 
 
-def _columns_of(schema: Schema, labelled: bool) -> Columns:
+def _columns_of(schema: Schema, labelled: bool, carry: tuple[str, ...] = ()) -> Columns:
     """The same of a trained model's rows."""
     return Columns(
         schema.feature_names,
@@ -108,6 +111,7 @@ def _columns_of(schema: Schema, labelled: bool) -> Columns:
         missing_words=schema.missing_words,
         cells={column.name: column.cell for column in schema.columns},
         cell=NUMBER_CELL,  # of a model that knows no columns: what it was trained on
+        carry=carry,
         csv=schema.csv,
         weight=schema.weight if labelled else None,
     )
@@ -118,7 +122,8 @@ def picked(raw: Raw, columns: Columns) -> Raw:
 
     Any column may be the target; the one that was it is then a feature if it is asked for.
     """
-    if not (columns.features or columns.target or columns.weight) or raw.y is None:
+    asked = columns.features or columns.target or columns.weight or columns.carry
+    if not asked or raw.y is None:
         return raw
     names = [*raw.feature_names, *raw.target_names]
     asked = columns._replace(target=columns.target or raw.target_names)
@@ -183,15 +188,25 @@ def _reader(path: Path) -> Reader:
     return SOURCES[suffix]
 
 
-def read_features(path: str, schema: Schema) -> tuple[np.ndarray, np.ndarray]:
-    """Rows to predict, scaled as in training.
+class Features(NamedTuple):
+    """Rows to predict."""
 
-    Returns:
-      x (N, F) float32 or uint8; valid (N,) bool, False where `data.missing=drop`
-      would have dropped the row.
+    x: np.ndarray
+    """(N, F) float32 or uint8, scaled as in training"""
+    valid: np.ndarray
+    """(N,) bool, False where `data.missing=drop` would have dropped the row"""
+    carried: Mapping[str, object]
+    """columns (N,) that go to the predictions, as their source has them"""
+
+
+def read_features(path: str, schema: Schema, carry: tuple[str, ...] = ()) -> Features:
+    """The rows of a file to predict, scaled as in training.
+
+    Args:
+      carry: columns that go to the predictions as they are.
     """
-    raws = read(path, _columns_of(schema, labelled=False))
-    return prepare_features(raws.train, schema)
+    raw = read(path, _columns_of(schema, False, carry)).train
+    return Features(*prepare_features(raw, schema), raw.carried)
 
 
 def raw_rows(config: DataConfig, schema: Schema, path: str | None = None) -> Raw | None:
@@ -208,7 +223,7 @@ def raw_rows(config: DataConfig, schema: Schema, path: str | None = None) -> Raw
 def prepare_features(
     raw: Raw, schema: Schema, budget: Budget | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """`read_features` for rows in hand."""
+    """x and valid of `Features`, for raw rows in hand."""
     if schema.columns:
         return _prepare_columns(raw, schema, budget)
     rows, features = raw.x.shape
@@ -284,7 +299,7 @@ def read_labelled(path: str, schema: Schema) -> Split:
     return _labelled(raws.test or raws.train, schema)
 
 
-def features_of(x: Any, schema: Schema) -> tuple[np.ndarray, np.ndarray]:
+def features_of(x: Any, schema: Schema, carry: tuple[str, ...] = ()) -> Features:
     """`read_features` for rows given from Python.
 
     Args:
@@ -301,8 +316,9 @@ def features_of(x: Any, schema: Schema) -> tuple[np.ndarray, np.ndarray]:
             "One row is x[None]"
         )
     if len(shape) > 1 and not shape[0] and math.prod(shape[1:]) == schema.features:
-        return np.zeros((0, schema.features), dtype_of(schema)), np.zeros(0, bool)
-    return prepare_features(raw_features("x", x, _columns_of(schema, False)), schema)
+        return Features(np.zeros((0, schema.features), dtype_of(schema)), np.zeros(0, bool), {})
+    raw = raw_features("x", x, _columns_of(schema, False, carry))
+    return Features(*prepare_features(raw, schema), raw.carried)
 
 
 def labelled_of(x: Any, y: Any, schema: Schema, weight: Any = None) -> Split:

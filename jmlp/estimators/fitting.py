@@ -84,7 +84,7 @@ class Fitted:
           DataError: a row cannot be predicted.
         """
         schema, programs, state = self.open()
-        rows, valid = features_of(x, schema)
+        rows, valid, _ = features_of(x, schema)
         if not valid.all():
             raise DataError(
                 f"x row {int(np.flatnonzero(~valid)[0])}: a value is missing "

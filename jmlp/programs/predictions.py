@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
 
+from jmlp.data.carried import beside
+from jmlp.data.frames import table_of
 from jmlp.data.load import features_of, read_features
 from jmlp.parallel import TrainState
 from jmlp.programs.bundle import Programs
@@ -16,9 +20,11 @@ class Predictions(NamedTuple):
     """A table of predictions, a row an input row."""
 
     columns: dict[str, np.ndarray]
-    """`prediction` and `p_<class>`, or one column a target"""
+    """`prediction` and `p_<class>`, or one column a target; before them those that are carried"""
     missing: int
-    """rows that could not be predicted (data.missing=drop): empty in every column"""
+    """rows that could not be predicted (data.missing=drop): no prediction, in every column"""
+    carried: Mapping[str, object] = MappingProxyType({})
+    """the columns that are carried, as the rows' source has them: of a file, arrow's"""
 
     def __repr__(self) -> str:
         rows = len(next(iter(self.columns.values()), ()))
@@ -28,18 +34,28 @@ class Predictions(NamedTuple):
         return f"Predictions: {rows} rows{missing}; columns {some}"
 
 
-def predict_rows(programs: Programs, state: TrainState, x: object) -> Predictions:
+def predict_rows(
+    programs: Programs, state: TrainState, x: object, carry: str | Sequence[str] | None = None
+) -> Predictions:
     """Prepares rows as the training rows were, and predicts each of them.
 
     Args:
       x: (N, F), in any form that `jmlp.predict` takes.
+      carry: columns of x beside the predictions; None: those of `data.carry`, if x has names.
+
+    Raises:
+      DataError: x has no column of that name, or predictions have one.
     """
-    schema = programs.schema
+    schema, data = programs.schema, programs.config.data
     from_file = isinstance(x, str | Path)
-    rows, valid = read_features(str(x), schema) if from_file else features_of(x, schema)
-    outputs = programs.outputs(state, rows).astype(np.float64)
-    outputs[~valid] = np.nan
+    if carry is None:
+        carry = data.carry if from_file or table_of("x", x) is not None else ()
+    names = tuple(dict.fromkeys([carry] if isinstance(carry, str) else carry))
+    found = read_features(str(x), schema, names) if from_file else features_of(x, schema, names)
+    outputs = programs.outputs(state, found.x).astype(np.float64)
+    outputs[~found.valid] = np.nan
     columns = programs.evaluation.loss.predictions(outputs, schema)
     for column in columns.values():
-        column[~valid] = None if column.dtype == object else np.nan
-    return Predictions(columns, int((~valid).sum()))
+        column[~found.valid] = None if column.dtype == object else np.nan
+    missing = int((~found.valid).sum())
+    return Predictions(beside(columns, found.carried), missing, found.carried)

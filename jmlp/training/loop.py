@@ -44,10 +44,10 @@ class Result(NamedTuple):
     """the contents of summary.json; `interrupted` is true if the run stopped early on a signal"""
     setup: Setup
 
-    def predict(self, x: object) -> Predictions:
+    def predict(self, x: object, *, carry: str | Sequence[str] | None = None) -> Predictions:
         """Predictions for raw rows (N, F), as `jmlp.predict` makes of this result."""
         refuse_forked()
-        return predict_rows(self.setup.programs, self.state, x)
+        return predict_rows(self.setup.programs, self.state, x, carry)
 
     def __repr__(self) -> str:
         return f"Result: {in_words(self.summary)}\n  {self.setup!r}"

@@ -276,7 +276,7 @@ def test_a_model_of_arrays_predicts_a_table_in_column_order(tmp_path):
     off = {"val_fraction": 0.0, "test_fraction": 0.0}
     dataset = load(DataConfig(**off), 0, (x, y))
     text = "u,v,w\n" + "".join(",".join(map(repr, row)) + "\n" for row in x.tolist())
-    got, valid = read_features(str(write(tmp_path / "p.csv", text)), dataset.schema)
+    got, valid, _ = read_features(str(write(tmp_path / "p.csv", text)), dataset.schema)
     assert valid.all()
     assert np.array_equal(got, dataset.train.x)
     with pytest.raises(DataError, match="2 features; the model has 3"):

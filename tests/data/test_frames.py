@@ -29,7 +29,7 @@ def test_names_are_kept_and_matched(kind):
     dataset = dataset_of(make(COLUMNS))
     assert dataset.schema.feature_names == ("a", "b", "c")
     turned = make({name: COLUMNS[name] for name in "cab"} | {"other": COLUMNS["a"]})
-    x, valid = features_of(turned, dataset.schema)
+    x, valid, _ = features_of(turned, dataset.schema)
     assert valid.all()
     assert np.array_equal(x, dataset.train.x)
     with pytest.raises(DataError, match=r"x: no column 'b'.*a, c"):

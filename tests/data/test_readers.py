@@ -310,12 +310,12 @@ def test_rows_to_predict_are_scaled_as_in_training(tmp_path):
     path = write(tmp_path, table_text())
     off = {"val_fraction": 0.0, "test_fraction": 0.0}
     dataset = load_file(path, target="kind", **off)
-    x, valid = read_features(str(path), dataset.schema)
+    x, valid, _ = read_features(str(path), dataset.schema)
     assert np.array_equal(x, dataset.train.x)
     assert valid.all()
     # Columns are found by name, in any order, and others are left alone.
     other = write(tmp_path, "extra,b,a\nfoo,3,1.5\n", "p.csv")
-    x, _ = read_features(str(other), dataset.schema)
+    x, _, _ = read_features(str(other), dataset.schema)
     assert np.array_equal(x[0], dataset.train.x[3])
     split = read_labelled(str(path), dataset.schema)
     assert np.array_equal(split.y, dataset.train.y)
@@ -334,9 +334,9 @@ def test_missing_values_when_predicting(tmp_path):
     schema = load_file(path, target="kind").schema
     with pytest.raises(DataError, match=r"p\.csv line 3, column 'a'"):
         read_features(str(holes), schema)
-    x, valid = read_features(str(holes), load_file(path, target="kind", missing="drop").schema)
+    x, valid, _ = read_features(str(holes), load_file(path, target="kind", missing="drop").schema)
     assert valid.tolist() == [True, False]
-    x, valid = read_features(str(holes), load_file(path, target="kind", missing="mean").schema)
+    x, valid, _ = read_features(str(holes), load_file(path, target="kind", missing="mean").schema)
     assert valid.all()
     assert x[1, 0] == 0  # the mean, once scaled
 
@@ -344,7 +344,7 @@ def test_missing_values_when_predicting(tmp_path):
 def test_pixels_that_come_as_other_numbers(tmp_path):
     schema = load_file(write_idx(tmp_path)).schema
     pixels = np.arange(12).reshape(2, 6) * 20
-    x, _ = read_features(str(save(tmp_path / "p.npz", x=pixels.astype(np.float64))), schema)
+    x, _, _ = read_features(str(save(tmp_path / "p.npz", x=pixels.astype(np.float64))), schema)
     assert x.dtype == np.uint8
     assert np.array_equal(x, pixels)
     with pytest.raises(DataError, match="whole numbers from 0 to 255"):

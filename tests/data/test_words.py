@@ -126,7 +126,7 @@ def test_missing_words_are_of_csv_files_and_may_be_said(tmp_path):
     assert some.train.rows == ROWS // 2
     # Prediction has the same words among features.
     (tmp_path / "new.csv").write_text("a,b\n-,1\n1,2\n")
-    _, valid = read_features(str(tmp_path / "new.csv"), some.schema)
+    _, valid, _ = read_features(str(tmp_path / "new.csv"), some.schema)
     assert valid.tolist() == [False, True]
     with pytest.raises(DataError, match="'-' is not a number"):
         read_features(str(tmp_path / "new.csv"), loaded(path, missing="drop").schema)

@@ -46,7 +46,8 @@ def inspect_file(config: DataConfig) -> Inspection:
     """
     if not config.path:
         raise DataError("inspect: give the path of a table, e.g. flights.csv")
-    columns = asked_columns(config, Budget())._replace(labelled=False, exclude=(), target=())
+    asked = asked_columns(config, Budget())
+    columns = asked._replace(labelled=False, exclude=(), target=(), carry=())
     raw = read(config.path, columns).train
     if not raw.feature_names:
         raise DataError(f"{config.path}: has no names of columns; it is {raw.x.shape} numbers")

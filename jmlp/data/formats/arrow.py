@@ -58,6 +58,8 @@ class Chosen(NamedTuple):
     notes: tuple[str, ...]
     weight: tuple[str, ...] = ()
     """the column of rows' weights, if there is one"""
+    carried: tuple[str, ...] = ()
+    """columns that predictions carry along"""
 
 
 def choose(
@@ -70,26 +72,35 @@ def choose(
     """
     weight = (columns.weight,) if columns.weight and columns.labelled else ()
     targets = columns.target if columns.labelled else ()
-    for name in (*columns.features, *columns.exclude, *targets, *weight):
+    for name in (*columns.features, *columns.exclude, *columns.carry, *targets, *weight):
         if name not in names:
             near = difflib.get_close_matches(name, names, 1)
             hint = f"; did you mean {near[0]!r}?" if near else "."
-            raise DataError(f"{path}: no column {name!r}{hint} It has: {listed(names)}")
+            what = " to carry" if name in columns.carry else ""
+            raise DataError(f"{path}: no column {name!r}{what}{hint} It has: {listed(names)}")
     index = [name for name in names if name in index or re.fullmatch(_UNNAMED, name)]
     index = [n for n in index if n not in (*columns.features, *columns.target, *weight)]
     said = ", ".join(repr(name) if name else "the first, without a name" for name in index)
     notes = (f"{path}: left out as the index of a DataFrame: {said}",) if index else ()
     names = [name for name in names if name not in index]
     if not columns.labelled:  # a model of arrays knows no names: every column, in order
-        return Chosen(list(columns.features or names), [], notes)
+        features = columns.features or [name for name in names if name not in columns.carry]
+        return Chosen(list(features), [], notes, carried=columns.carry)
     if not columns.target:
         raise DataError(
             f"{path}: set data.target to the column to predict, e.g. --data.target={names[-1]}. "
             f"It has: {listed(names)}"
         )
-    beside = (*columns.target, *weight, *columns.exclude)
+    beside = (*columns.target, *weight, *columns.exclude, *columns.carry)
     features = columns.features or [name for name in names if name not in beside]
     features = [name for name in features if name not in columns.exclude]
+    carried = [name for name in columns.carry if name in (*features, *columns.target, *weight)]
+    if carried:
+        what = "feature" if carried[0] in features else "target or weight"
+        raise DataError(
+            f"{path}: column {carried[0]!r} is in data.carry and a {what}: leave it out of one; "
+            f"jmlp predict --carry {carried[0]} carries any column"
+        )
     both = [name for name in columns.target if name in features]
     if both:
         raise DataError(f"{path}: column {both[0]!r} is both a feature and a target")
@@ -131,7 +142,7 @@ def raw_of(
     Args:
       columns: say how cells are read, as far as that is known.
     """
-    features, targets, notes, weight = chosen
+    features, targets, notes, weight, carried = chosen
     x = np.empty((len(table), len(features)))
     found = []
     for place, name in enumerate(features):
@@ -141,7 +152,7 @@ def raw_of(
     y = targets_in(table, targets, find, cells)
     raw = Raw(x, y, find, tuple(features), tuple(targets), notes=notes)
     raw = raw._replace(weight=weights_in(table, weight, find, cells))
-    return described(raw, found)
+    return described(raw._replace(carried={name: table[name] for name in carried}), found)
 
 
 def weights_in(

@@ -17,6 +17,7 @@ from typing import IO
 
 import numpy as np
 
+from jmlp.data.carried import refuse
 from jmlp.data.dataset import Columns, Raw, RawSplits, memory_limit_bytes, reading
 from jmlp.errors import DataError
 
@@ -31,6 +32,7 @@ def is_idx(path: Path) -> bool:
 
 def read(path: Path, columns: Columns) -> RawSplits:
     """The splits in a folder of IDX files, or the rows of one images file."""
+    refuse(str(path), columns.carry)
     if not path.is_dir():
         return RawSplits(_pair(path, columns.labelled))
     train = _find(path, "train-images")

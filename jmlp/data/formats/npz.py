@@ -11,6 +11,7 @@ are (`np.savez`), else in a spool file (`np.savez_compressed`).
 import math
 import struct
 import zipfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,12 +32,14 @@ _NAMES = {"train": ("", "_train"), "val": ("_val", "_valid"), "test": ("_test",)
 def read(path: Path, columns: Columns) -> RawSplits:
     """The splits of an archive; without labels, `x` alone (or `x_test`)."""
     with reading(path, "npz archive"):
-        arrays, every = _arrays(path, columns.budget or Budget(), columns.weight)
+        beside = (*([columns.weight] if columns.weight else []), *columns.carry)
+        arrays, every = _arrays(path, columns.budget or Budget(), beside)
     listed = f"it has {', '.join(every[:20]) or 'no arrays'}" + ", ..." * (len(every) > 20)
     if not columns.labelled:
         for name in ("x", "x_test", "x_train", "x_val"):
             if name in arrays:
-                return RawSplits(raw(path.name, arrays[name], None, f"array {name!r}"))
+                rows = raw(path.name, arrays[name], None, f"array {name!r}")
+                return RawSplits(rows._replace(carried=_carried(path, arrays, name, columns.carry)))
         raise DataError(f"{path}: no array 'x' to predict; {listed}")
     splits = {}
     for split, suffixes in _NAMES.items():
@@ -48,6 +51,7 @@ def read(path: Path, columns: Columns) -> RawSplits:
             raise DataError(f"{path}: has x{suffix} but no y{suffix}; {listed}")
         x, y = arrays[f"x{suffix}"], arrays[f"y{suffix}"]
         splits[split] = raw(str(path), x, y, f"array 'x{suffix}'")
+        _carried(path, arrays, f"x{suffix}", columns.carry)
         if columns.weight:
             name = f"{columns.weight.lower()}{suffix}"
             if name not in arrays:
@@ -60,13 +64,31 @@ def read(path: Path, columns: Columns) -> RawSplits:
     return RawSplits(**splits)
 
 
+def _carried(
+    path: Path, arrays: Mapping[str, np.ndarray], x: str, names: Sequence[str]
+) -> dict[str, object]:
+    """Arrays beside the one called `x` (`id_test` beside `x_test`) that are carried along."""
+    found: dict[str, object] = {}
+    for name in names:
+        array = f"{name}{x[1:]}"
+        if array.lower() not in arrays:
+            raise DataError(f"{path}: no array {array!r} to carry")
+        found[name] = cells = arrays[array.lower()]
+        if cells.shape != arrays[x].shape[:1]:
+            raise DataError(
+                f"{path}: array {array!r} has shape {cells.shape}; to be carried it needs one "
+                f"value for each of the {len(arrays[x])} rows of {x}"
+            )
+    return found
+
+
 def _members(
-    path: Path, archive: zipfile.ZipFile, weight: str | None
+    path: Path, archive: zipfile.ZipFile, beside: Sequence[str]
 ) -> dict[str, zipfile.ZipInfo]:
     """The arrays that are read here, by their names in lower case: `X_train` is x_train."""
     found: dict[str, zipfile.ZipInfo] = {}
     suffixes = {suffix for of_split in _NAMES.values() for suffix in of_split}
-    wanted = _WANTED | ({f"{weight.lower()}{suffix}" for suffix in suffixes} if weight else set())
+    wanted = _WANTED | {f"{name.lower()}{suffix}" for name in beside for suffix in suffixes}
     for member in archive.infolist():
         name = member.filename.removesuffix(".npy")
         if name.lower() not in wanted:
@@ -78,7 +100,7 @@ def _members(
 
 
 def _arrays(
-    path: Path, budget: Budget, weight: str | None = None
+    path: Path, budget: Budget, beside: Sequence[str] = ()
 ) -> tuple[dict[str, np.ndarray], list[str]]:
     """The arrays that are read here, each checked against its size before; all names there."""
     with open(path, "rb") as probe:
@@ -86,7 +108,7 @@ def _arrays(
             raise DataError(f"{path}: is empty; expected an npz archive")
     with zipfile.ZipFile(path) as archive:
         every = [member.filename.removesuffix(".npy") for member in archive.infolist()]
-        members = _members(path, archive, weight)
+        members = _members(path, archive, beside)
         headers = {m.filename: _header(path, archive, m) for m in members.values()}
         large = [m.filename for m in members.values() if not _fits(headers[m.filename], m, budget)]
         total = sum(m.file_size for m in members.values() if m.filename not in large)

@@ -13,6 +13,7 @@ from jmlp.data.columns.values import Find, Values
 from jmlp.data.dataset import Columns, Raw, RawSplits, memory_limit_bytes, reading
 from jmlp.data.formats.arrow import (
     TYPED,
+    Chosen,
     arrow,
     as_values,
     check_names,
@@ -39,7 +40,7 @@ def read(path: Path, columns: Columns) -> RawSplits:
         names = list(shape.names)
         check_names(path, names)
         chosen = choose(path, names, columns, _index(shape))
-        features, targets, notes, weight = chosen
+        features, targets, notes, weight = chosen[:4]
         beside = [*targets, *weight]
         for name in features + beside:
             _check_kind(path, name, shape.field(name).type)
@@ -55,12 +56,24 @@ def read(path: Path, columns: Columns) -> RawSplits:
             y = targets_in(table, targets, find)
             raw = Raw(x, y, find, tuple(features), tuple(targets), notes=notes)
             raw = raw._replace(weight=weights_in(table, weight, find))
-            return RawSplits(described(raw, found))
+            return RawSplits(described(raw._replace(carried=_carried(path, chosen)), found))
         groups = map(meta.row_group, range(meta.num_row_groups))
         packed = sum(group.total_byte_size for group in groups)
         _check_size(path, meta, len(features) + len(beside), packed)
         table = _columns(path, shape, features + beside)
-        return RawSplits(raw_of(table, chosen, find, columns=columns))
+        raw = raw_of(table, chosen._replace(carried=()), find, columns=columns)
+        return RawSplits(raw._replace(carried=_carried(path, chosen)))
+
+
+def _carried(path: Path, chosen: Chosen) -> dict[str, object]:
+    """The columns that are carried along, of whatever type, as the file has them."""
+    import pyarrow.parquet as pq
+
+    if not chosen.carried:
+        return {}
+    with pq.ParquetFile(path) as file:
+        table = file.read(columns=list(chosen.carried))
+    return {name: table[name] for name in chosen.carried}
 
 
 def _index(shape: Any) -> list[str]:

@@ -102,7 +102,7 @@ def test_later_rows_are_encoded_as_training_rows(tmp_path):
     schema = Schema.model_validate_json(dataset.schema.model_dump_json())
     features = data.drop(columns="y")
     for given in (features, features[features.columns[::-1]], pa.Table.from_pandas(features)):
-        x, valid = features_of(given, schema)
+        x, valid, _ = features_of(given, schema)
         assert valid.all()
         assert np.array_equal(x, dataset.train.x)
     features.to_csv(tmp_path / "new.csv", index=False)
@@ -130,7 +130,7 @@ def test_rows_that_do_not_fit_are_refused():
 def test_names_not_seen_are_code_0_and_said(caplog):
     dataset = fitted()
     features = table().drop(columns="y").assign(colour="mauve")
-    x, _ = features_of(features, dataset.schema)
+    x, _, _ = features_of(features, dataset.schema)
     at = [n for c in dataset.schema.columns for n in c.input_names].index("colour")
     assert (x[:, at] == 0).all()
     assert "'colour': 1 of its names" in caplog.text

@@ -1,0 +1,62 @@
+"""Tables of predictions as files: CSV, npz or Parquet, by the name's ending."""
+
+import csv
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+
+from jmlp.data.carried import text_of
+from jmlp.errors import ConfigError
+from jmlp.programs.predictions import Predictions
+
+
+def _write_csv(path: Path, found: Predictions) -> None:
+    cells = [
+        _carried(values) if name in found.carried else map(_predicted, values.tolist())
+        for name, values in found.columns.items()
+    ]
+    with open(path, "w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(found.columns)
+        writer.writerows(zip(*cells, strict=True))
+
+
+def _carried(values: np.ndarray) -> Iterable[object]:
+    if values.dtype.kind == "M":  # which Python's own dates hold to the microsecond only
+        return ("" if text == "NaT" else text for text in np.datetime_as_string(values))
+    return map(text_of, values)
+
+
+def _predicted(value: object) -> object:
+    if value is None or (isinstance(value, float) and np.isnan(value)):
+        return ""
+    return f"{value:.9g}" if isinstance(value, float) else value
+
+
+def _write_npz(path: Path, found: Predictions) -> None:
+    plain = {}
+    for name, values in found.columns.items():
+        if values.dtype == object:  # a pickled array would be unreadable by design
+            values = np.array(["" if v is None else str(v) for v in values.tolist()])
+        plain[name] = values
+    with open(path, "wb") as file:
+        np.savez(file, **plain)
+
+
+def _write_parquet(path: Path, found: Predictions) -> None:
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError:
+        raise ConfigError("Parquet needs pyarrow: pip install 'jmlp[tabular]'") from None
+    plain = {name: values.tolist() for name, values in found.columns.items()}
+    pq.write_table(pa.table({**plain, **found.carried}), path)
+
+
+WRITERS: dict[str, Callable[[Path, Predictions], None]] = {
+    ".csv": _write_csv,
+    ".npz": _write_npz,
+    ".parquet": _write_parquet,
+}
+"""The ending of a file's name to what writes it."""
