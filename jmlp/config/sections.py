@@ -342,4 +342,5 @@ class TrainConfig(Section):
     callbacks: Annotated[
         Names, in_table_all("jmlp.training.callbacks", "CALLBACKS"), Mark.MAY_CHANGE
     ] = ()  # fmt: skip
-    """Told of the run's events: names in jmlp.training.callbacks.CALLBACKS, mostly your own."""
+    """Told of the run's events: names in jmlp.training.callbacks.CALLBACKS, such as wandb, mlflow
+    (which need jmlp[wandb], jmlp[mlflow]) and your own."""

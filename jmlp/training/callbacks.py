@@ -190,6 +190,8 @@ CALLBACKS: Lines[Factory] = Lines({
     "wire": "jmlp.training.hooks:WireTable",
     "log": "jmlp.training.hooks:Log",
     "tensorboard": "jmlp.training.hooks:TensorBoard",
+    "wandb": "jmlp.training.trackers:WeightsAndBiases",
+    "mlflow": "jmlp.training.trackers:MLflow",
     "early_stopping": "jmlp.training.hooks:EarlyStopping",
     "curves": lambda: AtEnd("jmlp.plots.run:Curves", "curves.png"),
 })  # fmt: skip

@@ -7,6 +7,7 @@
 - summary.json: what the run ended with
 - curves.png: loss and metric by step
 - tensorboard/: the same events, if train.tensorboard is set
+- wandb/, mlflow/, trackers.json: of train.callbacks wandb and mlflow
 - LOCK: held by the one writer
 """
 
