@@ -53,7 +53,7 @@ class DataConfig(Section):
     """A data set that ships with scikit-learn. Give this or `path`."""
     path: Annotated[str | None, Mark.MAY_CHANGE] = None
     """A .csv, .tsv, .jsonl, .parquet, .feather or .npz file (text also as .gz or .zip), a folder
-    or pattern of Parquet files (flights/*.parquet), an IDX file or a folder of IDX files.
+    or pattern of Parquet or CSV files (flights/*.parquet), an IDX file or a folder of IDX files.
     Looked for here, then in $JMLP_DATA, then in /usr/share/datasets."""
     val_path: Annotated[str | None, Mark.MAY_CHANGE] = None
     """Validation rows, in the format of `path`. Otherwise drawn: `val_fraction`."""

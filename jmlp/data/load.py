@@ -16,7 +16,7 @@ from jmlp.data.columns.cells import NUMBER_CELL
 from jmlp.data.columns.infer import cells_wanted
 from jmlp.data.columns.plans import column_plans, unseen_names
 from jmlp.data.dataset import Columns, Dataset, Raw, RawSplits, Reader, Schema, Split, reading
-from jmlp.data.formats import idx, tables
+from jmlp.data.formats import csv, idx, tables
 from jmlp.data.formats.arrow import choose
 from jmlp.data.given import raw_features, raw_labelled, raws_of
 from jmlp.data.labels import Part, where_of
@@ -165,14 +165,19 @@ def read(path: str, columns: Columns) -> RawSplits:
         files = sorted(Path(name) for name in glob.glob(os.path.expanduser(path)))
         if not files:
             raise DataError(f"no file matches {path}")
-        if len(files) > 1:
-            return tables.read_parquets(Path(path), files, columns)
-        return _reader(files[0])(files[0], columns)
+        return _read_files(Path(path), files, columns)
     found = resolve(path)
-    files = tables.parquet_files(found)
-    if files:
-        return tables.read_parquets(found, files, columns)
-    return _reader(found)(found, columns)
+    files = tables.table_files(found)
+    return _read_files(found, files, columns) if files else _reader(found)(found, columns)
+
+
+def _read_files(path: Path, files: list[Path], columns: Columns) -> RawSplits:
+    """The rows of files that are one table: of Parquet, or of CSV."""
+    if len(files) == 1:
+        return _reader(files[0])(files[0], columns)
+    if {_reader(file) for file in files} == {SOURCES[".csv"]}:
+        return csv.read_csvs(path, files, columns)
+    return tables.read_parquets(path, files, columns)
 
 
 def _reader(path: Path) -> Reader:

@@ -51,8 +51,7 @@ def empty(shape: tuple[int, int], dtype: Any, budget: Budget, origin: str) -> np
         f"so they go to a file in {folder}"
     )
     try:
-        room = os.statvfs(folder)
-        free = room.f_bavail * room.f_frsize
+        free = free_bytes(folder)
         if nbytes > free:
             raise DataError(f"{said}, where {free:,} bytes are free; set TMPDIR to a larger disk")
         with tempfile.TemporaryFile(dir=folder) as file:
@@ -61,6 +60,12 @@ def empty(shape: tuple[int, int], dtype: Any, budget: Budget, origin: str) -> np
     except OSError as error:
         reason = error.strerror or str(error)
         raise DataError(f"{said}: {reason}; set TMPDIR to another folder") from None
+
+
+def free_bytes(folder: Path) -> int:
+    """Room on the disk that a folder lies on."""
+    room = os.statvfs(folder)
+    return room.f_bavail * room.f_frsize
 
 
 def spool_folder() -> Path:

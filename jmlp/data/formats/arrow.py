@@ -207,13 +207,21 @@ def as_values(column: Any, at: tuple[Find, str], cells: Cells, cell: Cell | None
             return as_asked(_of_time(column), at, cell)
         own = BOOLEAN if pa.types.is_boolean(kind) else NUMBER_CELL
         return as_asked(Values(_numbers(column, ("",))[0], own), at, cell)
-    plain = cell is None or cell in (NUMBER_CELL, ANY_NUMBER)
-    if plain and cells.decimal in ("auto", ".") and not pa.types.is_dictionary(kind):
-        numbers, good = _numbers(column, missing_of(cells.missing_words))
-        if good.all() and (cell is not None or not _has_codes(column)):
-            return Values(numbers, NUMBER_CELL)
+    numbers = None if pa.types.is_dictionary(kind) else plain_numbers(column, cells, cell)
+    if numbers is not None:
+        return numbers
     words, place = _dictionary(column)
     return values_of_words(words, place, at, cells, cell)
+
+
+def plain_numbers(column: Any, cells: Cells, cell: Cell | None = None) -> Values | None:
+    """A column of text, or some rows of it, if each cell is a plain number or missing."""
+    if cell not in (None, NUMBER_CELL, ANY_NUMBER) or cells.decimal not in ("auto", "."):
+        return None
+    numbers, good = _numbers(column, missing_of(cells.missing_words))
+    if good.all() and (cell is not None or not _has_codes(column)):
+        return Values(numbers, NUMBER_CELL)
+    return None
 
 
 def _has_codes(column: Any) -> bool:
@@ -279,13 +287,10 @@ def _dictionary(column: Any) -> tuple[list[str | None], np.ndarray]:
     pa, pc = arrow()
     if not pa.types.is_dictionary(column.type):
         column = column.dictionary_encode()
-    words: list[str | None] = []
-    places = [np.empty(0, np.int64)]
-    for chunk in column.chunks:
-        index = np.array(pc.fill_null(pc.cast(chunk.indices, pa.int64()), -1), np.int64)
-        places.append(np.where(index < 0, -1, index + len(words)))
-        words += chunk.dictionary.to_pylist()
-    return words, np.concatenate(places)
+    chunks = column.unify_dictionaries().chunks  # of one dictionary each
+    index = [np.array(pc.fill_null(pc.cast(c.indices, pa.int64()), -1), np.int64) for c in chunks]
+    words = chunks[0].dictionary.to_pylist() if chunks else []
+    return words, np.concatenate(index) if index else np.empty(0, np.int64)
 
 
 def _numbers(column: Any, missing_words: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:

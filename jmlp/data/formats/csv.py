@@ -1,5 +1,7 @@
 """CSV files: a header line, then rows of text whose cells `arrow` turns into numbers.
 
+Text beyond the memory budget takes another way (`csv_stream`), to the same rows.
+
 What stands between cells is found in the header; text in other encodings is turned into UTF-8
 on the way. When a file is wrong it is read once more, slowly, to say in which line; lines are
 counted as an editor does, also inside quotes.
@@ -12,32 +14,60 @@ import io
 import re
 import zipfile
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, NamedTuple, cast
 
 from jmlp.data.dataset import Columns, CsvFormat, RawSplits, memory_limit_bytes, reading
 from jmlp.data.formats.arrow import Cells, arrow, check_names, choose, raw_of
+from jmlp.data.formats.csv_stream import streamed
+from jmlp.data.spool import Budget, free_bytes, spool_folder
 from jmlp.errors import DataError
 
 _CELL_LIMIT = 1 << 20
 _BLOCK = 16 << 20  # no row may be longer
+_TIMES = 3  # its size that text takes, beside the numbers that it becomes
 
 
 def read_csv(path: Path, columns: Columns) -> RawSplits:
     """The rows of a CSV file (or .csv.gz, .csv.zip, .tsv) with a header line."""
+    return read_csvs(path, [path], columns)
+
+
+def read_csvs(path: Path, paths: Sequence[Path], columns: Columns) -> RawSplits:
+    """The rows of CSV files of one header, in the order of `paths`."""
     arrow()
+    files = []
+    size = 0
+    for one in paths:
+        with reading(one, "CSV file"):
+            size += _check_bytes(_Text(one, columns.csv))
+            file = _Text(one, columns.csv)
+            files.append(file._replace(separator=_separator(file)))
+            names = _header(files[-1])
+            if one != paths[0] and names != _header(files[0]):
+                raise DataError(f"{one}: its columns are not those of {paths[0]}")
+    starts = [0]
+
+    def find(row: int) -> str:
+        at = max(i for i, start in enumerate(starts) if start <= row and i < len(files))
+        return _line_of(files[at], row - starts[at])
+
+    form = files[0].form
+    cells = Cells(columns.missing_words, True, form.decimal, form.thousands, files[0].separator)
     with reading(path, "CSV file"):
-        file = _Text(path, columns.csv)
-        _check_bytes(file)
-        file = file._replace(separator=_separator(file))
-        names = _header(file)
+        names = _header(files[0])
         chosen = choose(path, names, columns)
-        table = _csv_columns(file, names)
-        where = lambda row: _line_of(file, row)  # noqa: E731
-        cells = Cells(
-            columns.missing_words, True, file.form.decimal, file.form.thousands, file.separator
-        )
-        return RawSplits(raw_of(table, chosen, where, cells, columns))
+        budget = columns.budget or Budget()
+        if _TIMES * size > min(budget.left, memory_limit_bytes()):
+            blocks = _blocks(files, names, starts)
+            return RawSplits(streamed(path, blocks, chosen, find, cells, columns))
+        tables = []
+        for file in files:
+            tables.append(_csv_columns(file, names))
+            starts.append(starts[-1] + len(tables[-1]))
+        whole = arrow()[0].concat_tables(tables)
+        return RawSplits(raw_of(whole, chosen, find, cells, columns))
 
 
 class _Text(NamedTuple):
@@ -160,35 +190,62 @@ def _header(file: _Text) -> list[str]:
 
 def _csv_columns(file: _Text, names: Sequence[str]) -> Any:
     """All columns as text."""
-    pa, _ = arrow()
     from pyarrow import csv as pacsv
 
-    try:
-        with file.open() as raw:
-            for _ in range(_blank_lines(file)):
-                raw.readline()
-            table = pacsv.read_csv(
-                raw,
-                pacsv.ReadOptions(
-                    column_names=list(names), skip_rows_after_names=1, block_size=_BLOCK
-                ),
-                pacsv.ParseOptions(delimiter=file.separator, newlines_in_values=True),
-                pacsv.ConvertOptions(
-                    column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False
-                ),
-            )
-    except pa.ArrowInvalid:
-        _find_fault(file, len(names))
-        raise
+    with _at_header(file, len(names)) as raw:
+        table = pacsv.read_csv(raw, *_options(file, names))
     if not len(table):
         _find_fault(file, len(names))
         raise DataError(f"{file.path}: has a header but no rows")
     return table
 
 
-def _check_bytes(file: _Text) -> None:
-    """Refuses a file whose text does not fit in memory, and quotes that are never closed."""
-    most = memory_limit_bytes() // 4  # text takes several times its size as columns and numbers
+def _blocks(files: Sequence[_Text], names: Sequence[str], starts: list[int]) -> Iterator[Any]:
+    """All columns as text, a record batch at a time; `starts` gets the first row of each file."""
+    from pyarrow import csv as pacsv
+
+    for file in files:
+        rows = starts[-1]
+        with _at_header(file, len(names)) as raw:
+            for block in pacsv.open_csv(raw, *_options(file, names)):
+                rows += len(block)
+                yield block
+        starts.append(rows)
+
+
+def _options(file: _Text, names: Sequence[str]) -> tuple[Any, Any, Any]:
+    pa, _ = arrow()
+    from pyarrow import csv as pacsv
+
+    text = dict.fromkeys(names, pa.string())
+    return (
+        pacsv.ReadOptions(column_names=list(names), skip_rows_after_names=1, block_size=_BLOCK),
+        pacsv.ParseOptions(delimiter=file.separator, newlines_in_values=True),
+        pacsv.ConvertOptions(column_types=text, strings_can_be_null=False),
+    )
+
+
+@contextmanager
+def _at_header(file: _Text, width: int) -> Iterator[IO[bytes]]:
+    """The file, open behind blank lines; what is wrong with its rows is said by their line."""
+    pa, _ = arrow()
+    try:
+        with file.open() as raw:
+            for _ in range(_blank_lines(file)):
+                raw.readline()
+            yield raw
+    except pa.ArrowInvalid:
+        _find_fault(file, width)
+        raise
+
+
+def _check_bytes(file: _Text) -> int:
+    """How many bytes of text a file holds.
+
+    Refuses more than there is room for anywhere, and quotes that are never closed.
+    """
+    folder = spool_folder()
+    most = max(memory_limit_bytes() // 4, free_bytes(folder))
     size, quoted = 0, False
     with _unpacked(file.path) as raw:
         for block in iter(lambda: raw.read(1 << 20), b""):
@@ -196,12 +253,13 @@ def _check_bytes(file: _Text) -> None:
             quoted = quoted or b'"' in block
             if size > most:
                 raise DataError(
-                    f"{file.path}: holds more than {most:,} bytes of text, an eighth of the memory "
-                    "here; split the file, or store it as Parquet or .npz"
+                    f"{file.path}: holds more than {most:,} bytes of text, which fit neither in "
+                    f"memory nor on the disk of {folder}; set TMPDIR to a folder on a larger one"
                 )
     if quoted:  # an open quote hides the rows after it
         for _ in _rows(file._replace(separator=_separator(file))):
             pass
+    return size
 
 
 def _blank_lines(file: _Text) -> int:

@@ -7,6 +7,8 @@ from jmlp.data.dataset import Columns, RawSplits, memory_limit_bytes, reading
 from jmlp.data.formats.arrow import arrow, check_names, choose, raw_of
 from jmlp.errors import DataError
 
+_CSV = (".csv", ".tsv", ".csv.gz", ".csv.zip", ".tsv.gz", ".tsv.zip")
+
 
 def read_jsonl(path: Path, columns: Columns) -> RawSplits:
     """The rows of a .jsonl file: an object a line, the same keys in each."""
@@ -58,9 +60,12 @@ def read_parquets(path: Path, files: list[Path], columns: Columns) -> RawSplits:
         return _rows(path, whole.unify_dictionaries(), columns, find)
 
 
-def parquet_files(path: Path) -> list[Path]:
-    """Those of a folder, if it holds any, in the order of their names."""
-    return sorted(path.glob("*.parquet")) if path.is_dir() else []
+def table_files(path: Path) -> list[Path]:
+    """Those of a folder, Parquet or else CSV, if it holds any, in the order of their names."""
+    if not path.is_dir():
+        return []
+    csvs = [file for end in _CSV for file in path.glob(f"*{end}")]
+    return sorted(path.glob("*.parquet")) or sorted(csvs)
 
 
 def _rows(path: Path, table: Any, columns: Columns, find: Any) -> RawSplits:
