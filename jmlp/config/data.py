@@ -60,15 +60,16 @@ class DataConfig(Section):
     test_path: Annotated[str | None, Mark.MAY_CHANGE] = None
     """Test rows, in the format of `path`. Otherwise drawn: `test_fraction`."""
     target: Names = ()
-    """Target columns of a table. Several make a multi-output regression."""
+    """Target columns of a table. Several are a multi-output regression, or labels: `task`."""
     features: Names = ()
     """Feature columns of a table; none means all but the targets and `weight`."""
     weight: str | None = None
     """Column of a table, or array of an archive, with the weight of each row: a row of weight 2
     counts as two, in losses and metrics. It is no feature."""
-    task: Literal["auto", "classification", "regression"] = "auto"
+    task: Literal["auto", "classification", "regression", "multilabel"] = "auto"
     """auto: text, booleans and whole numbers are classes if these are at most 20 different ones,
-    or 0 to K-1 without a gap, ten rows each or more. All else is a regression."""
+    or 0 to K-1 without a gap, ten rows each or more. All else is a regression. multilabel:
+    several targets of 0 or 1, yes or no, each predicted by itself."""
     classes: Annotated[Int, Field(ge=2, le=1_000_000)] | None = None
     """Number of classes, when labels are the integers 0..classes-1."""
     val_fraction: Rate = 0.1

@@ -57,7 +57,7 @@ class Schema(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     task: str
-    """classification or regression"""
+    """classification, regression, or multilabel: targets of 0 or 1 each"""
     features: int
     """F, the number of inputs of a row; of a table with `columns`, numbers and codes of levels"""
     feature_names: tuple[str, ...] = ()
@@ -155,6 +155,8 @@ class Columns(NamedTuple):
     """how the others are read; None: as they look"""
     exclude: tuple[str, ...] = ()
     """columns that are no features"""
+    truths: bool = False
+    """targets are truth values, one or several"""
     carry: tuple[str, ...] = ()
     """columns that predictions carry along; of labelled rows they are no features either"""
     csv: CsvFormat = CsvFormat()

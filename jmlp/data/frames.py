@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jmlp.data.arrays import labels
-from jmlp.data.columns.cells import NUMBER_CELL
+from jmlp.data.columns.cells import BOOLEAN, NUMBER_CELL
 from jmlp.data.columns.objects import refusal, typed_values
 from jmlp.data.dataset import Columns, Raw
 from jmlp.errors import DataError
@@ -154,8 +154,14 @@ def raw_of_table(table: Table, columns: Columns) -> Raw:
     return Raw(x, None, table.where, names, cells=tuple(cells), words=tuple(words))
 
 
-def targets_of_table(table: Table) -> np.ndarray:
-    """(N,) labels or quantities of a table of one column, else (N, K) float64."""
+def targets_of_table(table: Table, truths: bool = False) -> np.ndarray:
+    """(N,) labels or quantities of a table of one column, else (N, K) float64; as of `truths`."""
+    if truths:
+        found = [
+            typed_values((table.where, name), column, _values(column), BOOLEAN).x
+            for name, column in zip(table.names, table.columns, strict=True)
+        ]
+        return np.stack(found, 1)
     if len(table.columns) == 1:
         return target_of(table.where, table.names[0], table.columns[0])
     columns = zip(table.names, table.columns, strict=True)

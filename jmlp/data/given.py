@@ -100,7 +100,7 @@ def _training(x: Any, y: Any, columns: Columns) -> Raw:
                 "data: has x but no y; without y, x must be a table with the columns of data.target"
             )
         features, targets, notes, *_ = choose("x", table.names, columns)
-        raw = _with_table(raw_of_table(table.pick(features), columns), table.pick(targets))
+        raw = _with_table(raw_of_table(table.pick(features), columns), table.pick(targets), columns)
         return raw._replace(notes=notes)
     if table is None:
         carried.refuse("x", columns.carry)
@@ -118,7 +118,7 @@ def _training(x: Any, y: Any, columns: Columns) -> Raw:
     if table is not None and out & set(table.names):
         table = table.pick([name for name in table.names if name not in out])
     raw = arrays.raw("x", x, None) if table is None else raw_of_table(table, columns)
-    raw = _with_given(raw, "y", y, columns.target)
+    raw = _with_given(raw, "y", y, columns.target, columns)
     both = [name for name in raw.target_names if name in raw.feature_names and not _generated(raw)]
     if both:
         raise DataError(
@@ -146,8 +146,9 @@ def _held_out(suffix: str, x: Any, y: Any, train: Raw, columns: Columns) -> Raw:
     if y is None:
         if table is None or not set(train.target_names) <= set(table.names):
             raise DataError(f"data: has {origin} but no y{suffix}")
-        return _with_table(raw, table.pick(train.target_names))
-    return _with_given(raw, f"y{suffix}", y, () if _generated(train) else train.target_names, True)
+        return _with_table(raw, table.pick(train.target_names), columns)
+    wanted = () if _generated(train) else train.target_names
+    return _with_given(raw, f"y{suffix}", y, wanted, columns, optional=True)
 
 
 def raw_features(origin: str, x: Any, columns: Columns, table: Table | None = None) -> Raw:
@@ -214,29 +215,31 @@ def _labelled(x: Any, y: Any, columns: Columns) -> Raw:
     known = columns.target
     if y is not None:
         named = raw._replace(target_names=known)
-        return _with_given(raw, "y", y, () if _generated(named) else known, True)
+        wanted = () if _generated(named) else known
+        return _with_given(raw, "y", y, wanted, columns, optional=True)
     if table is None:
         raise DataError("y is missing: give the targets of x")
-    return _with_table(raw, table.pick(known))
+    return _with_table(raw, table.pick(known), columns)
 
 
-def _with_table(raw: Raw, table: Table) -> Raw:
-    return raw._replace(y=targets_of_table(table), target_names=table.names)
+def _with_table(raw: Raw, table: Table, columns: Columns) -> Raw:
+    return raw._replace(y=targets_of_table(table, columns.truths), target_names=table.names)
 
 
 def _with_given(
-    raw: Raw, origin: str, y: Any, wanted: tuple[str, ...], optional: bool = False
+    raw: Raw, origin: str, y: Any, wanted: tuple[str, ...], columns: Columns, optional: bool = False
 ) -> Raw:
     """`raw` with targets given apart: those called `wanted`, if any.
 
     Args:
+      columns: say whether targets are truth values.
       optional: y may have no names.
     """
     table = table_of(origin, y) if is_frame(y) or isinstance(y, Mapping) else None
     name = name_of(y)
     if table is not None and not table.numbered:
         table = table.pick(wanted) if wanted else table
-        return _counted(raw, origin, targets_of_table(table), table.names)
+        return _counted(raw, origin, targets_of_table(table, columns.truths), table.names)
     if table is None and name is not None:
         if wanted and wanted != (name,):
             raise DataError(
@@ -249,7 +252,7 @@ def _with_given(
             f"data.target={list(wanted)}: {origin} has no names of columns. Leave data.target "
             "out, or give a DataFrame or a Series of that name"
         )
-    values = arrays.labels(origin, y) if table is None else targets_of_table(table)
+    values = arrays.labels(origin, y) if table is None else targets_of_table(table, columns.truths)
     found = arrays.with_targets(raw, origin, values, "x")
     if wanted and len(wanted) == len(found.target_names):
         return found._replace(target_names=wanted)

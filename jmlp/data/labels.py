@@ -52,7 +52,7 @@ def missing_targets(y: np.ndarray) -> np.ndarray:
 def find_task(part: Part, config: DataConfig) -> str:
     """classification or regression, as told or as the values look."""
     y = part.y()
-    if config.classes and (config.task == "regression" or y.ndim == 2):
+    if config.classes and (config.task in ("regression", "multilabel") or y.ndim == 2):
         raise DataError(f"data.classes={config.classes} goes with one target of classes")
     if config.task != "auto":
         if config.task == "classification" and y.ndim == 2:
@@ -94,6 +94,8 @@ def task_notes(
             whole = y.ndim == 1 and not (y != np.floor(y)).any()
             what = f"{len(np.unique(y))} different whole numbers" if whole else "numbers"
             other = "; for classes set data.task=classification" if whole else ""
+            if y.ndim == 2 and np.isin(y, (0, 1)).all():
+                what, other = "all 0 or 1", "; for labels set data.task=multilabel"
         yield f"data.task=auto: {task} of {name}, {what}{other}"
     words = [c for c in classes if isinstance(c, str) and c.lower() in MISSING]
     if words:

@@ -97,6 +97,7 @@ def asked_columns(config: DataConfig, budget: Budget) -> Columns:
         cells=cells_wanted(config.columns),
         exclude=(*config.exclude, *out),
         carry=config.carry,
+        truths=config.task == "multilabel",
         csv=csv_format(config),
         weight=config.weight,
     )
@@ -112,6 +113,7 @@ def _columns_of(schema: Schema, labelled: bool, carry: tuple[str, ...] = ()) -> 
         cells={column.name: column.cell for column in schema.columns},
         cell=NUMBER_CELL,  # of a model that knows no columns: what it was trained on
         carry=carry,
+        truths=schema.task == "multilabel",
         csv=schema.csv,
         weight=schema.weight if labelled else None,
     )

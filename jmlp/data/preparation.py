@@ -32,7 +32,7 @@ from jmlp.data.moments import moments
 from jmlp.data.quantiles import normal, robust, some_of, spaced, with_ranks
 from jmlp.data.splits import draw
 from jmlp.data.spool import Budget, chunks, empty, is_mapped, release, spool_folder
-from jmlp.data.targets import Wanted, check_targets, scale_of
+from jmlp.data.targets import LABELS, Wanted, check_targets, scale_of
 from jmlp.errors import DataError
 
 _SPLIT_STREAM = 2**63  # keeps the splits' random stream apart from the epochs'
@@ -58,12 +58,13 @@ def make_dataset(
     """
     budget = budget or Budget()
     plans = column_plans(raws.train, config) if plans is None else plans
+    targets = LABELS if config.task == "multilabel" else targets
     notes = [note for raw in raws if raw is not None for note in raw.notes]
     notes += plan_notes(plans, config)
     parts: dict[str, Part] = {}
     for name, raw in raws._asdict().items():
         if raw is not None:
-            if config.task == "regression":
+            if config.task in ("regression", "multilabel"):
                 raw = as_quantities(raw)
             if raw.x.shape[1] != raws.train.x.shape[1] and not plans:
                 raise DataError(

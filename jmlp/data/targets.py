@@ -22,6 +22,20 @@ class Wanted(Protocol):
     def said(self) -> str: ...
 
 
+class _Labels:
+    """Wanted of several labels: each is 0 or 1, and stays so."""
+
+    scale: Literal["none"] = "none"
+    said = "of 0 or 1 each, as data.task is multilabel"
+
+    @staticmethod
+    def allowed(y: np.ndarray) -> np.ndarray:
+        return (y == 0) | (y == 1)
+
+
+LABELS = _Labels()
+
+
 def check_targets(wanted: Wanted | None, part: Part, y: np.ndarray) -> None:
     """Refuses targets (N, K) of `part` that are not allowed.
 

@@ -195,7 +195,7 @@ class MLPClassifier(ClassifierMixin, BaseMLP):
 
     def _kind(self) -> tuple[dict[str, Any], str]:
         if self._labels:
-            return {"task": "regression"}, "multilabel_cross_entropy"
+            return {"task": "multilabel"}, "multilabel_cross_entropy"
         loss = "binary_cross_entropy" if len(self.classes_) == 2 else "cross_entropy"
         return {"task": "classification", "classes": len(self.classes_)}, loss
 

@@ -82,7 +82,11 @@ LOSSES: Lines[Loss] = Lines({
 """The losses by the names that `train.loss` takes; one's own may be added. Of a file that nothing
 here imports a line is `module:NAME`."""
 CHOICES = {"auto": Choice()}
-DEFAULTS = {"classification": "cross_entropy", "regression": "squared_error"}
+DEFAULTS = {
+    "classification": "cross_entropy",
+    "regression": "squared_error",
+    "multilabel": "multilabel_cross_entropy",
+}
 
 
 def _by_dtype(smoothing: float = 0.0) -> PerRow:

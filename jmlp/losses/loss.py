@@ -42,7 +42,7 @@ def predictions_of(outputs: np.ndarray, schema: Schema) -> dict[str, np.ndarray]
     Returns:
       `prediction` (N,) of labels and `p_<label>` (N,) each; or one (N,) a target, in its units.
     """
-    if schema.task == "regression":
+    if schema.task != "classification":
         values = outputs * np.array(schema.y_scale) + np.array(schema.y_mean)
         return {name: values[:, i] for i, name in enumerate(schema.target_names)}
     shifted = outputs - outputs.max(1, initial=-np.inf, keepdims=True)

@@ -149,7 +149,7 @@ def raw_of(
         values = as_values(table[name], (find, name), cells, columns.cell_of(name))
         x[:, place] = values.x
         found.append(values._replace(x=x[:0, place]))
-    y = targets_in(table, targets, find, cells)
+    y = targets_in(table, targets, find, cells, columns.truths)
     raw = Raw(x, y, find, tuple(features), tuple(targets), notes=notes)
     raw = raw._replace(weight=weights_in(table, weight, find, cells))
     return described(raw._replace(carried={name: table[name] for name in carried}), found)
@@ -176,14 +176,15 @@ def described(raw: Raw, columns: Sequence[Values]) -> Raw:
 
 
 def targets_in(
-    table: Any, targets: Sequence[str], find: Find, cells: Cells = TYPED
+    table: Any, targets: Sequence[str], find: Find, cells: Cells = TYPED, truths: bool = False
 ) -> np.ndarray | None:
-    """(N,) or (N, K) targets of an arrow table, if any are asked for."""
-    if len(targets) == 1:
+    """(N,) or (N, K) targets of an arrow table, if any are asked for; (N, K) of `truths`."""
+    if len(targets) == 1 and not truths:
         return as_target(table[targets[0]], cells)
     if not targets:
         return None
-    columns = [as_values(table[t], (find, t), cells, NUMBER_CELL).x for t in targets]
+    cell = BOOLEAN if truths else NUMBER_CELL
+    columns = [as_values(table[t], (find, t), cells, cell).x for t in targets]
     return np.stack(columns, 1)
 
 

@@ -66,8 +66,8 @@ def streamed(
                     release(x)
             found.append(values._replace(x=x[:0, place]))
         beside = {name: _column(file, name) for name in (*targets, *weight)}
-        raw = Raw(x, targets_in(beside, targets, find, cells), find, tuple(features),
-                  tuple(targets), notes=notes)  # fmt: skip
+        y = targets_in(beside, targets, find, cells, columns.truths)
+        raw = Raw(x, y, find, tuple(features), tuple(targets), notes=notes)
         kept = {name: _column(file, name) for name in carried}
         raw = raw._replace(weight=weights_in(beside, weight, find, cells), carried=kept)
     return described(raw, found)

@@ -53,7 +53,7 @@ def read(path: Path, columns: Columns) -> RawSplits:
             piece = min(max(budget.limit // 8, _PIECE[0]), _PIECE[1])
             x, found = _spooled(path, shape, meta, features, targets, find, piece, columns)
             table = _columns(path, shape, beside)
-            y = targets_in(table, targets, find)
+            y = targets_in(table, targets, find, truths=columns.truths)
             raw = Raw(x, y, find, tuple(features), tuple(targets), notes=notes)
             raw = raw._replace(weight=weights_in(table, weight, find))
             return RawSplits(described(raw._replace(carried=_carried(path, chosen)), found))
