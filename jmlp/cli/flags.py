@@ -180,7 +180,7 @@ class Inspect:
     """
 
     file: tyro.conf.Positional[Path]
-    """.csv, .tsv, .jsonl, .parquet, .feather (text also .gz, .zip), or a folder of Parquet or CSV"""
+    """.csv, .tsv, .jsonl, .parquet, .feather (text also .gz, .zip), a folder of Parquet or CSV"""
     out: Annotated[Path | None, tyro.conf.arg(metavar="CONFIG", help_behavior_hint="")] = None
     """write a config here, with a comment a column"""
     json_: Json = False

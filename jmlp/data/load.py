@@ -4,7 +4,7 @@ import glob
 import logging
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -54,6 +54,29 @@ def load(
     """
     if isinstance(arrays, Dataset):
         return weights.checked(arrays)
+    dataset = _loaded(config, seed, arrays, targets)
+    return dataset._replace(notes=(*unused_notes(config, arrays), *dataset.notes))
+
+
+def unused_notes(config: DataConfig, arrays: object) -> Iterator[str]:
+    """A sentence for each key of CSV files that is said of other rows."""
+    paths = [path for path in (config.path, config.val_path, config.test_path) if path]
+    if arrays is None and any(is_csv(path) for path in paths):
+        return
+    keys = ("missing_words", "separator", "encoding", "decimal", "thousands")
+    origin = "rows from Python" if arrays is not None else config.path or config.name
+    for key in keys:
+        if key in config.changed():
+            yield f"data.{key} does nothing here: it is of CSV files, and {origin} is none"
+
+
+def is_csv(path: str) -> bool:
+    """Whether a file, folder or pattern is of CSV files, by its names."""
+    found = list(map(str, tables.table_files(Path(os.path.expanduser(path))))) or [path]
+    return any(name.endswith((*tables.CSV, "csv*", "tsv*")) for name in found)
+
+
+def _loaded(config: DataConfig, seed: int, arrays: Any, targets: Wanted | None) -> Dataset:
     budget = Budget(None if config.memory_limit == "auto" else int(config.memory_limit))
     columns = asked_columns(config, budget)
     if arrays is not None:

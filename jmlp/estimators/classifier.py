@@ -66,6 +66,8 @@ class MLPClassifier(ClassifierMixin, BaseMLP):
       validation_scores_, best_validation_score_: with `early_stopping`, else None.
     """
 
+    class_weight: Mapping[Any, float] | str | None
+
     def __init__(
         self,
         hidden_layer_sizes: int | Sequence[int] = (100,),
@@ -94,16 +96,7 @@ class MLPClassifier(ClassifierMixin, BaseMLP):
         step: str = "sharded",
         config: Mapping[str, Any] | None = None,
     ):
-        self.class_weight = class_weight
-        super().__init__(
-            hidden_layer_sizes, activation, solver=solver, alpha=alpha, batch_size=batch_size,
-            learning_rate=learning_rate, learning_rate_init=learning_rate_init,
-            max_iter=max_iter, shuffle=shuffle, random_state=random_state, tol=tol,
-            verbose=verbose, warm_start=warm_start, momentum=momentum,
-            early_stopping=early_stopping, validation_fraction=validation_fraction,
-            beta_1=beta_1, beta_2=beta_2, epsilon=epsilon, n_iter_no_change=n_iter_no_change,
-            mesh=mesh, step=step, config=config,
-        )  # fmt: skip
+        super().__init__(locals())
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()

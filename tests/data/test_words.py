@@ -156,3 +156,23 @@ def test_a_class_that_is_taken_as_missing_is_not_only_deleted(tmp_path):
         load(DataConfig(path=str(tmp_path / "t.csv"), target=("kind",)), 0)
     config = DataConfig(path=str(tmp_path / "t.csv"), target=("kind",), missing_words=())
     assert load(config, 0).schema.classes == ("1", "2", "none")
+
+
+def test_keys_of_csv_files_that_are_said_of_others_are_told(tmp_path):
+    frame = pd.DataFrame({"a": np.arange(40.0), "kind": ["x", "y"] * 20})
+    frame.to_parquet(tmp_path / "t.parquet")
+    keys = {"target": "kind", "missing_words": ["-"]}
+
+    def said(dataset):
+        return [note for note in dataset.notes if "does nothing here" in note]
+
+    (note,) = said(load_file(tmp_path / "t.parquet", **keys))
+    assert note.startswith("data.missing_words does nothing") and "t.parquet is none" in note
+    (note,) = said(load(DataConfig(target="kind", decimal=","), 0, frame))
+    assert note.startswith("data.decimal") and "rows from Python" in note
+    (tmp_path / "folder").mkdir()
+    for name in ("t.csv", "folder/a.tsv.gz"):
+        frame.to_csv(tmp_path / name, index=False, sep="\t" if "tsv" in name else ",")
+    for path in ("t.csv", "folder", "*.csv"):
+        assert not said(load_file(tmp_path / path, **keys))
+    assert not said(load_file(tmp_path / "t.parquet", target="kind"))

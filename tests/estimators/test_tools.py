@@ -1,6 +1,7 @@
 """The estimators inside scikit-learn's tools, and in other processes."""
 
 import pickle
+import signal
 import subprocess
 import sys
 
@@ -18,7 +19,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 from jmlp import MLPClassifier, MLPRegressor
-from jmlp.estimators import sharing
+from jmlp.estimators import fitting, sharing
 from jmlp.programs.train import TrainProgram
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
@@ -118,3 +119,22 @@ def test_searching_over_processes():
 def test_other_ways_to_train(step):
     model = MLPClassifier(**SMALL | {"mesh": {"data": 2}}, step=step).fit(X, Y)
     assert model.score(X, Y) > 0.8
+
+
+def test_ctrl_c_ends_a_fit_and_the_loop_around_it(monkeypatch):
+    steps = fitting.Stopping.on_evaluation
+
+    def interrupted(self, *args):
+        signal.raise_signal(signal.SIGINT)
+        steps(self, *args)
+
+    monkeypatch.setattr(fitting.Stopping, "on_evaluation", interrupted)
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        MLPClassifier(max_iter=50, mesh={"data": 1}).fit(np.eye(40), np.arange(40) % 2)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_parameters_are_those_of_the_signature_and_nothing_else():
+    for estimator in (MLPClassifier, MLPRegressor):
+        assert vars(estimator(alpha=3.0)) == estimator().get_params() | {"alpha": 3.0}

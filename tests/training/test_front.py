@@ -18,7 +18,7 @@ CONFIG = {"data": {"name": "wine"}, "mesh": {"data": 2}, "train": {"epochs": 2, 
 
 
 def test_completion_shows_the_api():
-    assert set(jmlp.__all__) <= set(dir(jmlp))
+    assert sorted(jmlp.__all__) == dir(jmlp)
 
 
 def test_values_are_told_in_a_few_lines(tmp_path):

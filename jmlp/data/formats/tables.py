@@ -7,7 +7,8 @@ from jmlp.data.dataset import Columns, RawSplits, memory_limit_bytes, reading
 from jmlp.data.formats.arrow import arrow, check_names, choose, raw_of
 from jmlp.errors import DataError
 
-_CSV = (".csv", ".tsv", ".csv.gz", ".csv.zip", ".tsv.gz", ".tsv.zip")
+CSV = (".csv", ".tsv", ".csv.gz", ".csv.zip", ".tsv.gz", ".tsv.zip")
+"""how names of CSV files end"""
 
 
 def read_jsonl(path: Path, columns: Columns) -> RawSplits:
@@ -64,7 +65,7 @@ def table_files(path: Path) -> list[Path]:
     """Those of a folder, Parquet or else CSV, if it holds any, in the order of their names."""
     if not path.is_dir():
         return []
-    csvs = [file for end in _CSV for file in path.glob(f"*{end}")]
+    csvs = [file for end in CSV for file in path.glob(f"*{end}")]
     return sorted(path.glob("*.parquet")) or sorted(csvs)
 
 
