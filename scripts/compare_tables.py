@@ -34,7 +34,7 @@ def main() -> None:
     rows = read_rows(args.out, args.rows, args.threads)
     tables = report.tables(rows, args.sets, args.methods)
     text = report.markdown(tables)
-    print(text)
+    print(text, end="")
     if args.report:
         args.report.write_text(text)
         kept = {"tables": tables, "results": rows}

@@ -5,6 +5,7 @@ or keep the best weights see the validation rows too. Where a library takes no t
 values, the steps that its documentation recommends stand before it, and count as fitting.
 """
 
+import json
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from importlib.util import find_spec
@@ -190,6 +191,14 @@ def _start_sklearn() -> None:
         import_module(f"sklearn.{name}")
 
 
+def _value(text: str) -> object:
+    """A number, a list or a truth value as in JSON; all else is a word."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
+
+
 METHODS: dict[str, Method] = {
     "jmlp": Method(_jmlp(), _start_jmlp, like="sklearn MLP"),
     "jmlp estimator": Method(_jmlp_estimator, _start_jmlp, like="sklearn MLP"),
@@ -216,11 +225,9 @@ def method_of(name: str) -> Method:
     first, *settings = name.split()
     if first != "jmlp" or not all("=" in setting for setting in settings):
         raise KeyError(name)
-    import yaml
-
     tree: dict[str, dict[str, object]] = {}
     for setting in settings:
         key, _, value = setting.partition("=")
         section, _, word = key.partition(".")
-        tree.setdefault(section, {})[word] = yaml.safe_load(value)
+        tree.setdefault(section, {})[word] = _value(value)
     return Method(_jmlp(**tree), _start_jmlp, like="sklearn MLP")
