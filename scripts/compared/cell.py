@@ -52,6 +52,7 @@ def measure(cell: Cell, cap: int, threads: int) -> dict[str, Any]:
         "fit_cpu_s": round(fit_cpu_s, 3),
         "predict_s": round(predict_s, 4),
         **{name: round(float(value), 3) for name, value in fitted.told.items()},
+        "programs": "afresh" if os.environ.get("JMLP_CACHE") == "off" else "kept",
         "task": "classification" if split.classes else "regression",
         "rows": [len(split.y), len(split.y_val), len(split.y_test)],
         "columns": [len(split.x.columns), len(split.x.select_dtypes("category").columns)],
@@ -87,7 +88,10 @@ def versions() -> dict[str, str]:
 
 
 def environment(threads: int) -> dict[str, str]:
-    """Of a process: so many threads for each library, and nothing compiled before."""
+    """Of a process: so many threads for each library, and nothing compiled before.
+
+    `JMLP_CACHE=FOLDER`, from outside, keeps what jmlp compiles: the seeds after the first find it.
+    """
     pools = ("OMP", "OPENBLAS", "MKL", "NUMEXPR")
     told = {f"{pool}_NUM_THREADS": str(threads) for pool in pools} | {"PJRT_NPROC": str(threads)}
     return {"JAX_PLATFORMS": "cpu", "JMLP_CACHE": "off", **os.environ, **told}

@@ -101,7 +101,7 @@ def _jmlp_estimator(split: Split, seed: int, threads: int) -> Fitted:
 
 def _start_pytabkit() -> None:
     if find_spec("pytabkit") is None:
-        raise MissingPackageError("pytabkit is not installed: pip install torch pytabkit")
+        raise MissingPackageError("pytabkit is not installed: pip install -e '.[compare]'")
     import_module("pytabkit.models.sklearn.sklearn_interfaces")
     import_module("pytabkit.models.alg_interfaces.tabm_interface")
     import_module("pytabkit.models.training.lightning_modules")
