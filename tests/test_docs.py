@@ -91,6 +91,7 @@ SMALL = [
 BENCHES = {
     "step": {"--cases": ["8/16"], "--repeats": ["1"]},
     "stream": {"--cases": ["8/16"], "--repeats": ["1"], "--only": ["device", "npz"]},
+    "columns": {"--repeats": ["1"]},
     "comm": {"--only": ["ring none"], "--repeats": ["1"]},
     "compress": {"--only": ["int8"], "--epochs": ["1"], "--repeats": ["1"]},
     "async": {"--only": ["staleness 1"], "--repeats": ["1"]},
@@ -144,7 +145,7 @@ def need_run(folder):
 @pytest.fixture
 def quick(monkeypatch):
     """Benches that do not measure, and rows that are there."""
-    from jmlp.bench import asynchronous, comm, compress, reproducible, step, stream
+    from jmlp.bench import asynchronous, columns, comm, compress, reproducible, step, stream
 
     for module in (step, stream, reproducible):
         monkeypatch.setattr(module, "TARGET_S", 1e-9)
@@ -152,6 +153,8 @@ def quick(monkeypatch):
     monkeypatch.setattr(stream, "FILE_BYTES", 2_000_000)
     monkeypatch.setattr(stream, "LIMIT_BYTES", 100_000)
     monkeypatch.setattr(reproducible, "ROWS", (8,))
+    monkeypatch.setattr(columns, "ROWS", 3000)
+    monkeypatch.setattr(columns, "STEPS", 2)
     monkeypatch.setattr(comm, "SIZES", (1000,))
     monkeypatch.setattr(comm, "_TIMED_S", 1e-9)
     for module in (asynchronous, compress):

@@ -88,6 +88,8 @@ class Recipe(TypedDict, total=False):
     sample: str
     limit_bytes: int
     rows_bytes: int
+    table_rows: int
+    batch: int
     virtual_shards: int
     workers: int
     exchanges: dict[int, int]

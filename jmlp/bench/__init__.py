@@ -1,12 +1,23 @@
 """Measurements that a user can repeat: `jmlp bench NAME`."""
 
-from jmlp.bench import asynchronous, comm, compress, peers, push_pull, reproducible, step, stream
+from jmlp.bench import (
+    asynchronous,
+    columns,
+    comm,
+    compress,
+    peers,
+    push_pull,
+    reproducible,
+    step,
+    stream,
+)
 
 BENCHES = {
     "step": step.run,
     "peers": peers.run,
     "comm": comm.run,
     "stream": stream.run,
+    "columns": columns.run,
     "compress": compress.run,
     "async": asynchronous.run,
     "push-pull": push_pull.run,

@@ -95,7 +95,7 @@ def interleaved(timed: Mapping[str, Measured], repeats: int) -> dict[str, list[f
 
 
 def compared(
-    case: Case, samples: Mapping[str, Sequence[float]], against: str, simulated: bool = False
+    case: Case | str, samples: Mapping[str, Sequence[float]], against: str, simulated: bool = False
 ) -> list[CaseRow]:
     """Rows of `case, name, samples_per_second, ratio, against`.
 
@@ -108,7 +108,7 @@ def compared(
         ratio = None if simulated else round(median(ratios), 3)
         rows.append(
             {
-                "case": case.name,
+                "case": case if isinstance(case, str) else case.name,
                 "name": name,
                 "samples_per_second": list(speeds),
                 "ratio": ratio,

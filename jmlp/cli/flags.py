@@ -271,11 +271,12 @@ class Comm:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Bench:
-    """Measure: `step`, `peers`, `stream`, `comm`, `compress`, `async`, `push-pull`, `reproducible`.
+    """Measure: step, peers, stream, columns, comm, compress, async, push-pull or reproducible.
 
     step: samples/s of `jmlp train` against JAX loops written by hand, and the machine's rate.
     peers: against scikit-learn, torch, torch DDP and Keras (pip install 'jmlp[peers]'), with
     the accuracy of each. stream: rows beyond the memory limit against rows on the device.
+    columns: from a file of a mixed table to batches, against pandas with scikit-learn and grain.
     comm: the time of an exchange by topology and compressor. compress: accuracy against
     bytes, Fashion-MNIST on 8 devices with each compressor. async: accuracy there by
     staleness bound, with stragglers, and by steps between exchanges. push-pull: exchanges
@@ -286,7 +287,7 @@ class Bench:
     """
 
     what: tyro.conf.Positional[str]
-    """step, peers, stream, comm, compress, async, push-pull or reproducible"""
+    """step, peers, stream, columns, comm, compress, async, push-pull or reproducible"""
     cases: Annotated[tuple[str, ...], tyro.conf.arg(help_behavior_hint="")] = ()
     """step, peers, stream: hidden widths and batch size (default: 64-64/64, 512-512/256 and
     2048-2048/1024; stream only the second)"""

@@ -191,10 +191,11 @@ def encode_labels(y: np.ndarray, classes: Sequence[int | str]) -> np.ndarray:
         known |= {word.title(): place for word, place in known.items()}
         known |= {word.upper(): place for word, place in known.items()}
         known |= dict(zip(plain, places, strict=True))
-        found = (
-            known.get(v, by_number.get(float(v), -1) if is_number(v) else -1) for v in y.tolist()
-        )
-        return np.fromiter(found, np.int32, len(y))
+        words = y.tolist()
+        code = {
+            v: known.get(v, by_number.get(float(v), -1) if is_number(v) else -1) for v in set(words)
+        }
+        return np.fromiter(map(code.__getitem__, words), np.int32, len(y))
     labels = np.array(numbers)
     order = np.lexsort((np.array(codes), labels))
     place = np.clip(np.searchsorted(labels, y, sorter=order), 0, len(labels) - 1)

@@ -277,6 +277,7 @@ DRAWN: dict[str, Callable[[Result[Any]], Figure]] = {
     "step": speeds,
     "peers": speeds,
     "stream": speeds,
+    "columns": speeds,
     "comm": exchanges,
     "compress": compress,
     "async": asynchronous,

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from jmlp.bench import asynchronous, compress, peers, push_pull, reproducible
+from jmlp.bench import asynchronous, columns, compress, peers, push_pull, reproducible
 from jmlp.bench.peer_loops import PEERS, Rows
 from jmlp.bench.resume import chosen
 from jmlp.bench.timing import Case
@@ -58,6 +58,17 @@ def test_reproducible_is_compared_with_plain(monkeypatch):
     plain, same = reproducible.measure([8], 1, Reporter.quiet())["rows"]
     assert (plain["name"], same["name"]) == ("plain", "reproducible")
     assert plain["ratio"] == 1 and same["ratio"] > 0
+
+
+def test_columns_are_measured_by_each_way(monkeypatch):
+    monkeypatch.setattr(columns, "ROWS", 3000)
+    monkeypatch.setattr(columns, "STEPS", 2)
+    result = columns.run(SimpleNamespace(repeats=1, only=[]), Reporter.quiet())
+    names = ["jmlp", "pandas + scikit-learn", "grain, row by row"]
+    want = [(end, name) for end in ("csv", "parquet") for name in names]
+    want += [("training", "numbers"), ("training", "mixed")]
+    assert [(row["case"], row["name"]) for row in result["rows"]] == want
+    assert all(len(row["samples_per_second"]) == 1 for row in result["rows"])
 
 
 def test_exchanges_of_threads_are_measured(monkeypatch):

@@ -3,11 +3,13 @@
 Everything here works on the different words of a column, of which there are few, not on rows.
 """
 
+import math
 import re
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, date, datetime
 from typing import Literal, NamedTuple
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from jmlp.data.words import is_code, is_number
@@ -23,6 +25,9 @@ _DAYS = ("%Y/%m/%d", "%d.%m.%Y", "%m/%d/%Y", "%d/%m/%Y", "%m-%d-%Y", "%d-%m-%Y",
 _TIMES = ("", " %H:%M", " %H:%M:%S", " %H:%M:%S.%f", " %I:%M %p", " %I:%M:%S %p")
 _SWAPPED = {"%m/%d/%Y": "%d/%m/%Y", "%m-%d-%Y": "%d-%m-%Y", "%m/%d/%y": "%d/%m/%y"}
 _ISO = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}([T ].*)?")
+_PLAIN_ISO = re.compile(
+    r"(?!0000)[0-9]{4}-[0-9]{2}-[0-9]{2}([T ][0-9]{2}:[0-9]{2}(:[0-9]{2}(\.[0-9]{1,6})?)?)?"
+)
 
 
 class Cell(BaseModel):
@@ -94,6 +99,9 @@ def read_words(words: Iterable[str], cell: Cell) -> Parsed:
         known = {word: float(at) for pair in TRUTHS for at, word in enumerate(pair)}
         known |= {"0": 0.0, "1": 1.0, "0.0": 0.0, "1.0": 1.0}
         return Parsed(cell, [known.get(word.lower(), float("nan")) for word in words])
+    words = list(words)
+    if cell.format == "iso" and (seconds := _plain_iso(words)) is not None:
+        return Parsed(cell, seconds)
     read = _number_reader(cell) if cell.kind == "number" else _date_reader(cell.format)
     return Parsed(cell, [read(word) for word in words])
 
@@ -184,9 +192,22 @@ def _dated(words: Sequence[str]) -> Cell | None:
     return None
 
 
+def _plain_iso(words: Sequence[str]) -> list[float] | None:
+    """Seconds of dates and times without a zone, all at once; None if others are among them."""
+    if not words or not all(map(_PLAIN_ISO.fullmatch, words)):
+        return None
+    try:
+        micros = np.array(words, "datetime64[us]").astype(np.int64)
+    except ValueError:  # a 30th of February
+        return None
+    return (micros / 10**6).tolist()
+
+
 def _all_fit(words: Sequence[str], form: str) -> bool:
+    if form == "iso" and _plain_iso(words) is not None:
+        return True
     read = _date_reader(form)
-    return all(read(word) == read(word) for word in words)
+    return not any(math.isnan(read(word)) for word in words)
 
 
 def _date_reader(form: str) -> Callable[[str], float]:

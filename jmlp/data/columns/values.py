@@ -91,6 +91,7 @@ def values_of_words(
     missing = missing_of(cells.missing_words)
     given = [word for word in plain if word.lower() not in missing]
     found = None
+    finite: list[str] = []
     if cell is None or cell == ANY_NUMBER:
         finite = [word for word in given if word.lower() not in _INFINITE]
         found = understood(finite, cells.decimal, cells.thousands, cells.separator)
@@ -102,7 +103,10 @@ def values_of_words(
                 _refuse_mixed(plain, place, at, missing)
             return _codes(plain, place, cells)
         cell = found.cell if found else NUMBER_CELL
-    read = read_words(plain, cell).values
+    known = dict(zip(finite, found.values, strict=True)) if found else {}
+    rest = [word for word in plain if word not in known]
+    known |= dict(zip(rest, read_words(rest, cell).values, strict=True))
+    read = [known[word] for word in plain]
     for code, word in enumerate(plain):
         if read[code] != read[code] and word.lower() not in missing and (place == code).any():
             _refuse(word, int(np.flatnonzero(place == code)[0]), at, cell)

@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from jmlp.data.columns.cells import understood
+from jmlp.data.columns.cells import Cell, read_words, understood
 
 
 def stamp(*parts):
@@ -98,3 +98,19 @@ def test_values_that_do_not_fit_are_nan():
     for cell in (Cell(), Cell(kind="boolean"), Cell(kind="datetime", format="iso")):
         assert math.isnan(read_words(["something"], cell).values[0])
     assert read_words(["inf", "-Infinity"], Cell()).values == [math.inf, -math.inf]
+
+
+def test_many_dates_at_once_are_what_they_are_one_by_one():
+    words = [
+        "2020-02-29",
+        "1969-12-31 23:59:59.999999",
+        "9999-12-31T23:59",
+        "0001-01-01 00:00:00.5",
+    ]
+    cell = Cell(kind="datetime", format="iso")
+    alone = [read_words([word, "2020-01-01T00:00:00+01:00"], cell).values[0] for word in words]
+    assert read_words(words, cell).values == alone
+    odd = ["2020-02-30", "0000-01-01", "2020-01-01 24:00", "2020-01-01T00:00:00Z"]
+    values = read_words([*words, *odd], cell).values
+    assert values[:4] == alone and values[-1] == 1577836800.0
+    assert all(value != value for value in values[4:7])
