@@ -114,3 +114,4 @@ def test_many_dates_at_once_are_what_they_are_one_by_one():
     values = read_words([*words, *odd], cell).values
     assert values[:4] == alone and values[-1] == 1577836800.0
     assert all(value != value for value in values[4:7])
+    assert math.isnan(read_words(["0000-01-01"], cell).values[0])  # which numpy has
