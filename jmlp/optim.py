@@ -21,7 +21,7 @@ from jmlp.config.tables import Lines
 from jmlp.deferred import lazy_imports
 from jmlp.errors import ConfigError
 from jmlp.sharding.layout import path_of
-from jmlp.types import Grads, OptState, Params, PyTree
+from jmlp.types import Grads, OptState, Params, PyTree, may_be_on
 
 with lazy_imports():
     import jax
@@ -84,14 +84,14 @@ def make_optimizer(
       freeze: patterns on paths of parameters whose updates are zero.
     """
     kind = OPTIMIZERS[config.name]
-    decays = _is_on(config.weight_decay)
+    decays = may_be_on(config.weight_decay)
     if decays and not kind.decays:
         raise ConfigError(
             f"optim.name={config.name} has no weight decay; use adamw for the decoupled kind"
         )
     rate = learning_rate(config, total_steps)
     parts: list[optax.GradientTransformation] = []
-    if _is_on(config.l2):
+    if may_be_on(config.l2):
         parts.append(optax.add_decayed_weights(config.l2, kernels))
     if config.clip_norm is not None:
         parts.append(clip_by_global_norm(config.clip_norm))
@@ -165,11 +165,6 @@ def hold(patterns: Sequence[str]) -> optax.GradientTransformation:
         return _on_paths(params, lambda path: any(re.search(p, path) for p in patterns))
 
     return optax.masked(optax.set_to_zero(), held)
-
-
-def _is_on(number: float | jax.Array) -> bool:
-    """Whether it does anything; of one that is traced nobody knows, and it may."""
-    return not isinstance(number, int | float) or number != 0
 
 
 def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:

@@ -60,3 +60,8 @@ JsonObject: TypeAlias = dict[str, "Json"]
 """an object of these"""
 Summary: TypeAlias = dict[str, Any]
 """summary.json: numbers, metrics by split, and what a parameter server reports"""
+
+
+def may_be_on(number: "float | jax.Array") -> bool:
+    """Whether a rate or a decay does anything; of one that is traced nobody knows, and it may."""
+    return not isinstance(number, int | float) or number != 0

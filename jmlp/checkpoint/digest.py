@@ -5,6 +5,7 @@ digests after a restore finds it.
 """
 
 import hashlib
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -97,10 +98,15 @@ def whole(leaf: jax.Array) -> np.ndarray:
 
 def fingerprint(params: Params) -> str:
     """SHA-256 over names, shapes, dtypes and bytes, in name order, gathered to the host."""
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    return fingerprint_of({path_of(path): whole(leaf) for path, leaf in leaves})
+
+
+def fingerprint_of(leaves: Mapping[str, np.ndarray]) -> str:
+    """The same, of arrays by their paths."""
     digest = hashlib.sha256()
-    leaves = {path_of(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
     for name in sorted(leaves):
-        value = np.ascontiguousarray(whole(leaves[name]))
+        value = np.ascontiguousarray(leaves[name])
         digest.update(f"{name} {value.shape} {value.dtype.str}\n".encode())
         digest.update(value.tobytes())
     return digest.hexdigest()

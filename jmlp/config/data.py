@@ -76,6 +76,11 @@ class DataConfig(Section):
     """Share of the training rows drawn for validation when none are given."""
     test_fraction: Rate = 0.2
     """Share of all rows drawn for testing when none are given."""
+    folds: Annotated[Int, Field(ge=2)] | None = None
+    """Cut the rows that are not for testing into so many parts, classes alike in each, and
+    validate on part `fold`, in place of val_fraction."""
+    fold: Annotated[Int, Field(ge=0)] = 0
+    """Which of the `folds` parts is for validation, from 0 on; beyond them, of another cut."""
     split_seed: Annotated[Int, Field(ge=0, lt=2**32)] = 0
     """Of the rows that are drawn. Apart from `seed`, so that runs of other seeds have the same."""
     columns: Annotated[
@@ -122,4 +127,8 @@ class DataConfig(Section):
             raise ValueError(f"give name ({self.name}) or path ({self.path}), not both")
         if self.name and (self.val_path or self.test_path):
             raise ValueError("val_path and test_path go with path, not with name")
+        if self.folds and self.val_path:
+            raise ValueError("folds cut validation rows from the others: leave val_path out")
+        if self.fold and not self.folds:
+            raise ValueError(f"fold={self.fold} is one of folds: set folds as well")
         return self

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pydantic
 
-from jmlp.config.fields import Section, expanded
+from jmlp.config.fields import Section, expanded, plain
 from jmlp.config.keys import Key, find_switch, keys_of, nearest, override
 from jmlp.config.run import Config
 from jmlp.config.yaml12 import read_yaml
@@ -42,6 +42,19 @@ def is_table(path: Path | str) -> bool:
 
 def _tree_of(path: Path) -> dict[str, Json]:
     return {"data": {"path": str(path)}} if is_table(path) else read_yaml(path)
+
+
+def read_tree(tree: Config | Mapping[str, object] | Path | str) -> JsonObject:
+    """The keys that a config says, of a mapping or of a YAML file; they are not checked yet.
+
+    Raises:
+      ConfigError: it is neither, or the file cannot be read.
+    """
+    if isinstance(tree, Config):
+        return tree.model_dump(mode="json")
+    if isinstance(tree, Mapping):
+        return {str(key): plain(value) for key, value in tree.items()}  # type: ignore[misc]
+    return _tree_of(expanded(tree))
 
 
 def override_config(config: Config, overrides: Sequence[str]) -> Config:

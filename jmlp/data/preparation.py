@@ -30,7 +30,7 @@ from jmlp.data.labels import (
 )
 from jmlp.data.moments import moments
 from jmlp.data.quantiles import normal, robust, some_of, spaced, with_ranks
-from jmlp.data.splits import draw
+from jmlp.data.splits import draw, part_of_cut
 from jmlp.data.spool import Budget, chunks, empty, is_mapped, release, spool_folder
 from jmlp.data.targets import LABELS, Wanted, check_targets, scale_of
 from jmlp.errors import DataError
@@ -175,6 +175,10 @@ def raise_missing(raw: Raw, row: int, column: int) -> NoReturn:
 # Splits.
 
 
+def _stream(seed: int, number: int) -> np.random.Generator:
+    return np.random.Generator(np.random.Philox(key=[seed, _SPLIT_STREAM + number]))
+
+
 def _draw(
     parts: dict[str, Part],
     encoded: dict[str, np.ndarray],
@@ -187,11 +191,16 @@ def _draw(
         ("test", config.test_fraction, 0),
         ("val", config.val_fraction, 1),
     ):
-        if name in parts or not fraction:
+        if name in parts or not (fraction or (name == "val" and config.folds)):
             continue
         train, y = parts["train"], encoded["train"]
-        rng = np.random.Generator(np.random.Philox(key=[seed, _SPLIT_STREAM + stream]))
-        chosen = draw(y if stratify else np.zeros(len(y), np.int32), fraction, rng)
+        groups = y if stratify else np.zeros(len(y), np.int32)
+        if name == "val" and config.folds:
+            cut, part = divmod(config.fold, config.folds)
+            stream = 2 + cut  # a cut of its own
+            chosen = part_of_cut(groups, config.folds, part, _stream(seed, stream))
+        else:
+            chosen = draw(groups, fraction, _stream(seed, stream))
         if not len(chosen) or len(chosen) == len(y):
             raise DataError(
                 f"{where_of(train, 0)}: {len(y)} rows are too few to draw {name} rows from; "

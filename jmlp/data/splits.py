@@ -25,3 +25,10 @@ def draw(y: np.ndarray, fraction: float, rng: np.random.Generator) -> np.ndarray
     groups = np.split(np.argsort(y, kind="stable"), np.cumsum(counts)[:-1])
     chosen = [rng.permutation(group)[:n] for group, n in zip(groups, take, strict=True)]
     return np.sort(np.concatenate(chosen))
+
+
+def part_of_cut(y: np.ndarray, folds: int, part: int, rng: np.random.Generator) -> np.ndarray:
+    """Sorted row numbers of one of `folds` parts, as alike in classes and in size as can be."""
+    shuffled = rng.permutation(len(y))
+    dealt = shuffled[np.argsort(y[shuffled], kind="stable")]  # class after class, like cards
+    return np.sort(dealt[part::folds])

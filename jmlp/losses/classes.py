@@ -12,6 +12,7 @@ from jmlp.config.sections import LossConfig
 from jmlp.deferred import lazy_imports
 from jmlp.losses.loss import Loss, PerRow, Targets, predictions_of, with_settings
 from jmlp.losses.members import mean_chances
+from jmlp.types import may_be_on
 
 if TYPE_CHECKING:
     from jmlp.data.dataset import Schema
@@ -34,7 +35,7 @@ def cross_entropy(outputs: jax.Array, y: jax.Array, smoothing: float = 0.0) -> j
     z = outputs - lax.stop_gradient(outputs.max(-1, keepdims=True))
     label = jnp.where(y[:, None] == jnp.arange(z.shape[-1])[None], z, 0).sum(-1)
     # Smoothed targets are (1-s) one-hot + s/K: the second part is a plain mean.
-    if smoothing:
+    if may_be_on(smoothing):
         label = (1 - smoothing) * label + smoothing * z.mean(-1)
     return jnp.log(jnp.exp(z).sum(-1)) - label
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
 from jmlp.config.sections import LossConfig
 from jmlp.errors import ConfigError
+from jmlp.types import may_be_on
 
 if TYPE_CHECKING:
     from jmlp.data.dataset import Schema
@@ -89,7 +90,7 @@ class Loss:
     which metrics judge"""
     predictions: Callable[[np.ndarray, Schema], dict[str, np.ndarray]] = predictions_of
     """(N, O) float64 outputs -> columns of a table of predictions"""
-    smoothed: Callable[[float], PerRow] | None = None
+    smoothed: Callable[[Any], PerRow] | None = None
     """`train.label_smoothing` -> what is differentiated instead; evaluation takes `per_row`"""
     targets: Targets = Targets()
     """how the targets of a regression are scaled for it, and which it allows"""
@@ -115,11 +116,11 @@ class Loss:
     make: Callable[[Any], Loss] | None = None
     """(an instance of `settings`) -> the loss with those; None: it has none"""
 
-    def in_training(self, smoothing: float) -> Loss:
+    def in_training(self, smoothing: float | jax.Array) -> Loss:
         """This loss with labels smoothed, where it has labels."""
         if self.trains is not None:
             return self.trains(smoothing)
-        if not smoothing or self.smoothed is None:
+        if self.smoothed is None or not may_be_on(smoothing):
             return self
         return replace(self, per_row=self.smoothed(smoothing))
 

@@ -23,6 +23,7 @@ from jmlp.config.sections import ModelConfig
 from jmlp.model import ACTIVATIONS, BLOCKS, NORMS
 from jmlp.model.features import Numbers, encoder_of
 from jmlp.model.schedules import flat_cos
+from jmlp.types import may_be_on
 
 
 class LayerSplit(Protocol):
@@ -42,6 +43,10 @@ class LayerSplit(Protocol):
 
     def skipped(self, h: jax.Array) -> jax.Array:
         """The layer's input, to be added to its output."""
+        ...
+
+    def rate(self, dropout: float) -> float | jax.Array:
+        """The share of features that a layer with this one drops."""
         ...
 
     def features(self, mine: int) -> int:
@@ -70,6 +75,9 @@ class Whole:
 
     def skipped(self, h: jax.Array) -> jax.Array:
         return h
+
+    def rate(self, dropout: float) -> float | jax.Array:
+        return dropout
 
     def features(self, mine: int) -> int:
         return mine
@@ -100,10 +108,14 @@ class Rows(NamedTuple):
 
 
 def drop(
-    h_BH: jax.Array, rate: float, layer: int, rows: Rows | None, split: LayerSplit = WHOLE
+    h_BH: jax.Array,
+    rate: float | jax.Array,
+    layer: int,
+    rows: Rows | None,
+    split: LayerSplit = WHOLE,
 ) -> jax.Array:
     """Dropout (Srivastava et al. 2014), inverted: kept features are scaled up."""
-    if rate == 0 or rows is None:
+    if rows is None or not may_be_on(rate):
         return h_BH
     features = split.features(h_BH.shape[-1])
     keep = 1 - rate * rows.dropout
@@ -200,7 +212,7 @@ class Block(nnx.Module):
         z_BH = ACTIVATIONS[self.activation].function(z_BH)
         if self.gate is not None:
             z_BH = z_BH * split.product(self.gate, in_BF)
-        z_BH = drop(z_BH, self.dropout, layer, rows, split)
+        z_BH = drop(z_BH, split.rate(self.dropout), layer, rows, split)
         if self.skip is not None:
             z_BH = z_BH + split.product(self.skip, in_BF)
         elif self.residual:

@@ -100,6 +100,10 @@ class TensorSplit(NamedTuple):
             return h
         return scatter(h, self.axis) if self.splits else gather(h, self.axis)
 
+    def rate(self, dropout: float) -> float | jax.Array:
+        """The layer's own."""
+        return dropout
+
     def features(self, mine: int) -> int:
         """Features of the whole layer, of which this device has `mine`."""
         return mine * lax.axis_size(self.axis) if self.splits else mine

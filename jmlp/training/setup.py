@@ -198,16 +198,17 @@ def make_setup(
     loss: LossLike = None,
     metrics: MetricsLike = (),
     make: Callable[..., Programs] = make_programs,
+    dataset: Dataset | None = None,
 ) -> Setup:
     """As `prepare`, of what `resolve_mesh` returned.
 
     Args:
       make: called as `make_programs` is, and may have the programs already.
+      dataset: of this config, where it is loaded already.
     """
-    targets = targets_of(config.train.loss, loss)
-    loaded = load(config.data, config.data.split_seed, data, targets)
+    loaded = dataset or load_dataset(config, data, loss)
     config = settled(config, loaded.schema.task)
-    dataset = _fitted(_weighed(loaded, config), config)
+    dataset = _fitted(loaded, config)
     plan = make_plan(config, dataset.train.rows)
     _check(config, dataset, loss_of(config.train.loss, dataset.schema, loss), metrics)
     updates = strategy_of(config).updates(config, mesh.size, plan.total, dataset.train.rows)
@@ -218,6 +219,13 @@ def make_setup(
     _check_statistics(config, programs.train.statistics)
     check_patterns("train.freeze", config.train.freeze, programs.abstract.params)
     return Setup(config, dataset, programs, plan)
+
+
+def load_dataset(config: Config, data: Any = None, loss: LossLike = None) -> Dataset:
+    """The rows of a config, with what its classes weigh. Arguments as of `train`."""
+    targets = targets_of(config.train.loss, loss)
+    loaded = load(config.data, config.data.split_seed, data, targets)
+    return _weighed(loaded, settled(config, loaded.schema.task))
 
 
 def _weighed(dataset: Dataset, config: Config) -> Dataset:

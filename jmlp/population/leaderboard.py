@@ -1,0 +1,120 @@
+"""The ranking of a sweep: its rows, as a table, as CSV and as JSON."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from jmlp.report import Reporter
+from jmlp.training.files import to_json, write_atomically
+from jmlp.types import Json, JsonObject
+
+
+class Row(NamedTuple):
+    """A line of the leaderboard: a point of the space."""
+
+    rank: int
+    member: int
+    """its number; with folds that of the first of them"""
+    config: JsonObject
+    """dotted keys of the space"""
+    val: float
+    """the monitored validation metric; of folds, their mean"""
+    test: float | None
+    epochs: float
+    status: str
+    """ok; stopped: early; diverged: a loss was not finite"""
+    fingerprint: str
+
+
+class Sweep(NamedTuple):
+    """What `sweep` returns."""
+
+    members: int
+    """that were trained; a point has one, or one a fold"""
+    leaderboard: list[Row]
+    monitor: str
+    run_dir: Path
+    seconds: float
+    interrupted: bool
+
+    @property
+    def best(self) -> Row:
+        """The first row."""
+        return self.leaderboard[0]
+
+    def __repr__(self) -> str:
+        lines = [f"Sweep of {self.members} members, by val {self.monitor}; {self.run_dir}"]
+        for row in self.leaderboard[:5]:
+            lines.append(f"  {row.rank:3} {row.val:.5g}  {in_words(row.config)}")
+        return "\n".join(lines)
+
+    def summary(self) -> dict[str, object]:
+        """As `jmlp sweep --json` ends in it."""
+        return {
+            "members": self.members,
+            "monitor": self.monitor,
+            "run_dir": str(self.run_dir),
+            "seconds": round(self.seconds, 3),
+            "interrupted": self.interrupted,
+            "leaderboard": [row._asdict() for row in self.leaderboard],
+        }
+
+    def write(self) -> None:
+        """leaderboard.csv and summary.json, in the sweep's directory."""
+        write_atomically(self.run_dir / "leaderboard.csv", as_csv(self.leaderboard))
+        write_atomically(self.run_dir / "summary.json", to_json(self.summary(), indent=1) + "\n")
+
+
+def ranked(rows: Iterable[Row], higher: bool) -> list[Row]:
+    """Rows from the best on; what is not finite comes last, of equals the first trained first."""
+
+    def place(row: Row) -> tuple[bool, float, int]:
+        finite = math.isfinite(row.val)
+        return not finite, (-row.val if higher else row.val) if finite else 0.0, row.member
+
+    return [row._replace(rank=i) for i, row in enumerate(sorted(rows, key=place), 1)]
+
+
+def in_words(point: JsonObject) -> str:
+    """`optim.learning_rate=0.0031  model.hidden=[32]`."""
+    return "  ".join(f"{key}={_short(value)}" for key, value in point.items())
+
+
+def _short(value: Json) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else json.dumps(value).strip('"')
+
+
+def as_csv(rows: Sequence[Row]) -> str:
+    """A line a row; keys of the space are columns."""
+    keys = list(rows[0].config) if rows else []
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["rank", "member", *keys, "val", "test", "epochs", "status", "fingerprint"])
+    for row in rows:
+        values = [row.config.get(key) for key in keys]
+        cells = [value if isinstance(value, str) else json.dumps(value) for value in values]
+        ends = (row.val, row.test, row.epochs, row.status, row.fingerprint)
+        writer.writerow([row.rank, row.member, *cells, *ends])
+    return text.getvalue()
+
+
+def show(sweep: Sweep, report: Reporter, most: int = 10) -> None:
+    """The first rows as a table."""
+    from rich.table import Table
+
+    keys = list(sweep.leaderboard[0].config) if sweep.leaderboard else []
+    table = Table(title=f"the best of {len(sweep.leaderboard)}, by val {sweep.monitor}")
+    for name in ("rank", "member", *keys, "val", "test", "epochs"):
+        table.add_column(name, justify="right")
+    for row in sweep.leaderboard[:most]:
+        test = "" if row.test is None else f"{row.test:.5g}"
+        cells = [_short(row.config[key]) for key in keys]
+        ends = (f"{row.val:.5g}", test, f"{row.epochs:g}")
+        table.add_row(str(row.rank), str(row.member), *cells, *ends)
+    report.table(table)

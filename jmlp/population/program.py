@@ -1,0 +1,325 @@
+"""The compiled program of a group of members: a chunk of them a turn, each device its own.
+
+Members need not talk, so a device trains its share alone: there is no collective in the program.
+A device takes chunks of members one after another, and all the steps of a call with each, so that
+a chunk's parameters stay in the cache; within a chunk members are one batched product (`vmap`).
+How many chunks hold members is a number at run time: where members end early the others are
+packed together, and the same program does less.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax import lax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from jmlp.config import Config
+from jmlp.data.batches import PAD
+from jmlp.data.columns.column import inputs_of
+from jmlp.data.dataset import Schema
+from jmlp.losses import Loss
+from jmlp.metrics import Evaluated, Sums
+from jmlp.model import MLP, apply
+from jmlp.model.features import Numbers as EmbeddedNumbers
+from jmlp.optim import evaluation_params, make_optimizer
+from jmlp.parallel.state import Batch, TrainState, gradients, init_state, update
+from jmlp.population.numbers import Numbers
+from jmlp.population.widths import at_true_shapes, init_name, keeps_zero, layer_splits
+from jmlp.programs.placement import scaled
+from jmlp.programs.precision import in_32_bits
+from jmlp.types import Array, PyTree
+
+AXIS = "members"
+_M = P(AXIS)
+
+
+class MemberRows(NamedTuple):
+    """Rows on every device, and which of them make the batches of a call."""
+
+    x: Array
+    """(N, F), float32 or raw uint8"""
+    y: Array
+    index: Array
+    """(orders, steps, B) int32 row numbers, PAD for none"""
+    weight: Array | None
+    """(orders, steps, B) float32 of these rows; None where all weigh 1"""
+
+
+class Shape(NamedTuple):
+    """What a program is compiled for, besides the config of its group."""
+
+    capacity: int
+    """members on a device"""
+    chunk: int
+    """members a turn; divides the capacity"""
+    one_order: bool
+    """all members of a chunk have the same order of rows"""
+    pads: bool
+    """members may be narrower than the arrays"""
+    drops: bool
+    smooths: bool
+
+
+class PopulationProgram:
+    """Trains and evaluates members of one group.
+
+    Args:
+      config: what members share, resolved; `model.hidden` are the widths of the arrays.
+      mesh: devices in a row, with the axis `members`.
+      loss: of one member, labels not smoothed.
+      kinds: sums that `measure` returns.
+      total: steps of a member's whole run, over which its schedule goes.
+      optim: numbers of the optimizer that members have their own of.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        schema: Schema,
+        mesh: Mesh,
+        loss: Loss,
+        kinds: Sequence[Sums],
+        total: int,
+        shape: Shape,
+        optim: Sequence[str],
+    ):
+        self.config, self.schema, self.mesh, self.shape = config, schema, mesh, shape
+        self.optim = tuple(optim)
+        keeps_zero(config.model.activation)
+        self.loss, self.kinds, self._total = loss, tuple(kinds), total
+        self.sharding, self.everywhere = NamedSharding(mesh, _M), NamedSharding(mesh, P())
+        self._graphdef = nnx.graphdef(nnx.eval_shape(lambda: self._make_model(nnx.Rngs(0))))
+        spread = partial(jax.shard_map, mesh=mesh, check_vma=False)
+        one = jax.eval_shape(self._fresh, self._one_member())
+        self.abstract: TrainState = one
+        """shapes of one member's state"""
+        self.init = in_32_bits(jax.jit(spread(self._init, in_specs=_M, out_specs=_M)))
+        self.run = in_32_bits(
+            jax.jit(
+                spread(self._run, in_specs=(_M, _M, _M, P(), P(), P()), out_specs=(_M, _M)),
+                donate_argnums=0,
+            )
+        )
+        self.measure = in_32_bits(
+            jax.jit(spread(self._measure, in_specs=(_M, _M, _M, P(), P()), out_specs=_M))
+        )
+        self.outputs = in_32_bits(
+            jax.jit(spread(self._outputs, in_specs=(_M, _M, _M, P()), out_specs=_M))
+        )
+        self.pick = in_32_bits(
+            jax.jit(lambda state, at: jax.tree.map(lambda leaf: leaf[at], state),
+                    out_shardings=self.sharding)
+        )  # fmt: skip
+        self.keep = in_32_bits(jax.jit(_keep, donate_argnums=0, out_shardings=self.sharding))
+
+    def _one_member(self) -> Numbers:
+        """Shapes of the numbers of one."""
+        scalar = jax.ShapeDtypeStruct((), jnp.float32)
+        return Numbers(
+            seed=jax.ShapeDtypeStruct((), jnp.uint32),
+            widths=jax.ShapeDtypeStruct((len(self.config.model.hidden),), jnp.int32),
+            order=jax.ShapeDtypeStruct((), jnp.int32),
+            optim=dict.fromkeys(self.optim, scalar),
+            dropout=scalar,
+            smoothing=scalar,
+        )
+
+    # One member.
+
+    def _make_model(self, rngs: nnx.Rngs) -> MLP:
+        outputs, levels = self.loss.outputs(self.schema), inputs_of(self.schema.columns)
+        model, numbers = self.config.model, EmbeddedNumbers(self.schema.numbers, self.schema.edges)
+        return MLP(
+            self.schema.features, model.hidden, outputs, config=model, levels=levels,
+            numbers=numbers, steps=self._total, rngs=rngs,
+        )  # fmt: skip
+
+    def _optimizer(self, optim: Mapping[str, Any]) -> optax.GradientTransformation:
+        settings = self.config.optim.model_copy(update=dict(optim))
+        return make_optimizer(settings, self._total, self.config.train.freeze)
+
+    def _splits(self, mine: Numbers) -> tuple[Any, ...]:
+        return layer_splits(
+            mine.widths if self.shape.pads else None,
+            len(self.config.model.hidden),
+            mine.dropout if self.shape.drops else None,
+            self.config.model.activation,
+        )
+
+    def _fresh(self, mine: Numbers) -> TrainState:
+        tx = self._optimizer(mine.optim)
+        state = init_state(self._make_model, tx, mine.seed)
+        if not self.shape.pads:
+            return state
+        features = state.params["blocks"][0]["linear"]["kernel"].shape[0]
+        params = at_true_shapes(
+            state.params, mine.widths, features, self.loss.outputs(self.schema),
+            init_name(self.config.model),
+        )  # fmt: skip
+        return state._replace(params=params, opt_state=tx.init(params))
+
+    def _step(self, state: TrainState, mine: Numbers, batch: Batch) -> tuple[TrainState, jax.Array]:
+        loss = self.loss
+        if self.shape.smooths and loss.smoothed is not None:
+            loss = replace(loss, per_row=loss.smoothed(mine.smoothing))
+        grads, model_state, mean = gradients(
+            self._graphdef, loss, state, batch,
+            accumulate=self.config.optim.accumulate, splits=self._splits(mine),
+        )  # fmt: skip
+        return update(self._optimizer(mine.optim), state, grads, model_state), mean
+
+    def _forward(self, state: TrainState, mine: Numbers, x: jax.Array) -> jax.Array:
+        params = evaluation_params(state.params, state.opt_state)
+        model = nnx.merge(self._graphdef, params, state.model_state, copy=True)
+        if not self.shape.pads:
+            return apply(model, x, None, None)
+        h = x
+        for number, split in enumerate(self._splits(mine)):
+            h = model.layer(number, h, None, split)
+        return h
+
+    # A device's members.
+
+    def _init(self, mine: Numbers) -> TrainState:
+        """(M, ...) fresh states."""
+        return lax.map(self._fresh, mine, batch_size=self.shape.chunk)
+
+    def _chunks(
+        self, count: jax.Array, body: Callable[[jax.Array, PyTree], PyTree], carry: PyTree
+    ) -> PyTree:
+        """`body` of the first member of each chunk that holds members."""
+        turns = (count[0] + self.shape.chunk - 1) // self.shape.chunk
+        return lax.fori_loop(0, turns, lambda c, carry: body(c * self.shape.chunk, carry), carry)
+
+    def _part(self, tree: PyTree, at: jax.Array) -> PyTree:
+        size = self.shape.chunk
+        return jax.tree.map(lambda leaf: lax.dynamic_slice_in_dim(leaf, at, size), tree)
+
+    def _run(
+        self, state: TrainState, numbers: Numbers, count: jax.Array, rows: MemberRows,
+        first: jax.Array, stop: jax.Array,
+    ) -> tuple[TrainState, jax.Array]:  # fmt: skip
+        """Steps `first .. stop - 1` of the first `count` members; (M, steps) losses."""
+        steps = rows.index.shape[1]
+        losses = jnp.zeros((self.shape.capacity, steps), jnp.float32)
+
+        def chunk(at: jax.Array, carry: PyTree) -> PyTree:
+            state, losses = carry
+            mine = self._part(numbers, at)
+
+            def step(k: jax.Array, carry: PyTree) -> PyTree:
+                part, made = carry
+                batch, axes = self._batch(rows, mine.order, k)
+                part, loss = jax.vmap(self._step, in_axes=(0, 0, axes))(part, mine, batch)
+                return part, lax.dynamic_update_slice_in_dim(made, loss[:, None], k - first, 1)
+
+            carry = self._part((state, losses), at)
+            part = lax.fori_loop(first, stop, step, carry)
+            return jax.tree.map(
+                lambda whole, new: lax.dynamic_update_slice_in_dim(whole, new, at, 0),
+                (state, losses), part,
+            )  # fmt: skip
+
+        return self._chunks(count, chunk, (state, losses))
+
+    def _batch(
+        self, rows: MemberRows, order: jax.Array, k: jax.Array
+    ) -> tuple[Batch, dict[str, int | None]]:
+        """Batch k of a chunk, and which dim of it is of members."""
+        one = self.shape.one_order
+        at = order[0] if one else order
+        index = rows.index[at, k]
+        place = jnp.maximum(index, 0)
+        weight = (index != PAD).astype(jnp.float32) if rows.weight is None else rows.weight[at, k]
+        x = jnp.asarray(rows.x)[place]
+        batch = {"x": scaled(self.schema, x), "y": jnp.asarray(rows.y)[place], "weight": weight}
+        return batch, dict.fromkeys(batch, None if one else 0)
+
+    def _measure(
+        self,
+        state: TrainState,
+        numbers: Numbers,
+        count: jax.Array,
+        rows: MemberRows,
+        batches: jax.Array,
+    ) -> list[dict[str, jax.Array]]:
+        """Of each kind (M, batches, K) weighted sums, over the batches of order 0."""
+        of_class = jnp.array(self.schema.class_weight, jnp.float32)
+
+        def of_batch(state: TrainState, mine: Numbers, batch: Batch) -> list[dict[str, jax.Array]]:
+            outputs = self._forward(state, mine, batch["x"])
+            weight = batch["weight"]
+            in_loss = weight * of_class[batch["y"]] if of_class.size else weight
+            made = Evaluated(
+                self.loss, self.loss.estimates(outputs), batch["y"], weight, in_loss, outputs
+            )
+            return [kind.of_batch(made) for kind in self.kinds]
+
+        def part(at: jax.Array, k: jax.Array) -> list[dict[str, jax.Array]]:
+            place, weight = jnp.maximum(rows.index[0, k], 0), rows.index[0, k] != PAD
+            given = weight.astype(jnp.float32) if rows.weight is None else rows.weight[0, k]
+            x, y = jnp.asarray(rows.x)[place], jnp.asarray(rows.y)[place]
+            batch = {"x": scaled(self.schema, x), "y": y, "weight": given}
+            members = self._part((state, numbers), at)
+            return jax.vmap(of_batch, in_axes=(0, 0, None))(*members, batch)
+
+        shapes = jax.eval_shape(part, jnp.int32(0), jnp.int32(0))
+        steps, capacity = rows.index.shape[1], self.shape.capacity
+        found = jax.tree.map(
+            lambda s: jnp.zeros((capacity, steps, *s.shape[1:]), jnp.float32), shapes
+        )
+
+        def chunk(at: jax.Array, found: PyTree) -> PyTree:
+            def batch(k: jax.Array, found: PyTree) -> PyTree:
+                return jax.tree.map(
+                    lambda all_, new: lax.dynamic_update_slice(
+                        all_, new[:, None], (at, k, *(0 for _ in new.shape[1:]))
+                    ),
+                    found, part(at, k),
+                )  # fmt: skip
+
+            return lax.fori_loop(0, batches, batch, found)
+
+        return self._chunks(count, chunk, found)
+
+    def _outputs(
+        self, state: TrainState, numbers: Numbers, count: jax.Array, x: jax.Array
+    ) -> jax.Array:
+        """(M, B, O) of rows x (B, F) as the data has them."""
+        x = scaled(self.schema, x)
+        outputs = self.loss.outputs(self.schema)
+        found = jnp.zeros((self.shape.capacity, len(x), outputs), jnp.float32)
+
+        def chunk(at: jax.Array, found: jax.Array) -> jax.Array:
+            members = self._part((state, numbers), at)
+            made = jax.vmap(lambda state, mine: self._forward(state, mine, x))(*members)
+            return lax.dynamic_update_slice_in_dim(found, made, at, 0)
+
+        return self._chunks(count, chunk, found)
+
+    def place(self, tree: PyTree) -> PyTree:
+        """Arrays (members, ...) of the host, each device's share on it."""
+        return jax.tree.map(lambda leaf: jax.device_put(leaf, self.sharding), tree)
+
+    def place_rows(self, rows: MemberRows) -> MemberRows:
+        """Rows and orders on every device."""
+        return jax.tree.map(lambda leaf: jax.device_put(leaf, self.everywhere), rows)
+
+
+def _keep(best: PyTree, state: PyTree, better: jax.Array) -> PyTree:
+    """`state` of the members that are `better` (M,), `best` of the others."""
+
+    def pick(old: jax.Array, new: jax.Array) -> jax.Array:
+        mask = better.reshape(-1, *(1 for _ in range(new.ndim - 1)))
+        return jnp.where(mask, new, old)
+
+    return jax.tree.map(pick, best, state)

@@ -1,0 +1,273 @@
+"""A sweep on its way: jobs become members, packs of them are trained, results are told."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import NamedTuple
+
+import numpy as np
+
+from jmlp.checkpoint.digest import fingerprint_of
+from jmlp.config import Config, parse_config
+from jmlp.data.batches import steps_per_epoch
+from jmlp.losses import loss_of
+from jmlp.metrics import check_monitor, metrics_of
+from jmlp.population.leaderboard import Row, Sweep, ranked
+from jmlp.population.methods import Job, make_method
+from jmlp.population.pack import Course, Start
+from jmlp.population.space import SearchConfig, with_point
+from jmlp.population.store import Result, SweepDir, read_weights
+from jmlp.population.trainer import Done, Planned, Trainer, Want, leaves_of, own_leaves
+from jmlp.report import Reporter
+from jmlp.training.plan import make_plan
+from jmlp.training.setup import selects_best
+from jmlp.types import JsonObject
+
+
+class Point(NamedTuple):
+    """A point of the space, and the members that are trained for it: one, or one a fold."""
+
+    point: JsonObject
+    members: tuple[int, ...]
+    configs: tuple[Config, ...]
+
+
+class Running:
+    """Trains what the method of a sweep asks for.
+
+    Args:
+      tree: the config of members, without their points.
+      data: as of `jmlp.train`.
+    """
+
+    def __init__(self, tree: JsonObject, search: SearchConfig, data: object, report: Reporter):
+        self.tree, self.search, self.report = tree, search, report
+        self.trainer = Trainer(data)
+        self.base = base = self.config({}, 0)
+        dataset = self.trainer.dataset(base)
+        plan = make_plan(base, dataset.train.rows)
+        self.longest = max(1, math.ceil(plan.total / plan.per_epoch))
+        loss = loss_of(base.train.loss, dataset.schema)
+        used = metrics_of(base.train.metrics, dataset.schema, loss=loss)
+        check_monitor(base.train.monitor, used, dataset.schema.task)
+        self.monitor = next(one for one in used if one.name == base.train.monitor)
+        self.method = make_method(search, self.longest)
+        self.points: dict[int, Point] = {}
+        self.known: dict[tuple[int, float], Result] = {}
+        self._packs = 0
+        self._epochs = 0.0  # of training, so far
+
+    # From points to configs.
+
+    def config(self, point: JsonObject, fold: int) -> Config:
+        """That of a member: as `jmlp train` takes it."""
+        tree = with_point(self.tree, point)
+        if self.search.folds:
+            cut = {"data.folds": self.search.folds, "data.fold": fold}
+            tree = with_point(tree, dict(cut))
+        tree = {**tree, "mesh": {"data": 1}, "step": "single"}
+        return parse_config(tree, f"search.space, at {point}" if point else "config")
+
+    def point(self, job: Job) -> Point:
+        """The members of a job."""
+        if job.trial not in self.points:
+            folds = (self.search.folds or 1) * self.search.repeats
+            configs = tuple(self.config(dict(job.point), fold) for fold in range(folds))
+            members = tuple(job.trial * folds + fold for fold in range(folds))
+            self.points[job.trial] = Point(dict(job.point), members, configs)
+        return self.points[job.trial]
+
+    def first_packs(self) -> list[Planned]:
+        """Those of the first batch of jobs."""
+        return self.trainer.plan(self._wants(self.method.ask()))
+
+    # The run.
+
+    def run(self, directory: SweepDir, stopped: Callable[[], bool]) -> Sweep:
+        """Trains until the method has no more, a budget is spent, or it is asked to stop."""
+        self.directory, begun = directory, time.monotonic()
+        self.known = {(r.member, r.epochs): r for r in directory.results()}
+        if self.known:
+            self.report.note(f"{len(self.known)} results are on record: going on from there")
+        facts = {"pack_bytes": self.trainer.pack_bytes, "devices": self.trainer.mesh.size}
+        then = directory.machine(facts)
+        self.trainer.pack_bytes = then["pack_bytes"]
+        if then["devices"] != facts["devices"]:
+            self.report.warn(
+                f"the sweep was begun on {then['devices']} devices, here are {facts['devices']}: "
+                "it goes on, but no longer bit for bit"
+            )
+
+        def over() -> bool:
+            seconds, epochs = self.search.seconds, self.search.epochs
+            late = seconds is not None and time.monotonic() - begun > seconds
+            return stopped() or late or (epochs is not None and self._epochs >= epochs)
+
+        while jobs := self.method.ask():
+            if not self._train(jobs, over):
+                break
+            for job in jobs:
+                self.method.tell(job, self._score(job))
+        return Sweep(
+            members=len({member for member, _ in self.known}),
+            leaderboard=self._leaderboard(),
+            monitor=self.monitor.name,
+            run_dir=directory.path,
+            seconds=time.monotonic() - begun,
+            interrupted=stopped(),
+        )
+
+    def _train(self, jobs: Sequence[Job], over: Callable[[], bool]) -> bool:
+        """Trains the members of jobs that are not on record; False if not all of them are now."""
+        wants, epochs = self._wants(jobs), {}
+        for job in jobs:
+            epochs |= dict.fromkeys(self.point(job).members, self._until(job))
+        packs = self.trainer.plan(wants)
+        todo = [
+            (self._packs + i, pack)
+            for i, pack in enumerate(packs)
+            if any((want.member, epochs[want.member]) not in self.known for want in pack.wants)
+        ]
+        self._packs += len(packs)
+        steps = sum(pack.steps for _, pack in todo)
+        if todo:
+            programs = len({id(pack.group) for _, pack in todo})
+            members = sum(len(pack.wants) for _, pack in todo)
+            self.report.note(f"{members} members, {programs} programs, {len(todo)} packs")
+        done = 0
+        with self.report.progress(0, max(steps, 1)):
+            for number, pack in todo:
+                if over():
+                    return False
+                ended = self.trainer.train(pack)
+                self._keep(f"pack_{number:05}", ended, epochs)
+                done += pack.steps
+                self.report.advance(done, self._best_so_far(), 0.0)
+        return True
+
+    def _until(self, job: Job) -> float:
+        return float(job.epochs if job.epochs is not None else self.longest)
+
+    def _wants(self, jobs: Sequence[Job]) -> list[Want]:
+        wants: list[Want] = []
+        for job in jobs:
+            point = self.point(job)
+            for member, config in zip(point.members, point.configs, strict=True):
+                rows = self.trainer.dataset(config).train.rows
+                total = self.trainer.total_steps(config)
+                until = total
+                if job.epochs is not None and job.epochs < self.longest:
+                    until = min(total, job.epochs * steps_per_epoch(rows, config.train.batch_size))
+                wants.append(Want(member, config, until, self._start(member, config, job)))
+        return wants
+
+    def _start(self, member: int, config: Config, job: Job) -> Start | None:
+        """Where a member is that was trained for fewer epochs before."""
+        mine = [r for (m, e), r in self.known.items() if m == member and e < self._until(job)]
+        if not mine:
+            return None
+        before = max(mine, key=lambda result: result.epochs)
+        course = Course(**before.course)  # type: ignore[arg-type]  # as it was written
+        last, selected = self.weights(before, config)
+        return Start(course, list(last.values()), list(selected.values()))
+
+    def weights(
+        self, result: Result, config: Config
+    ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """(last, selected): the arrays of a member by path, at its own widths."""
+        arrays = read_weights(self.directory.path, result.pack)
+        setup = self.trainer.setup(config)
+        parts: list[dict[str, np.ndarray]] = []
+        for kind in ("last", "selected"):
+            prefix = f"{kind}/"
+            mine = {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
+            parts.append(own_leaves(mine, result.place, config, setup) if mine else parts[0])
+        return parts[0], parts[1]
+
+    def _keep(self, name: str, done: Done, epochs: dict[int, float]) -> None:
+        """Writes a pack's weights, then its results."""
+        ended = done.ended
+        last, selected = leaves_of(ended.last), leaves_of(ended.selected)
+        arrays = {f"last/{path}": leaf for path, leaf in last.items()}
+        if selects_best(done.setup.config):
+            arrays |= {f"selected/{path}": leaf for path, leaf in selected.items()}
+        params = {p: leaf for p, leaf in selected.items() if p.startswith("params/")}
+        results: list[Result] = []
+        for place, want in enumerate(done.wants):
+            own = own_leaves(params, place, want.config, done.setup)
+            course = ended.courses[place]
+            results.append(
+                Result(
+                    member=want.member,
+                    epochs=epochs[want.member],
+                    val=ended.val[place],
+                    test=ended.test[place],
+                    fingerprint=fingerprint_of(
+                        {p.removeprefix("params/"): leaf for p, leaf in own.items()}
+                    ),
+                    pack=name,
+                    place=place,
+                    course=asdict(course),
+                )
+            )
+            begun = want.start.course.step if want.start else 0
+            self._epochs += (course.step - begun) / done.setup.plan.per_epoch
+        self.directory.save(name, arrays)
+        self.directory.record(results)
+        self.known |= {(r.member, r.epochs): r for r in results}
+
+    # What came of it.
+
+    def _value(self, results: Sequence[Result], split: str = "val") -> float:
+        """The monitored metric of a point: the mean over its folds; NaN if one has none."""
+        bad = any(result.course["status"] == "diverged" for result in results)
+        values = [getattr(result, split).get(self.monitor.name, math.nan) for result in results]
+        return math.nan if bad or not values else float(np.mean(values))
+
+    def _score(self, job: Job) -> float:
+        results = [self.known[m, self._until(job)] for m in self.point(job).members]
+        value = self._value(results)
+        if not math.isfinite(value):
+            return math.inf
+        return -value if self.monitor.best == "higher" else value
+
+    def _best_so_far(self) -> float:
+        values = [r.val.get(self.monitor.name, math.nan) for r in self.known.values()]
+        finite = [value for value in values if math.isfinite(value)]
+        pick = max if self.monitor.best == "higher" else min
+        return pick(finite) if finite else math.nan
+
+    def _leaderboard(self) -> list[Row]:
+        rows: list[Row] = []
+        newest: dict[int, Result] = {}
+        for (member, epochs), result in self.known.items():
+            if member not in newest or epochs > newest[member].epochs:
+                newest[member] = result
+        for point in self.points.values():
+            results = [newest[m] for m in point.members if m in newest]
+            if len(results) < len(point.members):
+                continue  # stopped before all of its folds were trained
+            tests = [result.test for result in results]
+            steps = [int(str(result.course["step"])) for result in results]
+            statuses = {str(result.course["status"]) for result in results}
+            rows.append(
+                Row(
+                    rank=0,
+                    member=point.members[0],
+                    config=point.point,
+                    val=self._value(results),
+                    test=self._value(results, "test") if all(tests) else None,
+                    epochs=round(float(np.mean(steps)) / self.per_epoch(point.configs[0]), 4),
+                    status="diverged" if "diverged" in statuses else sorted(statuses)[-1],
+                    fingerprint=results[0].fingerprint,
+                )
+            )
+        return ranked(rows, higher=self.monitor.best == "higher")
+
+    def per_epoch(self, config: Config) -> int:
+        """Steps of an epoch."""
+        rows = self.trainer.dataset(config).train.rows
+        return steps_per_epoch(rows, config.train.batch_size)

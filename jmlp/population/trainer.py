@@ -1,0 +1,212 @@
+"""Members in groups, groups in packs: trains what a method asked for, a pack after another."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from jmlp.config import Config
+from jmlp.data.dataset import Dataset
+from jmlp.data.spool import available_bytes
+from jmlp.population.groups import Group, group_members
+from jmlp.population.numbers import numbers_of
+from jmlp.population.pack import Ended, Pack, Start
+from jmlp.population.program import AXIS, PopulationProgram, Shape
+from jmlp.population.slots import capacity_for, chunk_of, units
+from jmlp.population.widths import cut
+from jmlp.sharding.layout import path_of
+from jmlp.sharding.mesh import make_mesh
+from jmlp.training.plan import make_plan
+from jmlp.training.setup import Setup, load_dataset, make_setup
+from jmlp.types import PyTree, may_be_on
+
+_PACK_S = 60.0
+"""estimated seconds of a pack: what a kill may lose"""
+_SHARE = 0.25  # of the memory that members may take
+
+
+class Want(NamedTuple):
+    """A member to be trained up to a number of steps."""
+
+    member: int
+    config: Config
+    until: int
+    start: Start | None = None
+    """where it is, if not at its beginning"""
+
+
+class Planned(NamedTuple):
+    """A pack before it is trained."""
+
+    group: Group
+    wants: list[Want]
+    chunk: int
+    capacity: int
+    one_order: bool
+
+    @property
+    def steps(self) -> int:
+        """Steps of all its members together."""
+        return sum(w.until - (w.start.course.step if w.start else 0) for w in self.wants)
+
+
+class Done(NamedTuple):
+    """A pack when it has been trained."""
+
+    setup: Setup
+    wants: list[Want]
+    ended: Ended
+
+
+class Trainer:
+    """Trains members over all devices of this process.
+
+    Args:
+      data: as of `jmlp.train`, in place of a config's.
+      pack_bytes: of members in flight; None: a share of what is free.
+    """
+
+    def __init__(self, data: object = None, pack_bytes: int | None = None):
+        self._data = data
+        self.mesh = Mesh(np.array(jax.local_devices()), (AXIS,))
+        self.pack_bytes = pack_bytes or _room()
+        self._datasets: dict[str, Dataset] = {}
+        self._setups: dict[str, Setup] = {}
+        self._programs: dict[Any, PopulationProgram] = {}
+
+    def dataset(self, config: Config) -> Dataset:
+        """The rows of a config, loaded once for all that have the same."""
+        key = _data_key(config)
+        if key not in self._datasets:
+            self._datasets[key] = load_dataset(config, self._data)
+        return self._datasets[key]
+
+    def total_steps(self, config: Config) -> int:
+        """Steps of a whole run."""
+        return make_plan(config, self.dataset(config).train.rows).total
+
+    def plan(self, wants: Sequence[Want]) -> list[Planned]:
+        """The packs of these members, in the order in which they are trained."""
+        by_data: dict[str, list[Want]] = {}
+        for want in wants:
+            by_data.setdefault(_data_key(want.config), []).append(want)
+        return [pack for part in by_data.values() for pack in self._plan(part)]
+
+    def _plan(self, wants: Sequence[Want]) -> Iterator[Planned]:
+        configs = [want.config for want in wants]
+        schema = self.dataset(configs[0]).schema
+        steps = [want.until - (want.start.course.step if want.start else 0) for want in wants]
+        begun = [want.start.course.step if want.start else 0 for want in wants]
+        for group in group_members(configs, schema.features, schema.outputs, steps, begun):
+            mine = [wants[at] for at in group.members]
+            values = _values(group.config, schema.features, schema.outputs)
+            on_cpu = self.mesh.devices.flat[0].platform == "cpu"
+            chunk = chunk_of(values, len(mine), self.mesh.size, on_cpu)
+            seeds = len({want.config.seed for want in mine})
+            one_order = seeds == 1 or len(mine) >= seeds * chunk
+            most = max(1, self.pack_bytes // (values * 4 * 6 + 1))
+            most = min(most, max(1, int(len(mine) * _PACK_S / max(group.seconds, 1e-9))))
+            size = max(
+                chunk * self.mesh.size, most // (chunk * self.mesh.size) * chunk * self.mesh.size
+            )
+            for first in range(0, len(mine), size):
+                part = mine[first : first + size]
+                parts = units([w.config.seed for w in part], range(len(part)), chunk, one_order)
+                capacity = capacity_for(len(parts), chunk, self.mesh.size)
+                yield Planned(group, part, chunk, capacity, one_order)
+
+    def train(self, pack: Planned, advance: Callable[[int], None] = lambda steps: None) -> Done:
+        """Trains a pack to its end."""
+        configs = [want.config for want in pack.wants]
+        setup = self.setup(pack.group.config)
+        program = self._program(pack, setup, configs)
+        starts = [want.start for want in pack.wants if want.start is not None]
+        running = Pack(program, setup, configs, advance)
+        until = max(want.until for want in pack.wants)
+        return Done(setup, pack.wants, running.train(until, starts or None))
+
+    def setup(self, config: Config) -> Setup:
+        """A run of the group's config on one device: its checks, rows, metrics and plan."""
+        key = json.dumps(config.model_dump(mode="json"))
+        if key not in self._setups:
+            mesh = make_mesh(config.mesh, jax.local_devices()[:1])
+            dataset = self.dataset(config)
+            self._setups[key] = make_setup(config, mesh, dataset=dataset)
+        return self._setups[key]
+
+    def _program(self, pack: Planned, setup: Setup, configs: Sequence[Config]) -> PopulationProgram:
+        config = pack.group.config
+        numbers = numbers_of(configs, [0] * len(configs))
+        shape = Shape(
+            capacity=pack.capacity,
+            chunk=pack.chunk,
+            one_order=pack.one_order,
+            pads=pack.group.pads,
+            drops=any(may_be_on(one.model.dropout) for one in configs),
+            smooths=any(may_be_on(one.train.label_smoothing) for one in configs),
+        )
+        shared = config.model_dump(mode="json") | {"seed": 0, "data": None}
+        shared["model"] |= {"dropout": None}
+        shared["train"] |= {"label_smoothing": None}
+        shared["optim"] |= dict.fromkeys(numbers.optim)
+        sizes = (setup.plan.total, setup.dataset.schema.model_dump_json())
+        key = (json.dumps(shared), shape, tuple(numbers.optim), sizes)
+        if key not in self._programs:
+            evaluation = setup.programs.evaluation
+            kinds = dict.fromkeys(m.sums for m in evaluation.metrics if m.sums is not None)
+            self._programs[key] = PopulationProgram(
+                config, setup.dataset.schema, self.mesh, evaluation.loss, tuple(kinds),
+                setup.plan.total, shape, tuple(numbers.optim),
+            )  # fmt: skip
+        return self._programs[key]
+
+
+def leaves_of(state: PyTree) -> dict[str, np.ndarray]:
+    """The arrays of a state by path, in its order, without the key."""
+    leaves = jax.tree_util.tree_leaves_with_path(state._replace(key=()))
+    return {path_of(path): np.asarray(leaf) for path, leaf in leaves}
+
+
+def own_leaves(
+    arrays: Mapping[str, np.ndarray], place: int, config: Config, setup: Setup
+) -> dict[str, np.ndarray]:
+    """Those of one member of a pack, at its own widths.
+
+    Args:
+      arrays: by path, members first.
+      setup: of any member of its group, or of its own.
+    """
+    schema, blocks = setup.dataset.schema, setup.programs.abstract.params["blocks"]
+    hidden = config.model.hidden
+    features = blocks[0]["linear"]["kernel"].shape[0] if hidden else schema.features
+    outputs = setup.programs.evaluation.loss.outputs(schema)
+    mine = {path: leaf[place] for path, leaf in arrays.items()}
+    return cut(mine, hidden, features, outputs)
+
+
+def _data_key(config: Config) -> str:
+    """What rows depend on."""
+    train = config.train
+    return json.dumps([
+        config.data.model_dump(mode="json"), train.loss.model_dump(mode="json"), train.class_weight,
+    ])  # fmt: skip
+
+
+def _values(config: Config, features: int, outputs: int) -> int:
+    """Parameters of a member, about."""
+    sizes = [features, *config.model.hidden, outputs]
+    return sum((a + 1) * b for a, b in zip(sizes, sizes[1:], strict=False))
+
+
+def _room() -> int:
+    """Bytes that members may take on each device."""
+    devices = jax.local_devices()
+    stats = devices[0].memory_stats() or {}
+    if "bytes_limit" in stats:
+        return int(_SHARE * stats["bytes_limit"]) * len(devices)
+    return int(_SHARE * available_bytes())
