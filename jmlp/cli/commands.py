@@ -55,7 +55,7 @@ def _train(flags: Train, overrides: list[str]) -> int:
 
     strategy = strategy_of(config)
     start_devices(flags.cpu_devices, config.mesh, strategy.virtual_devices(config))
-    report = _reporter(flags.json_)
+    report = reporter(flags.json_)
     from jmlp.training.run import train
 
     if flags.print_layout:
@@ -71,7 +71,7 @@ def _train(flags: Train, overrides: list[str]) -> int:
         if strategy.stages:
             print_pipeline(programs, report)
             found["pipeline"] = pipeline_rows(programs)
-        return _finish(flags.json_, found)
+        return finish(flags.json_, found)
     if flags.explain:
         from jmlp.analysis.choices import choices, print_choices
         from jmlp.training.setup import prepare
@@ -79,7 +79,7 @@ def _train(flags: Train, overrides: list[str]) -> int:
         setup = prepare(config)
         chosen = choices(config, setup)
         print_choices(chosen, setup, report)
-        return _finish(flags.json_, {"choices": [choice._asdict() for choice in chosen]})
+        return finish(flags.json_, {"choices": [choice._asdict() for choice in chosen]})
     result = train(
         config, run_dir=run_dir, report=report, show_wire=flags.wire, go_on=flags.continue_
     )
@@ -92,7 +92,7 @@ def _train(flags: Train, overrides: list[str]) -> int:
         from jmlp.cli.tables import print_summary
 
         print_summary(result.summary, run_dir, report)
-    return _finish(flags.json_, result.summary | {"run_dir": str(run_dir), "command": again})
+    return finish(flags.json_, result.summary | {"run_dir": str(run_dir), "command": again})
 
 
 def _flags_again(flags: Train, run_dir: Path) -> list[str]:
@@ -105,7 +105,7 @@ def run_eval(flags: Eval, overrides: list[str]) -> int:
     config = _run_config(flags, overrides)
     from jmlp.inference import open_run, score, splits
 
-    report = _reporter(flags.json_)
+    report = reporter(flags.json_)
     run = open_run(flags.run_dir, config, flags.checkpoint)
     for problem in run.problems:
         report.warn(problem)
@@ -120,7 +120,7 @@ def run_eval(flags: Eval, overrides: list[str]) -> int:
         name = next(name for name in ("data", "test", "val", "train") if name in found)
         _draw(flags.plot, partial(plots.evaluation, run.programs, run.state, found[name]), report)
     held_out = metrics.get("data") or metrics.get("test") or metrics.get("val") or {}
-    return _finish(flags.json_, {"step": run.step, **metrics, "eval": held_out})
+    return finish(flags.json_, {"step": run.step, **metrics, "eval": held_out})
 
 
 def run_predict(flags: Predict, overrides: list[str]) -> int:
@@ -128,7 +128,7 @@ def run_predict(flags: Predict, overrides: list[str]) -> int:
     from jmlp.inference import check_out, open_run, predict_file
 
     check_out(flags.out)
-    report = _reporter(flags.json_)
+    report = reporter(flags.json_)
     run = open_run(flags.run_dir, config, flags.checkpoint)
     for problem in run.problems:
         report.warn(problem)
@@ -138,7 +138,7 @@ def run_predict(flags: Predict, overrides: list[str]) -> int:
     report.note(f"{rows} predictions of step {run.step} written to {flags.out}")
     if predictions.missing:
         report.warn(f"{predictions.missing} rows have missing features: left empty")
-    return _finish(
+    return finish(
         flags.json_, {"rows": rows, "out": str(flags.out), "missing": predictions.missing,
                       "step": run.step}
     )  # fmt: skip
@@ -149,14 +149,14 @@ def run_export(flags: Export, overrides: list[str]) -> int:
     from jmlp.export.run import export_run
     from jmlp.inference import open_run
 
-    report = _reporter(flags.json_)
+    report = reporter(flags.json_)
     run = open_run(flags.run_dir, config, flags.checkpoint)
     for problem in run.problems:
         report.warn(problem)
     made = export_run(run, flags.format, flags.out, flags.rows)
     seen = f"; on {made.rows} rows it predicts what the run does, within {made.difference:.1g}"
     report.note(f"{flags.out}: step {run.step}, {made.bytes:,} bytes{seen if made.rows else ''}")
-    return _finish(
+    return finish(
         flags.json_, {"out": str(made.out), "format": flags.format, "bytes": made.bytes,
                       "rows": made.rows, "difference": made.difference, "step": run.step}
     )  # fmt: skip
@@ -209,7 +209,7 @@ def run_inspect(flags: Inspect, overrides: list[str]) -> int:
     tree = Config(data=DataConfig(path=str(flags.file)))
     config = override_config(tree, overrides)
     found = inspect_file(config.data)
-    report = _reporter(flags.json_)
+    report = reporter(flags.json_)
     print_inspection(found, report)
     if flags.out:
         if flags.out.exists():
@@ -219,7 +219,7 @@ def run_inspect(flags: Inspect, overrides: list[str]) -> int:
         except OSError as error:
             raise ConfigError(f"--out {flags.out}: cannot be written: {error.strerror}") from None
         report.note(f"config written to {flags.out}; train with: jmlp train {flags.out}")
-    return _finish(flags.json_, dict(found))
+    return finish(flags.json_, dict(found))
 
 
 def run_devices(flags: DevicesCommand, overrides: list[str]) -> int:
@@ -229,8 +229,8 @@ def run_devices(flags: DevicesCommand, overrides: list[str]) -> int:
     from jmlp.cli.tables import print_devices
 
     found = inspect_devices()
-    print_devices(found, _reporter(flags.json_))
-    return _finish(flags.json_, found)
+    print_devices(found, reporter(flags.json_))
+    return finish(flags.json_, found)
 
 
 def run_comm(flags: Comm, overrides: list[str]) -> int:
@@ -245,7 +245,7 @@ def run_comm(flags: Comm, overrides: list[str]) -> int:
     flags = dataclasses.replace(flags, n=flags.n or (jax.device_count(),))
     from jmlp.cli.tables import print_comm
 
-    report = _reporter(flags.json_)
+    report = reporter(flags.json_)
     if flags.rounds:
         return _rounds(flags, report)
     pairs = ledger.combinations(flags.topology, flags.reducer)
@@ -255,7 +255,7 @@ def run_comm(flags: Comm, overrides: list[str]) -> int:
         from jmlp import plots
 
         _draw(flags.plot, partial(plots.table, table), report)
-    return _finish(flags.json_, {"rows": table})
+    return finish(flags.json_, {"rows": table})
 
 
 def _rounds(flags: Comm, report: "Reporter") -> int:
@@ -275,7 +275,7 @@ def _rounds(flags: Comm, report: "Reporter") -> int:
 
         _draw(flags.plot, partial(plots.messages, found, name), report)
     messages = [message._asdict() for message in found.messages]
-    return _finish(flags.json_, {"rounds": found.total, "messages": messages})
+    return finish(flags.json_, {"rounds": found.total, "messages": messages})
 
 
 def run_bench(flags: Bench, overrides: list[str]) -> int:
@@ -288,7 +288,7 @@ def run_bench(flags: Bench, overrides: list[str]) -> int:
     if flags.out and not (flags.out.parent.is_dir() and not flags.out.is_dir()):
         raise ConfigError(f"--out {flags.out}: expected a file in a folder that is there")
     _check_plot(flags.plot)
-    report = _reporter(flags.json_)
+    report = reporter(flags.json_)
     result = BENCHES[flags.what](flags, report)
     if flags.out:
         from jmlp.training.run_dir import write_atomically
@@ -298,7 +298,7 @@ def run_bench(flags: Bench, overrides: list[str]) -> int:
         from jmlp import plots
 
         _draw(flags.plot, partial(plots.bench, result), report)
-    return _finish(flags.json_, result)
+    return finish(flags.json_, result)
 
 
 def _check_plot(file: Path | None) -> None:
@@ -353,13 +353,13 @@ def start_devices(cpu_devices: int | None, mesh: MeshConfig, shards: int = 1) ->
         quiet_gloo()
 
 
-def _reporter(as_json: bool) -> "Reporter":
+def reporter(as_json: bool) -> "Reporter":
     from jmlp.report import Reporter, on_terminal
 
     return on_terminal(stderr=as_json) if is_first() else Reporter.silent()
 
 
-def _finish(as_json: bool, result: Mapping[str, object]) -> int:
+def finish(as_json: bool, result: Mapping[str, object]) -> int:
     if as_json and is_first():
         from jmlp.training.run_dir import to_json
 

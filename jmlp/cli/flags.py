@@ -126,6 +126,37 @@ def _key_help(section: type[Section], prefix: str, words: tuple[object, ...]) ->
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """Train many models at once, and rank them: a config with a `search` section.
+
+    The same command on the same directory goes on where a sweep was stopped. Any key can be set
+    after the config's name: --search.trials=500, --search.method=tpe, --train.epochs=50. A row of
+    the leaderboard becomes a run: jmlp sweep --export DIR --rank 1 --to RUN_DIR
+    """
+
+    config: tyro.conf.Positional[
+        Annotated[Path | None, tyro.conf.arg(metavar="CONFIG", help_behavior_hint="")]
+    ] = None
+    """a YAML file with a search section, e.g. configs/search.yaml"""
+    run_dir: Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")] = None
+    """results and weights (default: runs/ and the config's name and _sweep)"""
+    explain: Flag = False
+    """show programs, padding and estimated times, and do not train"""
+    export: Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")] = None
+    """of this sweep's directory write a member as a run directory, --to; no CONFIG then"""
+    rank: int = 1
+    """with --export: of the leaderboard"""
+    fold: int = 0
+    """with --export: of a cross-validation, which of its folds"""
+    to: Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")] = None
+    """with --export: the run directory to write"""
+    cpu_devices: Devices = None
+    """simulate N CPU devices (default without an accelerator: one a core)"""
+    json_: Json = False
+    """print one JSON line on stdout, with the leaderboard; the rest goes to stderr"""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Eval:
     """Evaluate a run's weights on every split of its data, or on another file.
 

@@ -28,12 +28,14 @@ from jmlp.cli.flags import (
     Inspect,
     Launch,
     Predict,
+    Sweep,
     Train,
     about,
     split_overrides,
     train_help,
     with_full_paths,
 )
+from jmlp.cli.search import run_sweep
 from jmlp.errors import JmlpError
 
 _ABOUT = """usage: jmlp COMMAND [OPTIONS]
@@ -65,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     flags_type, run = COMMANDS[name]
     overrides: list[str] = []
     try:
-        if name in ("train", "eval", "predict", "export", "inspect"):
+        if name in ("train", "sweep", "eval", "predict", "export", "inspect"):
             rest, overrides = split_overrides(rest, flags_type)
         elif name == "launch" and "--" in rest:
             rest, overrides = rest[: rest.index("--")], rest[rest.index("--") + 1 :]
@@ -99,6 +101,7 @@ def _first_line(flags: type) -> str:
 
 COMMANDS: dict[str, tuple[type, Callable[[Any, list[str]], int]]] = {
     "train": (Train, run_train),
+    "sweep": (Sweep, run_sweep),
     "eval": (Eval, run_eval),
     "predict": (Predict, run_predict),
     "export": (Export, run_export),

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from jmlp.errors import RunDirError
 from jmlp.report import Reporter
 from jmlp.training.files import to_json, write_atomically
 from jmlp.types import Json, JsonObject
@@ -69,6 +70,24 @@ class Sweep(NamedTuple):
         """leaderboard.csv and summary.json, in the sweep's directory."""
         write_atomically(self.run_dir / "leaderboard.csv", as_csv(self.leaderboard))
         write_atomically(self.run_dir / "summary.json", to_json(self.summary(), indent=1) + "\n")
+
+
+def read_board(directory: Path) -> list[JsonObject]:
+    """The rows of a sweep's leaderboard, as its summary has them.
+
+    Raises:
+      RunDirError: it has none.
+    """
+    path = directory / "summary.json"
+    try:
+        rows = json.loads(path.read_text())["leaderboard"]
+        return [dict(row) for row in rows]
+    except FileNotFoundError:
+        raise RunDirError(
+            f"{directory} has no leaderboard yet: {path} is missing. Let jmlp sweep end first."
+        ) from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunDirError(f"{path}: cannot be read: {error}. jmlp sweep writes it anew.") from None
 
 
 def ranked(rows: Iterable[Row], higher: bool) -> list[Row]:

@@ -20,7 +20,15 @@ from jmlp.population.methods import Job, make_method
 from jmlp.population.pack import Course, Start
 from jmlp.population.space import SearchConfig, with_point
 from jmlp.population.store import Result, SweepDir, read_weights
-from jmlp.population.trainer import Done, Planned, Trainer, Want, leaves_of, own_leaves
+from jmlp.population.trainer import (
+    Done,
+    Planned,
+    Trainer,
+    Want,
+    leaves_of,
+    member_weights,
+    own_leaves,
+)
 from jmlp.report import Reporter
 from jmlp.training.plan import make_plan
 from jmlp.training.setup import selects_best
@@ -33,6 +41,19 @@ class Point(NamedTuple):
     point: JsonObject
     members: tuple[int, ...]
     configs: tuple[Config, ...]
+
+
+def member_config(tree: JsonObject, search: SearchConfig, point: JsonObject, fold: int) -> Config:
+    """The config of a member, as `jmlp train` takes it.
+
+    Args:
+      tree: of all members, without their points.
+    """
+    tree = with_point(tree, point)
+    if search.folds:
+        tree = with_point(tree, {"data.folds": search.folds, "data.fold": fold})
+    tree = {**tree, "mesh": {"data": 1}, "step": "single"}
+    return parse_config(tree, f"search.space, at {point}" if point else "config")
 
 
 class Running:
@@ -63,13 +84,8 @@ class Running:
     # From points to configs.
 
     def config(self, point: JsonObject, fold: int) -> Config:
-        """That of a member: as `jmlp train` takes it."""
-        tree = with_point(self.tree, point)
-        if self.search.folds:
-            cut = {"data.folds": self.search.folds, "data.fold": fold}
-            tree = with_point(tree, dict(cut))
-        tree = {**tree, "mesh": {"data": 1}, "step": "single"}
-        return parse_config(tree, f"search.space, at {point}" if point else "config")
+        """That of a member."""
+        return member_config(self.tree, self.search, point, fold)
 
     def point(self, job: Job) -> Point:
         """The members of a job."""
@@ -155,13 +171,14 @@ class Running:
         wants: list[Want] = []
         for job in jobs:
             point = self.point(job)
-            for member, config in zip(point.members, point.configs, strict=True):
+            for fold, (member, config) in enumerate(zip(point.members, point.configs, strict=True)):
                 rows = self.trainer.dataset(config).train.rows
                 total = self.trainer.total_steps(config)
                 until = total
                 if job.epochs is not None and job.epochs < self.longest:
                     until = min(total, job.epochs * steps_per_epoch(rows, config.train.batch_size))
-                wants.append(Want(member, config, until, self._start(member, config, job)))
+                start = self._start(member, config, job)
+                wants.append(Want(member, config, until, start, point.point, fold))
         return wants
 
     def _start(self, member: int, config: Config, job: Job) -> Start | None:
@@ -179,13 +196,7 @@ class Running:
     ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
         """(last, selected): the arrays of a member by path, at its own widths."""
         arrays = read_weights(self.directory.path, result.pack)
-        setup = self.trainer.setup(config)
-        parts: list[dict[str, np.ndarray]] = []
-        for kind in ("last", "selected"):
-            prefix = f"{kind}/"
-            mine = {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
-            parts.append(own_leaves(mine, result.place, config, setup) if mine else parts[0])
-        return parts[0], parts[1]
+        return member_weights(arrays, result.place, config, self.trainer.setup(config))
 
     def _keep(self, name: str, done: Done, epochs: dict[int, float]) -> None:
         """Writes a pack's weights, then its results."""
@@ -202,6 +213,8 @@ class Running:
             results.append(
                 Result(
                     member=want.member,
+                    point=want.point,
+                    fold=want.fold,
                     epochs=epochs[want.member],
                     val=ended.val[place],
                     test=ended.test[place],

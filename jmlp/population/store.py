@@ -31,6 +31,9 @@ class Result(NamedTuple):
     """What a member came to when it had been trained up to `epochs`."""
 
     member: int
+    point: JsonObject
+    """of the space"""
+    fold: int
     epochs: float
     """that it was asked to be trained up to"""
     val: dict[str, float]

@@ -23,7 +23,7 @@ from jmlp.sharding.layout import path_of
 from jmlp.sharding.mesh import make_mesh
 from jmlp.training.plan import make_plan
 from jmlp.training.setup import Setup, load_dataset, make_setup
-from jmlp.types import PyTree, may_be_on
+from jmlp.types import JsonObject, PyTree, may_be_on
 
 _PACK_S = 60.0
 """estimated seconds of a pack: what a kill may lose"""
@@ -38,6 +38,8 @@ class Want(NamedTuple):
     until: int
     start: Start | None = None
     """where it is, if not at its beginning"""
+    point: JsonObject = {}
+    fold: int = 0
 
 
 class Planned(NamedTuple):
@@ -187,6 +189,17 @@ def own_leaves(
     outputs = setup.programs.evaluation.loss.outputs(schema)
     mine = {path: leaf[place] for path, leaf in arrays.items()}
     return cut(mine, hidden, features, outputs)
+
+
+def member_weights(
+    arrays: Mapping[str, np.ndarray], place: int, config: Config, setup: Setup
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """(last, selected): the arrays of a member by path, of a pack's file, at its own widths."""
+    parts: list[dict[str, np.ndarray]] = []
+    for prefix in ("last/", "selected/"):
+        mine = {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
+        parts.append(own_leaves(mine, place, config, setup) if mine else parts[0])
+    return parts[0], parts[1]
 
 
 def _data_key(config: Config) -> str:

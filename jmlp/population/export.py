@@ -1,0 +1,142 @@
+"""A member as a run directory of its own, which eval, predict, export and train --continue take."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from jmlp.config.fields import expanded
+from jmlp.errors import ConfigError, RunDirError
+from jmlp.parallel import TrainState
+from jmlp.population.leaderboard import read_board
+from jmlp.population.pack import Course
+from jmlp.population.running import member_config
+from jmlp.population.store import Result, read_results, read_sweep, read_weights
+from jmlp.population.sweep import sweep_config
+from jmlp.population.trainer import member_weights
+from jmlp.population.widths import pad
+from jmlp.programs.precision import in_32_bits
+from jmlp.sharding.mesh import make_mesh
+from jmlp.training.events import append_event
+from jmlp.training.progress import Progress
+from jmlp.training.resume import metadata
+from jmlp.training.run_dir import RunDir
+from jmlp.training.setup import Setup, make_setup, open_checkpoints, with_full_paths
+from jmlp.training.summary import summarize
+from jmlp.types import Summary
+
+
+class Exported(NamedTuple):
+    """What `export_member` has written."""
+
+    run_dir: Path
+    member: int
+    summary: Summary
+
+
+@in_32_bits
+def export_member(
+    directory: Path | str, run_dir: Path | str, rank: int = 1, fold: int = 0, data: object = None
+) -> Exported:
+    """Writes a member of a sweep as a run directory.
+
+    Args:
+      directory: of the sweep.
+      run_dir: to be written; it must hold no run yet.
+      rank: on the leaderboard.
+      fold: which of the member's folds.
+      data: as of `sweep`, if it was given there.
+
+    Raises:
+      RunDirError: there is no such sweep or member, or `run_dir` holds something.
+      ConfigError: rank or fold is none of the sweep's.
+    """
+    source, target = expanded(directory), expanded(run_dir)
+    tree, search = sweep_config(read_sweep(source))
+    rows = read_board(source)
+    if not 1 <= rank <= len(rows):
+        raise ConfigError(f"--rank={rank}: {source} has a leaderboard of {len(rows)} rows")
+    folds = (search.folds or 1) * search.repeats
+    if not 0 <= fold < folds:
+        raise ConfigError(f"--fold={fold}: the sweep has {folds} fold{'s' * (folds > 1)}, from 0")
+    result = _newest(source, int(rows[rank - 1]["member"]) + fold)
+    course = Course(**result.course)  # type: ignore[arg-type]  # as it was written
+    if course.status == "diverged":
+        raise RunDirError(f"member {result.member} diverged: its loss was not finite")
+    config = with_full_paths(member_config(tree, search, result.point, result.fold))
+    if any((target / name).exists() for name in ("config.yaml", "checkpoints", "sweep.yaml")):
+        raise RunDirError(f"{target} holds a run already. Choose another directory.")
+    setup = make_setup(config, make_mesh(config.mesh, jax.local_devices()[:1]), data)
+    last, selected = member_weights(read_weights(source, result.pack), result.place, config, setup)
+    with RunDir(target) as run:
+        run.adopt(config)
+        summary = _write(run, setup, course, _state(setup, last), _state(setup, selected))
+    if summary["fingerprint"] != result.fingerprint:
+        was, now = result.fingerprint[:12], summary["fingerprint"][:12]
+        raise RunDirError(
+            f"{source}/weights/{result.pack}.npz is damaged: member {result.member} has "
+            f"fingerprint {now}, and its record says {was}"
+        )
+    return Exported(target, result.member, summary)
+
+
+def _newest(directory: Path, member: int) -> Result:
+    """A member's result of its longest training."""
+    mine = [result for result in read_results(directory) if result.member == member]
+    if not mine:
+        raise RunDirError(f"{directory}: member {member} is not on record")
+    return max(mine, key=lambda result: result.epochs)
+
+
+def _state(setup: Setup, leaves: dict[str, np.ndarray]) -> TrainState:
+    """The state of these leaves on the run's device."""
+    abstract = setup.programs.abstract._replace(key=())
+    state: TrainState = pad(list(leaves.values()), abstract)
+    whole = state._replace(key=jax.random.key(np.uint32(setup.config.seed)))
+    return jax.device_put(whole, setup.programs.shardings)
+
+
+def _write(
+    run: RunDir, setup: Setup, course: Course, last: TrainState, selected: TrainState
+) -> Summary:
+    """Checkpoints, the log and the summary, as a run of its own would have left them."""
+    plan, train = setup.plan, setup.config.train
+    per_epoch, rows = plan.per_epoch, setup.dataset.train.rows
+    progress = Progress(
+        loss_sum=course.loss_sum,
+        loss_rows=course.loss_rows,
+        best=course.best,
+        best_step=course.best_step,
+        stale=course.stale,
+        stopped_early=course.status == "stopped",
+        rows=rows * (course.step // per_epoch)
+        + min(rows, course.step % per_epoch * train.batch_size),
+    )
+    for step, loss, value in course.curve:
+        at = {"step": int(step), "epoch": round(step / per_epoch, 4)}
+        times = {"samples_per_second": 0.0, "seconds": 0.0}
+        append_event(run.path, {**at, "split": "train", "loss": _finite(loss), **times})
+        if setup.dataset.val is not None:
+            of_val = {train.monitor: _finite(value)}
+            append_event(run.path, {**at, "split": "val", "loss": None, **of_val, **times})
+    with open_checkpoints(setup.config, run.checkpoints, setup.programs) as checkpoints:
+        for state in [selected, last] if int(selected.step) != int(last.step) else [last]:
+            scored: dict[str, float] = {}
+            if setup.dataset.val is not None and plan.evaluates(int(state.step)):
+                scored = setup.programs.evaluate(state, setup.dataset.val)
+            checkpoints.save(state, metadata(setup, progress, []), scored)
+        checkpoints.wait()
+    splits = [n for n in ("train", "val", "test") if getattr(setup.dataset, n) is not None]
+    metrics = {n: setup.programs.evaluate(selected, getattr(setup.dataset, n)) for n in splits}
+    summary = summarize(setup, progress, selected, course.step, metrics)
+    if course.step >= plan.total or course.status == "stopped":
+        run.finish(summary)
+    return summary
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
