@@ -1,7 +1,8 @@
 """What of the site is made from the code, and what pages must keep to. Run by mkdocs.
 
 Marks in a page stand for what is put there: `<!-- keys -->` every key of the config,
-`<!-- commands -->` each command's --help, `<!-- tree -->` the modules with the first line
+`<!-- search -->` of a sweep's
+section, `<!-- commands -->` each command's --help, `<!-- tree -->` the modules with the first line
 of their docstrings, `<!-- api MODULE -->` all public names of a module, and
 `<!-- api MODULE: NAME NAME -->` those. Configs and notebooks are pages and files of the site
 as well. A key, command, flag or name that a page mentions and the code does not have is a
@@ -29,6 +30,7 @@ from mkdocs.structure.files import File
 from jmlp.cli.main import COMMANDS
 from jmlp.config import Config
 from jmlp.config.keys import find_switch, keys_of
+from jmlp.population.space import SearchConfig
 
 log = logging.getLogger("mkdocs.hooks.jmlp")
 ROOT = Path(__file__).parent.parent
@@ -57,7 +59,8 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     # Links that work in the repository as well, where configs and notebooks lie beside docs.
     markdown = re.sub(r"\]\((\.\./)+(configs|notebooks)/", r"](../\2/", markdown)
     markdown = re.sub(r"\]\((\.\./notebooks/\w+)\.ipynb\)", r"](\1.md)", markdown)
-    for mark, made in {"keys": keys, "commands": commands, "tree": tree}.items():
+    made_of = {"keys": keys, "search": search, "commands": commands, "tree": tree}
+    for mark, made in made_of.items():
         markdown = markdown.replace(
             f"<!-- {mark} -->", made() if f"<!-- {mark} -->" in markdown else ""
         )
@@ -86,6 +89,16 @@ def keys() -> str:
         line = f"| `{key.name}` | {_cell(_values(key))} | `{_cell(default)}` | {_cell(meaning)} |"
         (below if "." in key.name else top).append(line)
     return "\n".join([*HEAD, *top, *below])
+
+
+def search() -> str:
+    """A table of the section that a sweep has beside those of a run."""
+    lines = [
+        f"| `search.{key.name}` | {_cell(_values(key))} | `{_cell(key.default)}` | "
+        f"{_cell(key.description)} |"
+        for key in keys_of(SearchConfig).values()
+    ]
+    return "\n".join([*HEAD, *lines])
 
 
 HEAD = ["", "| key | values | default | meaning |", "| --- | --- | --- | --- |"]
@@ -242,6 +255,9 @@ def problems(markdown: str) -> Iterator[str]:
 
 def _unknown(tree: Any, prefix: str = "") -> Iterator[str]:
     for name, value in tree.items() if isinstance(tree, dict) else ():
+        if prefix + name == "search":
+            yield from (f"search.{key}" for key in value if key not in SearchConfig.model_fields)
+            continue
         key = keys_of(Config).get(prefix + name)
         if key is None:
             yield prefix + name

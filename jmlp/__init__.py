@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from jmlp.inference import evaluate, open_run, predict
     from jmlp.model import MLP
     from jmlp.parallel import STEPS
+    from jmlp.population.sweep import sweep
     from jmlp.sharding.devices import simulate_devices
     from jmlp.sharding.mesh import make_mesh
     from jmlp.training.callbacks import Callback
@@ -32,13 +33,13 @@ _HOME = {
     "MLPClassifier": "estimators", "MLPRegressor": "estimators",
     "STEPS": "parallel", "Callback": "training.callbacks",
     "evaluate": "inference", "open_run": "inference", "predict": "inference",
-    "prepare": "training.setup", "train": "training.run",
+    "prepare": "training.setup", "sweep": "population.sweep", "train": "training.run",
 }  # fmt: skip
 
 __all__ = [
     "MLP", "SOURCES", "STEPS", "Callback", "Config", "JmlpError", "MLPClassifier", "MLPRegressor",
     "evaluate", "join", "load_config", "make_mesh", "open_run", "predict", "prepare",
-    "simulate_devices", "train",
+    "simulate_devices", "sweep", "train",
 ]  # fmt: skip
 
 

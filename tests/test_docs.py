@@ -72,6 +72,7 @@ SMALL = [
     (r"--size \.\.\.", "--size 1001"),
     (r"[\[\]]", ""),
     (r"\bNAME\b", "tree"),
+    (r"sweep CONFIG\b", "sweep configs/search/digits.yaml"),
     (r"\bCONFIG\b", "configs/digits.yaml"),
     (r"\bRUN_DIR INPUT\b", "runs/digits rows.npz"),
     (r"\bRUN_DIR\b", "runs/digits"),
@@ -87,6 +88,7 @@ SMALL = [
     (r"fashion_mnist\.yaml$", "fashion_mnist.yaml --seeds 1"),
     (r"soak.py --server", "soak.py --server --times 1 --steps 20 -- --mesh.data=2"),
     (r"--widths [\d ]+", "--widths 8 "),
+    (r"--search\.trials=\d+", "--search.trials=3"),
 ]
 BENCHES = {
     "step": {"--cases": ["8/16"], "--repeats": ["1"]},
@@ -123,6 +125,10 @@ def checkout(tmp_path_factory):
     np.savez(folder / "rows.npz", x=x)
     np.savez(folder / "labelled.npz", x=x, y=np.arange(20) % 10)
     shutil.copy(ROOT / "configs" / "csv_regression.yaml", folder / "configs")
+    (folder / "configs" / "search").mkdir()
+    tree = yaml.safe_load((ROOT / "configs" / "search" / "digits.yaml").read_text())
+    tree["train"]["epochs"], tree["search"]["trials"] = 1, 3
+    (folder / "configs" / "search" / "digits.yaml").write_text(yaml.safe_dump(tree))
     rows = ["a,b,zip,note,born,price,days"]
     cells = "{i},{seven},0213{seven},n{i},{day:02}/02/1990,{price},{five}.5"
     for i in range(60):
@@ -318,6 +324,7 @@ def test_python_of_a_page_runs(page, checkout, tables, monkeypatch):
     for _, kind, block in (b for b in BLOCKS if b[0] == page):
         if kind == "python":
             code = re.sub(r'"epochs": \d+', '"epochs": 1', block)
+            code = re.sub(r'"trials": \d+', '"trials": 3', code)
             code = code.replace("runs/example", f"runs/{Path(page).stem}")
             with jax.numpy_rank_promotion("allow"):
                 exec(compile(code, page, "exec"), names)  # our own text

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import numpy as np
@@ -21,7 +21,7 @@ from jmlp.population.trainer import member_weights
 from jmlp.population.widths import pad
 from jmlp.programs.precision import in_32_bits
 from jmlp.sharding.mesh import make_mesh
-from jmlp.training.events import append_event
+from jmlp.training.events import Event, append_event
 from jmlp.training.progress import Progress
 from jmlp.training.resume import metadata
 from jmlp.training.run_dir import RunDir
@@ -63,7 +63,7 @@ def export_member(
     folds = (search.folds or 1) * search.repeats
     if not 0 <= fold < folds:
         raise ConfigError(f"--fold={fold}: the sweep has {folds} fold{'s' * (folds > 1)}, from 0")
-    result = _newest(source, int(rows[rank - 1]["member"]) + fold)
+    result = _newest(source, int(str(rows[rank - 1]["member"])) + fold)
     course = Course(**result.course)  # type: ignore[arg-type]  # as it was written
     if course.status == "diverged":
         raise RunDirError(f"member {result.member} diverged: its loss was not finite")
@@ -119,10 +119,13 @@ def _write(
     for step, loss, value in course.curve:
         at = {"step": int(step), "epoch": round(step / per_epoch, 4)}
         times = {"samples_per_second": 0.0, "seconds": 0.0}
-        append_event(run.path, {**at, "split": "train", "loss": _finite(loss), **times})
+        append_event(
+            run.path, cast(Event, {**at, "split": "train", "loss": _finite(loss), **times})
+        )
         if setup.dataset.val is not None:
             of_val = {train.monitor: _finite(value)}
-            append_event(run.path, {**at, "split": "val", "loss": None, **of_val, **times})
+            event = {**at, "split": "val", "loss": None, **of_val, **times}
+            append_event(run.path, cast(Event, event))
     with open_checkpoints(setup.config, run.checkpoints, setup.programs) as checkpoints:
         for state in [selected, last] if int(selected.step) != int(last.step) else [last]:
             scored: dict[str, float] = {}

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
 from jmlp.config import Config
-from jmlp.types import Array
+from jmlp.types import PyTree
+
+Leaf: TypeAlias = PyTree
+"""an array of the host, or one that is traced"""
 
 OPTIM = ("learning_rate", "weight_decay", "l2", "momentum", "b1", "b2", "eps")
 """of a config's `optim` section"""
@@ -19,23 +22,23 @@ MAY_BE_OFF = ("weight_decay", "l2")
 class Numbers(NamedTuple):
     """Of each member; leaves have a leading dim of members."""
 
-    seed: Array
+    seed: Leaf
     """(M,) uint32"""
-    widths: Array
+    widths: Leaf
     """(M, layers) int32, of hidden layers"""
-    order: Array
+    order: Leaf
     """(M,) int32: which of a call's orders of rows is its own"""
-    optim: dict[str, Array]
+    optim: dict[str, Leaf]
     """(M,) float32 each"""
-    dropout: Array
+    dropout: Leaf
     """(M,) float32"""
-    smoothing: Array
+    smoothing: Leaf
     """(M,) float32, of labels"""
 
 
 def numbers_of(configs: Sequence[Config], order: Sequence[int]) -> Numbers:
     """Of members with these configs; what is off for all of them is left out of `optim`."""
-    optim: dict[str, Array] = {}
+    optim: dict[str, Leaf] = {}
     for name in OPTIM:
         values = [getattr(config.optim, name) for config in configs]
         off = name in MAY_BE_OFF and not any(values)

@@ -158,7 +158,7 @@ class Pack:
         at = np.maximum(self.slots.member, 0)
         taken: Numbers = jax.tree.map(lambda leaf: np.asarray(leaf)[at], self._numbers)
         self.numbers: Numbers = self.program.place(taken)
-        self._count = jax.device_put(self.slots.count, self.program.sharding)
+        self._count = jax.device_put(self.slots.counts, self.program.sharding)
 
     def _compact(self) -> None:
         """Packs members together where half of them have ended."""
@@ -224,7 +224,7 @@ class Pack:
         places = np.arange(span.start, span.start + span.steps)
         each = np.minimum(config.batch_size, self._train.rows - places * config.batch_size)
         for i in self.slots.live:
-            member = self.slots.member[i]
+            member = int(self.slots.member[i])
             course = self.courses[member]
             if course.live and not np.isfinite(losses[i]).all():
                 course.status = "diverged"
@@ -243,7 +243,7 @@ class Pack:
         better_now = np.zeros(len(self.slots.member), bool)
         found = self._metrics(self.state, "val", [self.monitor]) if val else None
         for i in self.slots.live:
-            course = self.courses[self.slots.member[i]]
+            course = self.courses[int(self.slots.member[i])]
             value = found[i][self.monitor.name] if found is not None else float("nan")
             mean = course.loss_sum / (course.loss_rows or 1)
             course.loss_sum = course.loss_rows = 0.0
@@ -339,7 +339,7 @@ class Pack:
         state = self._placed(chosen)
         for name in splits:
             for i, values in self._metrics(state, name, metrics).items():
-                found[name][self.slots.member[i]] = values
+                found[name][int(self.slots.member[i])] = values
         return found["val"], found["test"]
 
 

@@ -32,11 +32,11 @@ from jmlp.model import MLP, apply
 from jmlp.model.features import Numbers as EmbeddedNumbers
 from jmlp.optim import evaluation_params, make_optimizer
 from jmlp.parallel.state import Batch, TrainState, gradients, init_state, update
-from jmlp.population.numbers import Numbers
+from jmlp.population.numbers import Leaf, Numbers
 from jmlp.population.widths import at_true_shapes, init_name, keeps_zero, layer_splits
 from jmlp.programs.placement import scaled
 from jmlp.programs.precision import in_32_bits
-from jmlp.types import Array, PyTree
+from jmlp.types import PyTree
 
 AXIS = "members"
 _M = P(AXIS)
@@ -45,12 +45,12 @@ _M = P(AXIS)
 class MemberRows(NamedTuple):
     """Rows on every device, and which of them make the batches of a call."""
 
-    x: Array
+    x: Leaf
     """(N, F), float32 or raw uint8"""
-    y: Array
-    index: Array
+    y: Leaf
+    index: Leaf
     """(orders, steps, B) int32 row numbers, PAD for none"""
-    weight: Array | None
+    weight: Leaf | None
     """(orders, steps, B) float32 of these rows; None where all weigh 1"""
 
 
@@ -269,8 +269,8 @@ class PopulationProgram:
             given = weight.astype(jnp.float32) if rows.weight is None else rows.weight[0, k]
             x, y = jnp.asarray(rows.x)[place], jnp.asarray(rows.y)[place]
             batch = {"x": scaled(self.schema, x), "y": y, "weight": given}
-            members = self._part((state, numbers), at)
-            return jax.vmap(of_batch, in_axes=(0, 0, None))(*members, batch)
+            mine, its = self._part((state, numbers), at)
+            return jax.vmap(of_batch, in_axes=(0, 0, None))(mine, its, batch)
 
         shapes = jax.eval_shape(part, jnp.int32(0), jnp.int32(0))
         steps, capacity = rows.index.shape[1], self.shape.capacity

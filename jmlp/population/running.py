@@ -18,7 +18,7 @@ from jmlp.metrics import check_monitor, metrics_of
 from jmlp.population.leaderboard import Row, Sweep, ranked
 from jmlp.population.methods import Job, make_method
 from jmlp.population.pack import Course, Start
-from jmlp.population.space import SearchConfig, with_point
+from jmlp.population.space import SearchConfig, ends, with_point
 from jmlp.population.store import Result, SweepDir, read_weights
 from jmlp.population.trainer import (
     Done,
@@ -68,6 +68,9 @@ class Running:
         self.tree, self.search, self.report = tree, search, report
         self.trainer = Trainer(data)
         self.base = base = self.config({}, 0)
+        for key, domain in search.domains.items():  # mistakes, before anything is trained
+            for value in ends(domain):
+                self.config({key: value}, 0)
         dataset = self.trainer.dataset(base)
         plan = make_plan(base, dataset.train.rows)
         self.longest = max(1, math.ceil(plan.total / plan.per_epoch))

@@ -16,7 +16,7 @@ class Slots(NamedTuple):
 
     member: np.ndarray
     """(devices * capacity,) int: which of the members, or EMPTY"""
-    count: np.ndarray
+    counts: np.ndarray
     """(devices,) int32: places of each device, from its first on, that hold members"""
 
     @property

@@ -196,6 +196,15 @@ def check_space(search: SearchConfig, origin: str = "search") -> None:
         raise ConfigError("\n".join(lines))
 
 
+def ends(domain: Domain) -> list[Value]:
+    """Values that show whether a key takes all of a domain: each choice, or both ends."""
+    if isinstance(domain, Choices):
+        return list(domain.values)
+    if isinstance(domain, Layers):
+        return [[width] * layers for layers in domain.layers for width in domain.width]
+    return [domain.at(0.0), domain.at(1.0)]
+
+
 def dimensions(domains: Mapping[str, Domain]) -> int:
     """Numbers in [0, 1) that a point is made of."""
     return sum(1 + d.layers[1] if isinstance(d, Layers) else 1 for d in domains.values())

@@ -64,7 +64,7 @@ def sweep(
         stack.enter_context(np.errstate(all="warn", under="ignore"))
         directory = stack.enter_context(SweepDir(path))
         running = Running(tree, settings, data, report)
-        directory.begin(tree | {"search": settings.model_dump(mode="json")})
+        directory.begin({**tree, "search": settings.model_dump(mode="json")})
         found = running.run(directory, lambda: stop.number > 0)
         found.write()
         if found.interrupted:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +22,7 @@ from jmlp.model import ACTIVATIONS, LayerSplit, Whole
 from jmlp.sharding.layout import path_of
 from jmlp.types import Params, PyTree, Shapes
 
-_FANS: dict[str, Callable[[float, float], float]] = {
+_FANS: dict[str, Callable[[Any, Any], Any]] = {
     "he_normal": lambda inputs, outputs: inputs,
     "he_uniform": lambda inputs, outputs: inputs,
     "lecun_normal": lambda inputs, outputs: inputs,
@@ -153,7 +154,7 @@ def at_true_shapes(
 
 
 def _corner(
-    kernel: jax.Array, rows: jax.Array, columns: jax.Array, fan: Callable[[float, float], float]
+    kernel: jax.Array, rows: jax.Array, columns: jax.Array, fan: Callable[[Any, Any], Any]
 ) -> jax.Array:
     i, j = jnp.arange(kernel.shape[0])[:, None], jnp.arange(kernel.shape[1])[None]
     place = jnp.minimum(i * columns + j, kernel.size - 1)

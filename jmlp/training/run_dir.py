@@ -20,6 +20,7 @@ from contextlib import suppress
 from io import FileIO
 from pathlib import Path
 from socket import gethostname
+from typing import Self
 
 from jmlp.config import Config, flatten, parse_config
 from jmlp.config.fields import expanded
@@ -71,7 +72,7 @@ class RunDir:
     def damaged(self) -> Path:
         return self.path / "damaged"
 
-    def __enter__(self) -> "RunDir":
+    def __enter__(self) -> Self:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = open(self.path / "LOCK", "ab+", buffering=0)
@@ -183,7 +184,7 @@ class RunDir:
 class Follower(RunDir):
     """The run directory of a process that leaves writing to process 0: paths, no effects."""
 
-    def __enter__(self) -> "RunDir":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
