@@ -61,6 +61,19 @@ class WidthRow(Speeds):
     rows_per_shard: int
 
 
+class PopulationRow(TypedDict):
+    """Of `population`."""
+
+    name: str
+    case: str
+    """mixed, or the width of two hidden layers"""
+    milliseconds: list[float]
+    """a member and epoch, of each run"""
+    ratio: float
+    """how many times as fast as `against`"""
+    against: str
+
+
 class PushPullRow(TypedDict):
     """Of `push-pull`."""
 

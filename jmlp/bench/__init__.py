@@ -6,6 +6,7 @@ from jmlp.bench import (
     comm,
     compress,
     peers,
+    population,
     push_pull,
     reproducible,
     step,
@@ -22,6 +23,7 @@ BENCHES = {
     "async": asynchronous.run,
     "push-pull": push_pull.run,
     "reproducible": reproducible.run,
+    "population": population.run,
 }
 
 __all__ = ["BENCHES"]

@@ -302,7 +302,7 @@ class Comm:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Bench:
-    """Measure: step, peers, stream, columns, comm, compress, async, push-pull or reproducible.
+    """Measure speed, accuracy and bytes, by the names below.
 
     step: samples/s of `jmlp train` against JAX loops written by hand, and the machine's rate.
     peers: against scikit-learn, torch, torch DDP and Keras (pip install 'jmlp[peers]'), with
@@ -312,16 +312,18 @@ class Bench:
     bytes, Fashion-MNIST on 8 devices with each compressor. async: accuracy there by
     staleness bound, with stragglers, and by steps between exchanges. push-pull: exchanges
     of 4 and 100 MB a second with a parameter server of threads, of Ray actors, and with
-    one written by hand. reproducible: what it costs, by rows a virtual shard.
+    one written by hand. reproducible: what it costs, by rows a virtual shard. population:
+    many small networks at once against one after another.
     Speeds are of interleaved runs, and every sample is kept.
     With --out, compress and async go on where they were stopped.
     """
 
     what: tyro.conf.Positional[str]
-    """step, peers, stream, columns, comm, compress, async, push-pull or reproducible"""
+    """step, peers, stream, columns, comm, compress, async, push-pull, reproducible or
+    population"""
     cases: Annotated[tuple[str, ...], tyro.conf.arg(help_behavior_hint="")] = ()
     """step, peers, stream: hidden widths and batch size (default: 64-64/64, 512-512/256 and
-    2048-2048/1024; stream only the second)"""
+    2048-2048/1024; stream only the second); population: mixed, 8, 32, 64, 128"""
     widths: tuple[int, ...] = (64, 512, 2048)
     """reproducible: hidden widths, two layers each"""
     repeats: int = 5

@@ -9,6 +9,7 @@ from jmlp.analysis.rows import (
     CaseRow,
     CompressRow,
     ExchangeRow,
+    PopulationRow,
     PushPullRow,
     Result,
     WidthRow,
@@ -273,6 +274,34 @@ def reproducible(result: Result[WidthRow]) -> Figure:
     return figure
 
 
+def population(result: Result[PopulationRow]) -> Figure:
+    """How many times as fast as one by one, a panel a case, a dot a run; logarithmic."""
+    rows = result["rows"]
+    cases = list(dict.fromkeys(row["case"] for row in rows))
+    names = list(dict.fromkeys(row["name"] for row in rows))
+    figure, ((*panels,),) = new(len(cases), width=max(6.5, 2.6 * len(cases)), height=2.8)
+    for axes, case in zip(panels, cases, strict=True):
+        some = {row["name"]: row for row in rows if row["case"] == case}
+        base = median(some[rows[0]["against"]]["milliseconds"])
+        for place, name in enumerate(names):
+            if name in some:
+                times = [base / one for one in some[name]["milliseconds"]]
+                axes.plot(times, [place] * len(times), ".", color="k", ms=4)
+                axes.barh(place, median(times), color=BLUE if name == "jmlp" else REST)
+                axes.annotate(
+                    f"{median(times):.2g}", (1.02, place), xycoords=("axes fraction", "data"),
+                    va="center", fontsize=8,
+                )  # fmt: skip
+        axes.set_yticks(range(len(names)), names)
+        axes.invert_yaxis()
+        title = case if case == "mixed" else f"width {case}"
+        axes.set(title=title, xscale="log", xlabel=f"times {rows[0]['against']}")
+        tidy(axes, "x")
+        if axes is not panels[0]:
+            axes.set_yticklabels([])
+    return figure
+
+
 DRAWN: dict[str, Callable[[Result[Any]], Figure]] = {
     "step": speeds,
     "peers": speeds,
@@ -283,4 +312,5 @@ DRAWN: dict[str, Callable[[Result[Any]], Figure]] = {
     "async": asynchronous,
     "push-pull": push_pull,
     "reproducible": reproducible,
+    "population": population,
 }
