@@ -249,9 +249,8 @@ def _fit(x: np.ndarray, y: np.ndarray, hidden: Sequence[int], activation: str) -
 
     warnings.simplefilter("ignore")
     named = {"relu": "relu", "tanh": "tanh"}.get(activation, "relu")  # it has no gelu, no silu
-    MLPClassifier(
-        tuple(hidden), activation=named, alpha=0, batch_size=BATCH, max_iter=_SKLEARN_EPOCHS, tol=0,
-    ).fit(x, y)  # fmt: skip
+    settings: dict[str, Any] = {"batch_size": BATCH, "max_iter": _SKLEARN_EPOCHS, "tol": 0}
+    MLPClassifier(tuple(hidden), activation=named, alpha=0, **settings).fit(x, y)
 
 
 def _torch(case: str) -> Peer:

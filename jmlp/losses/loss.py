@@ -105,7 +105,7 @@ class Loss:
     classes the logits of their mean probabilities, else the mean"""
     values: bool = False
     """its outputs are in the units of the scaled targets, so that they can be kept in a range"""
-    trains: Callable[[float], Loss] | None = None
+    trains: Callable[[Any], Loss] | None = None
     """`train.label_smoothing` -> what is differentiated in its place"""
     member: Loss | None = None
     """of each member of an ensemble, where it is the loss of one"""

@@ -72,7 +72,9 @@ def _key(config: Config, features: int) -> str:
     tree["seed"] = None
     on = [may_be_on(config.model.dropout), may_be_on(config.train.label_smoothing)]
     tree["model"]["hidden"] = len(hidden)
-    tree["model"]["dropout"] = tree["train"]["label_smoothing"] = None
+    tree["train"]["label_smoothing"] = None
+    if config.model.block == "plain":  # others have a rate of their own making
+        tree["model"]["dropout"] = None
     for name in OPTIM:
         value = getattr(config.optim, name)
         tree["optim"][name] = None if name in MAY_BE_OFF else value is None

@@ -10,7 +10,6 @@ packed together, and the same program does less.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -168,9 +167,7 @@ class PopulationProgram:
         return state._replace(params=params, opt_state=tx.init(params))
 
     def _step(self, state: TrainState, mine: Numbers, batch: Batch) -> tuple[TrainState, jax.Array]:
-        loss = self.loss
-        if self.shape.smooths and loss.smoothed is not None:
-            loss = replace(loss, per_row=loss.smoothed(mine.smoothing))
+        loss = self.loss.in_training(mine.smoothing if self.shape.smooths else 0.0)
         grads, model_state, mean = gradients(
             self._graphdef, loss, state, batch,
             accumulate=self.config.optim.accumulate, splits=self._splits(mine),

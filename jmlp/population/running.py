@@ -15,6 +15,7 @@ from jmlp.config import Config, parse_config
 from jmlp.data.batches import steps_per_epoch
 from jmlp.losses import loss_of
 from jmlp.metrics import check_monitor, metrics_of
+from jmlp.model.recipes import settled
 from jmlp.population.leaderboard import Row, Sweep, ranked
 from jmlp.population.methods import Job, make_method
 from jmlp.population.pack import Course, Start
@@ -67,6 +68,9 @@ class Running:
     def __init__(self, tree: JsonObject, search: SearchConfig, data: object, report: Reporter):
         self.tree, self.search, self.report = tree, search, report
         self.trainer = Trainer(data)
+        self.task = ""
+        base = self.config({}, 0)
+        self.task = self.trainer.dataset(base).schema.task
         self.base = base = self.config({}, 0)
         for key, domain in search.domains.items():  # mistakes, before anything is trained
             for value in ends(domain):
@@ -88,7 +92,7 @@ class Running:
 
     def config(self, point: JsonObject, fold: int) -> Config:
         """That of a member."""
-        return member_config(self.tree, self.search, point, fold)
+        return settled(member_config(self.tree, self.search, point, fold), self.task)
 
     def point(self, job: Job) -> Point:
         """The members of a job."""

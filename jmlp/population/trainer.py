@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from jmlp.config import Config
 from jmlp.data.dataset import Dataset
 from jmlp.data.spool import available_bytes
+from jmlp.errors import ConfigError
 from jmlp.population.groups import Group, group_members
 from jmlp.population.numbers import numbers_of
 from jmlp.population.pack import Ended, Pack, Start
@@ -138,6 +139,11 @@ class Trainer:
         if key not in self._setups:
             mesh = make_mesh(config.mesh, jax.local_devices()[:1])
             dataset = self.dataset(config)
+            if getattr(config.model, "fit_init", False):
+                raise ConfigError(
+                    "model.fit_init: members of a sweep cannot fit their first weights to the "
+                    "rows; set model.fit_init: false"
+                )
             self._setups[key] = make_setup(config, mesh, dataset=dataset)
         return self._setups[key]
 
@@ -149,11 +155,13 @@ class Trainer:
             chunk=pack.chunk,
             one_order=pack.one_order,
             pads=pack.group.pads,
-            drops=any(may_be_on(one.model.dropout) for one in configs),
+            drops=config.model.block == "plain"
+            and any(may_be_on(one.model.dropout) for one in configs),
             smooths=any(may_be_on(one.train.label_smoothing) for one in configs),
         )
         shared = config.model_dump(mode="json") | {"seed": 0, "data": None}
-        shared["model"] |= {"dropout": None}
+        if config.model.block == "plain":
+            shared["model"] |= {"dropout": None}
         shared["train"] |= {"label_smoothing": None}
         shared["optim"] |= dict.fromkeys(numbers.optim)
         sizes = (setup.plan.total, setup.dataset.schema.model_dump_json())
@@ -183,9 +191,10 @@ def own_leaves(
       arrays: by path, members first.
       setup: of any member of its group, or of its own.
     """
-    schema, blocks = setup.dataset.schema, setup.programs.abstract.params["blocks"]
-    hidden = config.model.hidden
-    features = blocks[0]["linear"]["kernel"].shape[0] if hidden else schema.features
+    schema, hidden = setup.dataset.schema, config.model.hidden
+    if config.model.block != "plain" or not hidden:  # padded by nothing
+        return {path: leaf[place] for path, leaf in arrays.items()}
+    features = setup.programs.abstract.params["blocks"][0]["linear"]["kernel"].shape[0]
     outputs = setup.programs.evaluation.loss.outputs(schema)
     mine = {path: leaf[place] for path, leaf in arrays.items()}
     return cut(mine, hidden, features, outputs)
