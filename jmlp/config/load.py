@@ -159,6 +159,8 @@ def _line(origin: str, mistakes: "Sequence[ErrorDetails]") -> str:
     key = ".".join(_keys(mistakes[0]))
     found = mistakes[0]["input"]
     if mistakes[0]["type"] == "extra_forbidden":
+        if key == "search":
+            return f"{origin}: search: this is a config of a sweep: jmlp sweep, or jmlp.sweep"
         return f"{origin}: unknown key {key}{nearest(key, Config)}"
     if mistakes[0]["type"] == "invalid_key":
         return f"{origin}: key {key}: expected a word"

@@ -71,7 +71,7 @@ class Pack:
     Args:
       setup: of one of them: rows, metrics, plan. Its programs are for one member.
       configs: of the members.
-      advance: told of steps times members that were done.
+      stopped: asked between calls; then the pack is given up.
     """
 
     def __init__(
@@ -79,10 +79,10 @@ class Pack:
         program: PopulationProgram,
         setup: Setup,
         configs: Sequence[Config],
-        advance: Callable[[int], None],
+        stopped: Callable[[], bool],
     ):
         self.program, self.setup, self.configs = program, setup, configs
-        self._advance = advance
+        self._stopped = stopped
         config, self.plan = setup.config, setup.plan
         self.select_best = selects_best(config)
         self.monitor = setup.programs.evaluation.metric(config.train.monitor)
@@ -95,8 +95,8 @@ class Pack:
         self._saved: dict[int, TrainState] = {}  # members that have left the program's arrays
         self._saved_best: dict[int, TrainState] = {}
 
-    def train(self, until: int, starts: Sequence[Start] | None = None) -> Ended:
-        """Trains all members to step `until`.
+    def train(self, until: int, starts: Sequence[Start] | None = None) -> Ended | None:
+        """Trains all members to step `until`; None if it was given up.
 
         Args:
           starts: where members are, if not at their beginning.
@@ -108,6 +108,8 @@ class Pack:
         alive = [i for i, course in enumerate(self.courses) if course.live]
         self._begin(alive, starts)
         while step < until and self.slots.live.size:
+            if self._stopped():
+                return None
             span = self.plan.span(step, min(_WINDOW, until - step))
             losses = self._call(span.epoch, span.start, span.steps)
             self._account(losses, span)
@@ -115,7 +117,6 @@ class Pack:
             for member in self.slots.member[self.slots.live]:
                 if self.courses[member].live:
                     self.courses[member].step = step
-            self._advance(span.steps * self.slots.live.size)
             if self.plan.evaluates(step):
                 self._evaluate(step)
             self._compact()

@@ -130,7 +130,7 @@ class Running:
             return stopped() or late or (epochs is not None and self._epochs >= epochs)
 
         while jobs := self.method.ask():
-            if not self._train(jobs, over):
+            if not self._train(jobs, over, stopped):
                 break
             for job in jobs:
                 self.method.tell(job, self._score(job))
@@ -143,7 +143,9 @@ class Running:
             interrupted=stopped(),
         )
 
-    def _train(self, jobs: Sequence[Job], over: Callable[[], bool]) -> bool:
+    def _train(
+        self, jobs: Sequence[Job], over: Callable[[], bool], stopped: Callable[[], bool]
+    ) -> bool:
         """Trains the members of jobs that are not on record; False if not all of them are now."""
         wants, epochs = self._wants(jobs), {}
         for job in jobs:
@@ -165,7 +167,9 @@ class Running:
             for number, pack in todo:
                 if over():
                     return False
-                ended = self.trainer.train(pack)
+                ended = self.trainer.train(pack, stopped)
+                if ended is None:
+                    return False
                 self._keep(f"pack_{number:05}", ended, epochs)
                 done += pack.steps
                 self.report.advance(done, self._best_so_far(), 0.0)

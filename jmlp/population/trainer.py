@@ -123,15 +123,15 @@ class Trainer:
                 capacity = capacity_for(len(parts), chunk, self.mesh.size)
                 yield Planned(group, part, chunk, capacity, one_order)
 
-    def train(self, pack: Planned, advance: Callable[[int], None] = lambda steps: None) -> Done:
-        """Trains a pack to its end."""
+    def train(self, pack: Planned, stopped: Callable[[], bool] = lambda: False) -> Done | None:
+        """Trains a pack to its end; None if it was given up on the way, since `stopped` said so."""
         configs = [want.config for want in pack.wants]
         setup = self.setup(pack.group.config)
         program = self._program(pack, setup, configs)
         starts = [want.start for want in pack.wants if want.start is not None]
-        running = Pack(program, setup, configs, advance)
-        until = max(want.until for want in pack.wants)
-        return Done(setup, pack.wants, running.train(until, starts or None))
+        running = Pack(program, setup, configs, stopped)
+        ended = running.train(max(want.until for want in pack.wants), starts or None)
+        return None if ended is None else Done(setup, pack.wants, ended)
 
     def setup(self, config: Config) -> Setup:
         """A run of the group's config on one device: its checks, rows, metrics and plan."""

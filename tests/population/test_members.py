@@ -145,7 +145,7 @@ def test_there_is_no_collective_in_the_program():
     trainer.train(pack)
     (program,) = trainer._programs.values()
     assert program.mesh.size == jax.device_count() == 8
-    running = Pack(program, trainer.setup(pack.group.config), configs, lambda steps: None)
+    running = Pack(program, trainer.setup(pack.group.config), configs, lambda: False)
     running.train(0)  # to its places
     rows_ = running._orders_of(0, 0, 1)
     call = (running.state, running.numbers, running._count, rows_, np.int32(0), np.int32(1))

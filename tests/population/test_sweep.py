@@ -14,6 +14,7 @@ from jmlp.errors import ConfigError, RunDirError
 from jmlp.population import running, store
 from jmlp.population.export import export_member
 from jmlp.population.methods import Job, make_method, rungs
+from jmlp.population.pack import Pack
 from jmlp.population.space import SearchConfig
 from jmlp.population.sweep import sweep, sweep_config
 
@@ -100,7 +101,9 @@ def test_killed_after_any_pack_it_ends_in_the_same_leaderboard(swept, tmp_path, 
     trained = []
     train = running.Trainer.train
     monkeypatch.setattr(
-        running.Trainer, "train", lambda self, pack: trained.append(pack) or train(self, pack)
+        running.Trainer,
+        "train",
+        lambda self, pack, stopped: trained.append(pack) or train(self, pack),
     )
     again = sweep(CONFIG, data=rows(), run_dir=tmp_path / "cut")
     assert board(again) == board(found) and len(trained) == 1
@@ -195,6 +198,11 @@ def test_mistakes_name_key_and_way_out(search, said, tmp_path):
     assert not (tmp_path / "none" / "sweep.yaml").exists()
 
 
+def test_a_run_of_a_sweeps_config_says_what_it_is():
+    with pytest.raises(ConfigError, match="jmlp sweep"):
+        jmlp.train(CONFIG, rows())
+
+
 def test_a_config_that_members_cannot_share_is_refused():
     for tree, said in (
         ({"step": "pipeline", "mesh": {"pipe": 2}}, "step=pipeline"),
@@ -257,3 +265,49 @@ def test_the_command_ends_in_json(tmp_path, capsys):
     assert main(["eval", f"{tmp_path}/run", "--cpu-devices=8"]) == 0
     assert main(["sweep"]) == 2 and main(["sweep", str(file), "--to", "x"]) == 2
     assert "--export" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("method", ["tpe", "cmaes"])
+def test_samplers_of_optuna_learn_from_what_they_are_told(method):
+    pytest.importorskip("optuna")
+    space = {"optim.learning_rate": {"log": [1e-4, 1.0]}, "model.dropout": {"uniform": [0, 0.9]}}
+    search = SearchConfig(method=method, trials=120, batch=10, space=space)
+
+    def asked():
+        method_, jobs, batches = make_method(search, 10), [], 0
+        while batch := method_.ask():
+            jobs, batches = jobs + list(batch), batches + 1
+            for job in batch:
+                rate = math.log10(job.point["optim.learning_rate"])
+                method_.tell(job, abs(rate + 2) + job.point["model.dropout"])
+        assert batches == 12
+        return jobs
+
+    jobs = asked()
+    assert jobs == asked() and len(jobs) == 120
+    scores = [
+        abs(math.log10(j.point["optim.learning_rate"]) + 2) + j.point["model.dropout"] for j in jobs
+    ]
+    assert np.mean(scores[-30:]) < np.mean(scores[:30]) / 2
+
+
+def test_an_interrupt_gives_up_the_pack_and_keeps_what_is_done(swept, tmp_path, monkeypatch):
+    found, _ = swept
+    calls = []
+    whole = running.Running.run
+
+    def run(self, directory, stopped):
+        return whole(self, directory, lambda: len(calls) > 5)
+
+    train = Pack._call
+
+    def counted(self, *args):
+        calls.append(args)
+        return train(self, *args)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(running.Running, "run", run)
+        patched.setattr(Pack, "_call", counted)
+        some = sweep(CONFIG, data=rows(), run_dir=tmp_path / "cut")
+    assert some.interrupted and 0 < some.members < 6
+    assert board(sweep(CONFIG, data=rows(), run_dir=tmp_path / "cut")) == board(found)
