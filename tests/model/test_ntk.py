@@ -52,6 +52,7 @@ def test_fitted_layers_make_features_of_deviation_1_whose_zeros_lie_among_the_ro
         h = np.asarray(block(h)) if block else h
 
 
+@pytest.mark.slow
 def test_a_run_begins_with_fitted_weights_on_any_mesh(blobs):
     none = {
         "train": {"steps": 1, "batch_size": 32},

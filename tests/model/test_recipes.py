@@ -104,6 +104,7 @@ def test_a_run_writes_what_its_recipe_came_to_and_goes_on_with_it(tmp_path):
     np.testing.assert_allclose(got, want, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["realmlp", "tabm"])
 def test_a_recipe_from_the_shell(recipe, tmp_path, capsys):
     small = ["--model.hidden=8", "--train.epochs=2", "--run-dir", str(tmp_path / "run"), "--json"]
@@ -134,6 +135,7 @@ def test_predictions_stay_within_the_range_of_the_training_targets():
         jmlp.train(merged(config, {"train": {"loss": "gaussian"}}), verbose=False)
 
 
+@pytest.mark.slow
 def test_a_short_batch_may_be_left_out(blobs):
     """203 rows in batches of 50: 4 steps an epoch in place of 5, and never one of 3 rows."""
     few = {"data": {"val_fraction": 0.0, "test_fraction": 0.0}, "step": "single"}
@@ -153,6 +155,7 @@ def test_a_short_batch_may_be_left_out(blobs):
     assert small.summary["steps"] == 2
 
 
+@pytest.mark.slow
 def test_of_equals_the_last_may_be_the_best(blobs, tmp_path):
     config = {"optim": {"learning_rate": 1e-12}, "train": {"epochs": 3, "monitor": "accuracy",
               "select": "best", "ties": "last"}}  # fmt: skip

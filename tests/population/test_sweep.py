@@ -144,6 +144,7 @@ def test_halving_goes_on_from_the_rung_below(tmp_path):
     assert last.val == pytest.approx(solo.summary["val"]["loss"], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_folds_are_cuts_of_the_rows_that_are_not_for_testing(tmp_path):
     tree = merged(CONFIG, {"search": {"folds": 3, "trials": 2}})
     found = sweep(tree, data=rows(), run_dir=tmp_path / "folds")
