@@ -34,7 +34,8 @@ def run_sweep(flags: Sweep, overrides: list[str]) -> int:
     from jmlp.population.sweep import default_dir, plan_sweep, sweep, sweep_config
 
     sweep_config(tree)  # every mistake, before jax starts
-    start_devices(flags.cpu_devices or _cores(), MeshConfig())
+    # On a CPU a device a core: members need not talk.
+    start_devices(flags.cpu_devices, MeshConfig(data=len(os.sched_getaffinity(0))))
     report = reporter(flags.json_)
     if flags.explain:
         packs = plan_sweep(tree)
@@ -75,7 +76,7 @@ def _export(flags: Sweep, overrides: Sequence[str]) -> int:
         raise ConfigError("--export takes --rank, --fold and --to alone: its sweep says the rest")
     if flags.to is None:
         raise ConfigError("--export: say where to: --to RUN_DIR")
-    start_devices(flags.cpu_devices or 1, MeshConfig())
+    start_devices(flags.cpu_devices, MeshConfig())
     from jmlp.population.export import export_member
 
     assert flags.export is not None
@@ -83,13 +84,6 @@ def _export(flags: Sweep, overrides: Sequence[str]) -> int:
     report = reporter(flags.json_)
     report.note(f"member {made.member} is in {made.run_dir}: jmlp eval {made.run_dir}")
     return finish(flags.json_, made.summary | {"run_dir": str(made.run_dir), "member": made.member})
-
-
-def _cores() -> int | None:
-    """A device a core, where nobody says otherwise."""
-    if os.environ.get("JAX_NUM_CPU_DEVICES"):
-        return None
-    return len(os.sched_getaffinity(0))
 
 
 def _explain(packs: Sequence[Planned], report: Reporter) -> list[dict[str, object]]:
