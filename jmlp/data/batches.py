@@ -48,8 +48,9 @@ def batch_index(rows: np.ndarray, batch_size: int, width: int) -> np.ndarray:
 
     Args:
       rows: (N,) row numbers, in order.
-      width: padded batch size, at least `batch_size`.
+      width: padded batch size, at least `batch_size`, or all rows if they are fewer.
     """
+    batch_size = min(batch_size, max(1, len(rows)))
     batches = steps_per_epoch(len(rows), batch_size)
     full = np.full(batches * batch_size, PAD, np.int32)
     full[: len(rows)] = rows

@@ -23,7 +23,8 @@ from jmlp.programs.precision import in_32_bits
 from jmlp.sharding import layout
 from jmlp.types import ModelState, Params
 
-EVAL_ROWS = 1024  # rows per evaluation batch: fixed, so results never depend on the caller
+EVAL_ROWS = 1024  # most rows per batch; those of outputs, which so never depend on the caller
+LEAST_ROWS = 32
 
 
 class Evaluation:
@@ -122,12 +123,22 @@ class Evaluation:
                 found[metric.name] = float("nan") if unknown else on_host(metric, *of_rows)
         return found
 
+    def _rows(self, rows: int) -> int:
+        """Rows per batch in which a split of `rows` is measured: few sizes, and little padding.
+
+        The mesh does not enter. Where bits must be the same on any mesh there is one size, which
+        devices divide, as the padding to it would differ.
+        """
+        if not self._any_order:
+            return EVAL_ROWS
+        return min(EVAL_ROWS, max(LEAST_ROWS, 1 << max(0, rows - 1).bit_length()))
+
     def _totals(
         self, state: TrainState, split: Split, resident: tuple[jax.Array, jax.Array] | None
     ) -> dict[Sums, dict[str, np.ndarray]]:
-        place = self.placement
-        width = padded_size(EVAL_ROWS, layout.batch_parts(place.mesh))
-        index = batch_index(np.arange(split.rows, dtype=np.int32), EVAL_ROWS, width)
+        place, rows = self.placement, self._rows(split.rows)
+        width = padded_size(rows, layout.batch_parts(place.mesh))
+        index = batch_index(np.arange(split.rows, dtype=np.int32), rows, width)
         totals: dict[Sums, dict[str, np.ndarray]] = {kind: {} for kind in self._kinds}
         chunk = CAPACITY if resident else max(1, (16 << 20) // (split.x[0].nbytes * width + 1))
         chunk = min(chunk, CAPACITY, len(index))

@@ -1,6 +1,7 @@
 """The weights a run ends with: the last, or the best by `train.monitor`."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jmlp.checkpoint.checkpoints import Checkpoints
@@ -10,6 +11,10 @@ from jmlp.parallel import TrainState
 from jmlp.report import Reporter
 from jmlp.training.progress import Progress
 from jmlp.training.setup import Setup, selects_best
+
+
+def _copied(state: TrainState) -> TrainState:
+    return jax.tree.map(jnp.copy, state)
 
 
 class BestWeights:
@@ -39,7 +44,9 @@ class BestWeights:
             return False
         progress.best, progress.best_step, progress.stale = value, step, 0
         if self._selects and not self._checkpoints:
-            self._copy = jax.tree.map(lambda leaf: leaf.copy(), state)
+            # One program, not a call for each leaf.
+            copied = jax.jit(_copied, out_shardings=self._setup.programs.shardings)
+            self._copy = copied(state)
         return self._selects
 
     def selected(self, state: TrainState, progress: Progress) -> TrainState:

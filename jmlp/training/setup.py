@@ -213,8 +213,8 @@ def make_setup(
     _check(config, dataset, loss_of(config.train.loss, dataset.schema, loss), metrics)
     updates = strategy_of(config).updates(config, mesh.size, plan.total, dataset.train.rows)
     programs = make(
-        config, dataset.schema, mesh, plan.total, updates, model=model, tx=tx, rules=rules,
-        loss=loss, metrics=metrics,
+        _of_rows(config, dataset.train.rows), dataset.schema, mesh, plan.total, updates,
+        model=model, tx=tx, rules=rules, loss=loss, metrics=metrics,
     )  # fmt: skip
     _check_statistics(config, programs.train.statistics)
     check_patterns("train.freeze", config.train.freeze, programs.abstract.params)
@@ -226,6 +226,17 @@ def load_dataset(config: Config, data: Any = None, loss: LossLike = None) -> Dat
     targets = targets_of(config.train.loss, loss)
     loaded = load(config.data, config.data.split_seed, data, targets)
     return _weighed(loaded, settled(config, loaded.schema.task))
+
+
+def _of_rows(config: Config, rows: int) -> Config:
+    """`config` for programs: a batch of more rows than there are is padding in every step.
+
+    What a parameter server's workers push depends on how a batch is cut, which stays as asked.
+    """
+    if config.train.batch_size <= rows or strategy_of(config).program:
+        return config
+    fewer = config.train.model_copy(update={"batch_size": rows})
+    return config.model_copy(update={"train": fewer})
 
 
 def _weighed(dataset: Dataset, config: Config) -> Dataset:

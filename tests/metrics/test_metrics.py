@@ -88,7 +88,9 @@ def test_errors_beyond_float32_squares_are_counted(curve):
         assert got["r2"] == pytest.approx(want["r2"], rel=1e-5)
 
 
-def test_constant_columns_count_as_scikit_learn_counts_them(curve):
+def test_constant_columns_count_as_scikit_learn_counts_them(curve, monkeypatch):
+    # In batches of the size in which outputs are made: another one may round otherwise.
+    monkeypatch.setattr("jmlp.programs.evaluation.LEAST_ROWS", 1024)
     x, y = curve
     run = jmlp.train(REGRESSION, (x, np.stack([y[:, 1], np.full(len(x), 5.0)], 1)))
     split = run.setup.dataset.test
@@ -180,7 +182,7 @@ ROWS = Metric(  # whose sum has the name of another's
 
 
 def test_ones_own_are_exact_on_ragged_batches(blobs, monkeypatch):
-    """61 test rows in one padded batch of 1024 and, made small, in ragged ones of 8 over 4."""
+    """61 test rows in one padded batch of 64 and, made small, in ragged ones of 8 over 4."""
     for rows in (1024, 8):
         monkeypatch.setattr("jmlp.programs.evaluation.EVAL_ROWS", rows)
         run = jmlp.train(CLASSES, blobs, metrics=[TOP2, macro_f1_score, ROWS])
@@ -194,6 +196,40 @@ def test_ones_own_are_exact_on_ragged_batches(blobs, monkeypatch):
             assert run.summary[name]["rows"] == split.rows
             want = macro_f1_score(split.y, outputs)
             assert run.summary[name]["macro_f1_score"] == pytest.approx(want, abs=1e-12)
+
+
+def test_a_split_is_measured_in_a_batch_of_its_own_size(blobs):
+    """Of few sizes that do not depend on the mesh, before the padding to it."""
+    sizes = {1: 32, 32: 32, 33: 64, 64: 64, 65: 128, 1000: 1024, 1025: 1024, 10**6: 1024}
+    made = {n: jmlp.prepare(merged(CLASSES, {"mesh": {"data": n}}), blobs) for n in (1, 3)}
+    found, widths = {}, {}
+    for n, setup in made.items():
+        programs, split = setup.programs, setup.dataset.test
+        assert {rows: programs.evaluation._rows(rows) for rows in sizes} == sizes
+        indices = []
+
+        def seen(index, weight=None, indices=indices, place=programs.placement.place_index):
+            indices.append(index.shape)
+            return place(index, weight)
+
+        programs.placement.place_index = seen
+        state = programs.init(0)
+        found[n] = programs.evaluate(state, split, programs.place(split))
+        widths[n] = {shape[1] for shape in indices}
+        assert programs.evaluate(state, split) == pytest.approx(found[n], abs=1e-6)  # streamed
+    assert widths == {1: {64}, 3: {66}}
+    assert found[1] == pytest.approx(found[3], abs=1e-6)
+
+
+def test_a_reproducible_run_is_measured_in_batches_of_one_size(blobs):
+    found = set()
+    for n in (1, 8):
+        keys = {"reproducible": True, "mesh": {"data": n}}
+        setup = jmlp.prepare(merged(CLASSES, keys), blobs)
+        assert setup.programs.evaluation._rows(5) == 1024
+        metrics = setup.programs.evaluate(setup.programs.init(0), setup.dataset.test)
+        found.add(tuple(metrics.items()))
+    assert len(found) == 1
 
 
 @pytest.fixture(scope="module")

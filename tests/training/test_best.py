@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import jax
 import numpy as np
 import pytest
 from helpers import Interrupt, merged, stopped
@@ -11,7 +12,9 @@ import jmlp
 from jmlp.checkpoint.digest import fingerprint
 from jmlp.errors import CheckpointError, RunDirError
 from jmlp.report import Reporter
+from jmlp.training.best import BestWeights
 from jmlp.training.loop import Loop
+from jmlp.training.progress import Progress
 from jmlp.training.run_dir import read_events
 
 TIES = {
@@ -166,3 +169,22 @@ def test_a_monitor_that_is_nan_is_never_best_and_said(blobs, monkeypatch, tmp_pa
     assert run.summary["best"] is None
     assert run.summary["steps"] == 2 * 5
     assert told.warnings[-1] == "no evaluation had a best: ending with the weights of step 10"
+
+
+@pytest.mark.parametrize("mesh", [{"data": 1}, {"data": 2, "fsdp": 2, "model": 2}])
+def test_the_best_is_kept_in_memory_of_its_own(mesh):
+    """A step takes the memory of the state it is given; what is kept lies as the state did."""
+    setup = jmlp.prepare(merged(TIES, {"mesh": mesh, "optim": {"ema": 0.9}}))
+    best = BestWeights(setup, Reporter.silent(), None)
+    state = setup.programs.init(0)
+    was = [np.asarray(leaf) for leaf in jax.tree.leaves(state._replace(key=0))]
+    placed = jax.tree.map(lambda leaf: leaf.sharding, state)
+    metrics = dict.fromkeys(("loss", "accuracy"), 0.5)
+    progress = Progress()
+    assert best.judge(metrics, state, progress)
+    for leaf in jax.tree.leaves(state):
+        leaf.delete()
+    kept = best.selected(state._replace(step=np.int32(1)), progress)
+    assert all(jax.tree.leaves(jax.tree.map(lambda a, s: a.sharding == s, kept, placed)))
+    for now, then in zip(jax.tree.leaves(kept._replace(key=0)), was, strict=True):
+        np.testing.assert_array_equal(np.asarray(now), then)

@@ -9,12 +9,13 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
-from helpers import Interrupt, assert_trees_close, merged, some, stopped
+from helpers import Interrupt, assert_trees_close, merged, run_steps, some, stopped
 
 import jmlp
 from jmlp.checkpoint.digest import fingerprint
 from jmlp.errors import ConfigError, RunDirError, TrainingError
 from jmlp.training.run_dir import RunDir, read_events
+from jmlp.training.setup import make_programs
 
 BASE = {
     "model": {"hidden": [16, 8], "dropout": 0.2, "norm": "batch"},
@@ -305,3 +306,44 @@ def test_uint8_rows_stay_uint8_until_the_devices(blobs):
     assert dataset.train.x.dtype == np.uint8
     assert result.setup.programs.place(dataset.train)[0].dtype == np.uint8
     assert result.summary["test"]["accuracy"] > 0.9
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"step": "single", "mesh": {"data": 1}},
+        {"mesh": {"data": 8}},
+        {"step": "explicit", "mesh": {"data": 4}},
+        {"step": "pipeline", "mesh": {"data": 2, "pipe": 2}, "pipeline": {"microbatches": 3}},
+        {"optim": {"accumulate": 100}, "mesh": {"data": 1}},
+        {"reproducible": True, "mesh": {"data": 2}},
+    ],
+    ids=lambda keys: "-".join(keys) + str(keys.get("step", "")),
+)
+def test_a_batch_of_more_rows_than_there_are_is_not_padded_to_its_size(keys, tmp_path):
+    """The run is the one of a batch of all rows; what it says of itself is what was asked."""
+    model = {"model": {"hidden": [16, 12, 8], "dropout": 0.2}}
+    plain = {"optim": {"name": "momentum", "learning_rate": 0.05}, "train": {"epochs": 3}}
+    base = merged({"data": {"name": "wine"}}, model, plain, keys)
+    setup = jmlp.prepare(base)
+    rows = setup.dataset.train.rows
+    assert rows < 256
+    result = jmlp.train(merged(base, {"train": {"batch_size": 256}}), run_dir=tmp_path)
+    whole = jmlp.train(merged(base, {"train": {"batch_size": rows}}))
+    programs = result.setup.programs
+    assert rows <= programs.width == whole.setup.programs.width < 256
+    assert result.summary["steps"] == 3
+    assert result.summary["fingerprint"] == whole.summary["fingerprint"]
+    assert result.setup.config.train.batch_size == 256
+    assert "batch_size: 256" in (tmp_path / "config.yaml").read_text()
+    if "optim" not in keys:  # masks are drawn a part at a time
+        state = wide(result.setup)
+        assert_trees_close(result.state.params, state.params, atol=1e-6, rtol=1e-5)
+
+
+def wide(setup):
+    """The state after the same steps, by programs of the size that was asked for."""
+    config, dataset, _, plan = setup
+    programs = make_programs(config, dataset.schema, setup.programs.mesh, plan.total)
+    assert programs.width >= 256
+    return run_steps(setup._replace(programs=programs), 3)[0]
