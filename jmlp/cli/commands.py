@@ -27,7 +27,7 @@ from jmlp.cli.flags import (
 )
 from jmlp.config import Config, load_config, override_config
 from jmlp.config.fields import split_names
-from jmlp.config.load import TABLES, is_table
+from jmlp.config.load import TABLES, is_table, table_keys
 from jmlp.config.sections import DataConfig, MeshConfig
 from jmlp.errors import ConfigError
 from jmlp.training.interrupt import stop_on_signal
@@ -56,6 +56,9 @@ def _train(flags: Train, overrides: list[str]) -> int:
     strategy = strategy_of(config)
     start_devices(flags.cpu_devices, config.mesh, strategy.virtual_devices(config))
     report = reporter(flags.json_)
+    if is_table(flags.config) and (unsaid := table_keys(overrides)):
+        keys = ", ".join(f"{key}={value}" for key, value in unsaid.items())
+        report.note(f"a table alone: {keys}; --key=value says otherwise")
     from jmlp.training.run import train
 
     if flags.print_layout:

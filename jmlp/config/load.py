@@ -5,11 +5,12 @@ import re
 import reprlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import pydantic
 
-from jmlp.config.fields import Section, expanded, plain
+from jmlp.config.fields import Section, expanded, named, plain
 from jmlp.config.keys import Key, find_switch, keys_of, nearest, override
 from jmlp.config.run import Config
 from jmlp.config.yaml12 import read_yaml
@@ -28,11 +29,47 @@ def load_config(path: Path | str, overrides: Sequence[str] = ()) -> Config:
         out-of-range key, of the file and the command line alike.
     """
     path = expanded(path)
-    return _overridden(_tree_of(path), overrides, str(path))
+    tree = _tree_of(path)
+    return _overridden(tree, overrides, str(path), beneath=TABLE_KEYS if is_table(path) else {})
 
 
 TABLES = (".csv", ".tsv", ".jsonl", ".parquet", ".feather", ".npz")
 """endings of files that are data, not configs"""
+
+
+TABLE_KEYS: Mapping[str, Json] = {
+    "model.init": "glorot_uniform",
+    "model.dropout": 0.2,
+    "optim.weight_decay": 0.3,
+    "train.epochs": "auto",
+}
+"""of a file of data alone, where the command line says nothing of them"""
+
+
+def table_keys(overrides: Sequence[str]) -> dict[str, Json]:
+    """Those of `TABLE_KEYS` that count beside `--key.sub=value` overrides."""
+    tree: dict[str, Json] = {}
+    for text in overrides:
+        _override(tree, text)
+    return _unsaid(tree, TABLE_KEYS)
+
+
+def _unsaid(tree: JsonObject, keys: Mapping[str, Json]) -> dict[str, Json]:
+    """Those of `keys` that go with what a tree says: none beside a recipe, which has its own."""
+    said = {section: named(tree.get(section)) for section in ("model", "optim", "train")}
+    of = {key: value if isinstance(value, Mapping) else {} for key, value in said.items()}
+    if of["model"].get("recipe", "none") != "none":
+        return {}
+    # Of adamw, whose decay is its own affair; layers of another kind have weights of their own.
+    others = {"optim.weight_decay": of["optim"].get("name", "adamw") != "adamw"}
+    others["model.init"] = of["model"].get("block", "plain") != "plain"
+    others["train.epochs"] = of["train"].get("steps") is not None
+    found: dict[str, Json] = {}
+    for key, value in keys.items():
+        section, _, name = key.partition(".")
+        if name not in of[section] and not others.get(key):
+            found[key] = value
+    return found
 
 
 def is_table(path: Path | str) -> bool:
@@ -62,8 +99,18 @@ def override_config(config: Config, overrides: Sequence[str]) -> Config:
     return _overridden(config.model_dump(mode="json"), overrides, "config")
 
 
-def _overridden(tree: JsonObject, overrides: Sequence[str], origin: str) -> Config:
+def _overridden(
+    tree: JsonObject,
+    overrides: Sequence[str],
+    origin: str,
+    beneath: Mapping[str, Json] = MappingProxyType({}),
+) -> Config:
     mistakes = [_override(tree, text) for text in overrides]
+    for key, value in _unsaid(tree, beneath).items():
+        section, _, name = key.partition(".")
+        below = named(tree.get(section) or {})
+        if isinstance(below, dict):
+            tree[section] = below | {name: value}
     config, more = _validate(tree, origin)
     # What the command line set, the command line answers for.
     for key in (text.partition("=")[0].replace("-", "_").lstrip("_") for text in overrides):

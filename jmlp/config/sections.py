@@ -289,8 +289,8 @@ LossField = Annotated[pydantic.SerializeAsAny[LossConfig], pydantic.BeforeValida
 class TrainConfig(Section):
     """The loop."""
 
-    epochs: Annotated[Count, Mark.MAY_GO_ON] = 20
-    """Passes over the training rows."""
+    epochs: Annotated[Count | Literal["auto"], Mark.MAY_GO_ON] = 20
+    """Passes over the training rows. auto: about 2,000 steps, but from 20 to 200 epochs."""
     steps: Annotated[Count | None, Mark.MAY_GO_ON] = None
     """Steps in all, instead of `epochs`."""
     batch_size: Count = 128

@@ -125,6 +125,7 @@ class BaseMLP(BaseEstimator):
         fitted = fitting.fit(config, dataset, stopping, before, whole=bool(epochs))
         self._fitted = fitted
         self._keep(stopping, dataset, going_on)
+        assert config.train.epochs != "auto"  # which `config_of` refuses
         if not epochs and not stopping.stopped and self.n_iter_ >= config.train.epochs:
             warnings.warn(
                 f"Stochastic Optimizer: Maximum iterations ({self.n_iter_}) reached and the "

@@ -73,7 +73,7 @@ def export_member(
     setup = make_setup(config, make_mesh(config.mesh, jax.local_devices()[:1]), data)
     last, selected = member_weights(read_weights(source, result.pack), result.place, config, setup)
     with RunDir(target) as run:
-        run.adopt(config)
+        run.adopt(setup.config)
         summary = _write(run, setup, course, _state(setup, last), _state(setup, selected))
     if summary["fingerprint"] != result.fingerprint:
         was, now = result.fingerprint[:12], summary["fingerprint"][:12]

@@ -33,12 +33,29 @@ class RunPlan(NamedTuple):
         return step % self.save_every == 0 or step >= self.total
 
 
+AUTO_STEPS, AUTO_EPOCHS = 2_000, (20, 200)
+
+
+def epochs_of(config: Config, rows: int) -> int:
+    """Epochs of a run over so many training rows, unless `train.steps` ends it."""
+    train = config.train
+    if train.epochs != "auto":
+        return train.epochs
+    least, most = AUTO_EPOCHS
+    return min(most, max(least, -(-AUTO_STEPS // _per_epoch(config, rows))))
+
+
 def make_plan(config: Config, rows: int) -> RunPlan:
     """The plan of a run over so many training rows."""
     train = config.train
-    per_epoch = steps_per_epoch(rows, train.batch_size, train.short_batch == "keep")
+    per_epoch = _per_epoch(config, rows)
     evals, saves = (_in_steps(e, per_epoch) for e in (train.eval_every, train.checkpoint_every))
-    return RunPlan(train.steps or train.epochs * per_epoch, per_epoch, evals, saves)
+    total = train.steps or epochs_of(config, rows) * per_epoch
+    return RunPlan(total, per_epoch, evals, saves)
+
+
+def _per_epoch(config: Config, rows: int) -> int:
+    return steps_per_epoch(rows, config.train.batch_size, config.train.short_batch == "keep")
 
 
 def _in_steps(every: str, per_epoch: int) -> int:

@@ -116,6 +116,15 @@ def train(
             metrics=metrics,
         )  # fmt: skip
         _check_same(setup)
+        if config.train.epochs == "auto":
+            epochs, each = setup.config.train.epochs, setup.plan.per_epoch
+            if not config.train.steps:
+                report.note(f"train.epochs=auto: {epochs} of {each} step{'s' * (each > 1)}")
+            if directory:  # whose run may have another number of them
+                told = with_full_paths(setup.config)
+                for change in first(directory.check, told, go_on):
+                    if "train.epochs" in change:
+                        report.note(change)
         checkpoints = None
         if directory:
             together(_open, directory, with_full_paths(setup.config), setup)

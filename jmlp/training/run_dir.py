@@ -122,7 +122,9 @@ class RunDir:
             differ = [key for key in both if old.get(key) != new.get(key) and key not in _FOLLOWS]
             differ = [key for key in differ if (key, old.get(key), new.get(key)) not in _ALIKE]
             # What a recipe says of the task, which only the data tell, is as it was.
-            differ = [key for key in differ if key not in late(config)]
+            # So with epochs that follow from the rows: they are compared when those are read.
+            unknown = {*late(config), *["train.epochs"] * (config.train.epochs == "auto")}
+            differ = [key for key in differ if key not in unknown]
             mine = strategy_of(config)
             own = mine.own_runs or strategy_of(read_config(self.path)).own_runs
             strict = [k for k in differ if not _may_change(k, keys) or (own and k == "step")]

@@ -49,7 +49,7 @@ from jmlp.programs.precision import in_32_bits
 from jmlp.programs.train import TrainingProgram, TrainProgram
 from jmlp.sharding import layout
 from jmlp.sharding.mesh import make_mesh
-from jmlp.training.plan import RunPlan, make_plan
+from jmlp.training.plan import RunPlan, epochs_of, make_plan
 from jmlp.training.transfer import check_patterns
 
 ModelFactory = Callable[[nnx.Rngs], Any]
@@ -209,11 +209,15 @@ def make_setup(
     loaded = dataset or load_dataset(config, data, loss)
     config = settled(config, loaded.schema.task)
     dataset = _fitted(loaded, config)
-    plan = make_plan(config, dataset.train.rows)
+    rows = dataset.train.rows
+    if config.train.epochs == "auto":
+        told = config.train.model_copy(update={"epochs": epochs_of(config, rows)})
+        config = config.model_copy(update={"train": told})
+    plan = make_plan(config, rows)
     _check(config, dataset, loss_of(config.train.loss, dataset.schema, loss), metrics)
-    updates = strategy_of(config).updates(config, mesh.size, plan.total, dataset.train.rows)
+    updates = strategy_of(config).updates(config, mesh.size, plan.total, rows)
     programs = make(
-        _of_rows(config, dataset.train.rows), dataset.schema, mesh, plan.total, updates,
+        _of_rows(config, rows), dataset.schema, mesh, plan.total, updates,
         model=model, tx=tx, rules=rules, loss=loss, metrics=metrics,
     )  # fmt: skip
     _check_statistics(config, programs.train.statistics)

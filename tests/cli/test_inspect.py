@@ -1,12 +1,16 @@
 """jmlp inspect, and jmlp train of a file: what a new user does first."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from jmlp.cli.main import main
+from jmlp.config import load_config, parse_config
+from jmlp.config.load import TABLE_KEYS, table_keys
+from jmlp.training.plan import epochs_of, make_plan
 
 
 @pytest.fixture
@@ -59,6 +63,66 @@ def test_a_config_that_trains(table, capsys):
     assert main(["predict", "two", "homes.csv", "--out=made.csv"]) == 0
     assert len(pd.read_csv("made.csv")) == 60
     capsys.readouterr()
+
+
+def test_a_table_alone_has_defaults_that_suit_tables(table, capsys):
+    few = ["--train.batch_size=16", "--model.dropout=0.1", "--mesh.data=1", "--model.hidden=8"]
+    args = ["train", "homes.csv", "--data.target=sold", *few, "--train.eval_every=300 steps"]
+    args += ["--train.checkpoint_every=1000 steps", "--run-dir=run"]
+    assert main(args) == 0
+    said = " ".join("".join(capsys.readouterr()).split())
+    unsaid = "model.init=glorot_uniform, optim.weight_decay=0.3, train.epochs=auto"
+    assert f"a table alone: {unsaid}; --key=value says otherwise" in said
+    assert "train.epochs=auto: 200 of 3 steps" in said
+    written = Path("run/config.yaml").read_text()  # as it was settled
+    for line in ("epochs: 200", "dropout: 0.1", "init: glorot_uniform", "weight_decay: 0.3"):
+        assert f"  {line}\n" in written
+    assert main(args) == 0  # the run is there, and has the epochs that follow from its rows
+    assert main([*args, "--train.epochs=30"]) == 2
+    assert "train.epochs: 200 there, 30 now" in capsys.readouterr().err
+    short = ["train", "homes.csv", "--data.target=sold", *few, "--model.init=auto"]
+    assert main([*short, "--optim.weight_decay=0", "--train.epochs=1", "--run-dir=short"]) == 0
+    assert "a table alone" not in "".join(capsys.readouterr())
+    more = [*short, "--optim.weight_decay=0", "--run-dir=short"]
+    assert main(more) == 2  # auto is not what the run there was
+    assert "train.epochs: 1 there, 200 now" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("settings", "unsaid"),
+    [
+        ([], "init dropout weight_decay epochs"),
+        (["--train.steps=9", "--model.init=auto"], "dropout weight_decay"),
+        (["--optim.name=sgd", "--model.block=ntk"], "dropout epochs"),
+        (["--optim={name: adamw, b2: 0.95}"], "init dropout weight_decay epochs"),
+        (["--model.recipe=tabm"], ""),
+    ],
+)
+def test_what_is_said_comes_first(settings, unsaid):
+    config = load_config("homes.csv", settings)
+    assert [key.partition(".")[2] for key in table_keys(settings)] == unsaid.split()
+    plain = parse_config({"model": {"recipe": config.model.recipe}})
+    for key, value in TABLE_KEYS.items():
+        section, _, name = key.partition(".")
+        base = getattr(getattr(plain, section), name)
+        found = getattr(getattr(config, section), name)
+        assert found == (value if name in unsaid.split() else base)
+
+
+def test_a_config_with_a_path_has_the_defaults_of_every_config():
+    assert parse_config({"data": {"path": "homes.csv"}}).train.epochs == 20
+    assert load_config("homes.csv").train.epochs == "auto"
+
+
+@pytest.mark.parametrize(
+    ("rows", "epochs"), [(10, 200), (1280, 200), (1281, 182), (12_800, 20), (10**6, 20)]
+)
+def test_about_two_thousand_steps(rows, epochs):
+    config = parse_config({"train": {"epochs": "auto"}})
+    assert epochs_of(config, rows) == epochs
+    plan = make_plan(config, rows)
+    assert plan.total == epochs * plan.per_epoch
+    assert make_plan(parse_config({"train": {"epochs": "auto", "steps": 7}}), rows).total == 7
 
 
 @pytest.mark.parametrize(

@@ -110,9 +110,9 @@ def config_text(found: Inspection, target: Sequence[str]) -> str:
     return "\n".join(
         [
             *lines,
-            "model: {hidden: [256, 128], activation: relu}",
-            "optim: {name: adamw, learning_rate: 1e-3}",
-            "train: {epochs: 20, batch_size: 128}",
+            "model: {hidden: [256, 128], activation: relu, init: glorot_uniform, dropout: 0.2}",
+            "optim: {name: adamw, learning_rate: 1e-3, weight_decay: 0.3}",
+            "train: {epochs: auto, batch_size: 128}  # auto: about 2,000 steps, 20 to 200 epochs",
             "",
         ]
     )
