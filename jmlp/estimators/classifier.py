@@ -53,6 +53,8 @@ class MLPClassifier(ClassifierMixin, BaseMLP):
       mesh: sizes of the device mesh, e.g. {"data": 4, "model": 2}; None: data over all devices.
       step: how work is split, as in a config: sharded, pmap, explicit, ...
       config: any other keys of jmlp's config, e.g. {"model": {"dropout": 0.1}}; they come last.
+        Those that it does not name have their defaults, but `model.init`: glorot_uniform, as
+        scikit-learn has it.
 
     Attributes:
       classes_: labels in order, or numbers of the columns of y.

@@ -152,10 +152,15 @@ def config_of(
     }
     if _recipe_of(est):
         tree = _without_defaults(est, tree)
+    else:
+        tree["model"]["init"] = "glorot_uniform"  # scikit-learn's
     try:
-        return parse_config(merged(tree, est.config or {}))
+        config = parse_config(merged(tree, est.config or {}))
     except ConfigError as error:
         raise ConfigError(_with_names(str(error))) from None
+    if config.train.epochs == "auto":
+        raise ConfigError("config: train.epochs=auto: use max_iter")
+    return config
 
 
 def _recipe_of(est: "BaseMLP") -> bool:

@@ -52,6 +52,8 @@ class MLPRegressor(RegressorMixin, BaseMLP):
       mesh: sizes of the device mesh, e.g. {"data": 4, "model": 2}; None: data over all devices.
       step: how work is split, as in a config: sharded, pmap, explicit, ...
       config: any other keys of jmlp's config, e.g. {"model": {"dropout": 0.1}}; they come last.
+        Those that it does not name have their defaults, but `model.init`: glorot_uniform, as
+        scikit-learn has it.
 
     Attributes:
       loss_, loss_curve_: training loss of the last and of each epoch, in the units that the loss

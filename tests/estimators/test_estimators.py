@@ -17,7 +17,7 @@ from sklearn.exceptions import ConvergenceWarning
 
 import jmlp
 from jmlp import MLPClassifier, MLPRegressor
-from jmlp.estimators import sharing
+from jmlp.estimators import parameters, sharing
 from jmlp.programs.train import TrainProgram
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
@@ -51,7 +51,7 @@ def config_like(model, **data):
     return {
         "seed": 0, "mesh": {"data": 1}, "step": model.step,
         "data": {"val_fraction": 0.0, "test_fraction": 0.0} | data,
-        "model": {"hidden": [100], "activation": "relu"},
+        "model": {"hidden": [100], "activation": "relu", "init": "glorot_uniform"},
         "optim": {
             "name": "adam", "learning_rate": 0.001, "schedule": "constant", "l2": 0.0001 / 150,
         },
@@ -205,6 +205,7 @@ def test_partial_fit_holds_nothing_out(make):
         ({"n_iter_no_change": -1}, "n_iter_no_change"), ({"batch_size": 0}, "batch_size"),
         ({"config": {"data": {"path": "x.csv"}}}, "data.path"), ({"mesh": 4}, "mesh=4"),
         ({"config": {"train": {"early_stopping": 3}}}, "use early_stopping"),
+        ({"config": {"train": {"epochs": "auto"}}}, "use max_iter"),
         ({"config": {"modle": {}}}, "modle"), ({"step": "walk"}, "step"),
     ],
 )  # fmt: skip
@@ -218,6 +219,16 @@ def test_config_comes_last():
     model = MLPRegressor(config=config, **ONE).fit(*IRIS)
     assert model.n_iter_ == 2
     assert model._fitted.weights.params["head"]["kernel"].shape == (7, 1)
+
+
+@pytest.mark.parametrize(
+    ("model", "init"),
+    [({}, "glorot_uniform"), ({"init": "he_normal"}, "he_normal"), ({"recipe": "tabm"}, "auto")],
+)
+def test_initial_weights_are_those_of_scikit_learn(model, init):
+    made = MLPClassifier(config={"model": model})
+    config = parameters.config_of(made, {"task": "classification"}, "auto", 0, 50, 1.0)
+    assert config.model.init == init
 
 
 @BOTH
