@@ -9,6 +9,7 @@ from typing import NamedTuple, cast
 import jax
 import numpy as np
 
+from jmlp.checkpoint.digest import fingerprint_of
 from jmlp.config.fields import expanded
 from jmlp.errors import ConfigError, RunDirError
 from jmlp.parallel import TrainState
@@ -72,15 +73,15 @@ def export_member(
         raise RunDirError(f"{target} holds a run already. Choose another directory.")
     setup = make_setup(config, make_mesh(config.mesh, jax.local_devices()[:1]), data)
     last, selected = member_weights(read_weights(source, result.pack), result.place, config, setup)
+    params = {k.removeprefix("params/"): v for k, v in selected.items() if k.startswith("params/")}
+    if (found := fingerprint_of(params)) != result.fingerprint:
+        raise RunDirError(
+            f"{source}/weights/{result.pack}.npz is damaged: member {result.member} has "
+            f"fingerprint {found[:12]}, and its record says {result.fingerprint[:12]}"
+        )
     with RunDir(target) as run:
         run.adopt(setup.config)
         summary = _write(run, setup, course, _state(setup, last), _state(setup, selected))
-    if summary["fingerprint"] != result.fingerprint:
-        was, now = result.fingerprint[:12], summary["fingerprint"][:12]
-        raise RunDirError(
-            f"{source}/weights/{result.pack}.npz is damaged: member {result.member} has "
-            f"fingerprint {now}, and its record says {was}"
-        )
     return Exported(target, result.member, summary)
 
 

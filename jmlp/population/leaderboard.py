@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from jmlp.errors import RunDirError
+from jmlp.errors import ConfigError, RunDirError
 from jmlp.report import Reporter
 from jmlp.training.files import to_json, write_atomically
 from jmlp.types import Json, JsonObject
@@ -46,7 +46,9 @@ class Sweep(NamedTuple):
 
     @property
     def best(self) -> Row:
-        """The first row."""
+        """The first row. Raises ConfigError: no trial has ended."""
+        if not self.leaderboard:
+            raise ConfigError(f"{self.run_dir}: no trial has ended: give it more search.seconds")
         return self.leaderboard[0]
 
     def __repr__(self) -> str:

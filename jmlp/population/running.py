@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import NamedTuple
 
@@ -20,7 +21,7 @@ from jmlp.population.leaderboard import Row, Sweep, ranked
 from jmlp.population.methods import Job, make_method
 from jmlp.population.pack import Course, Start
 from jmlp.population.space import SearchConfig, ends, with_point
-from jmlp.population.store import Result, SweepDir, read_weights
+from jmlp.population.store import Machine, Result, SweepDir, read_weights
 from jmlp.population.trainer import (
     Done,
     Planned,
@@ -85,7 +86,6 @@ class Running:
         self.method = make_method(search, self.longest)
         self.points: dict[int, Point] = {}
         self.known: dict[tuple[int, float], Result] = {}
-        self._packs = 0
         self._epochs = 0.0  # of training, so far
 
     # From points to configs.
@@ -115,12 +115,12 @@ class Running:
         self.known = {(r.member, r.epochs): r for r in directory.results()}
         if self.known:
             self.report.note(f"{len(self.known)} results are on record: going on from there")
-        facts = {"pack_bytes": self.trainer.pack_bytes, "devices": self.trainer.mesh.size}
-        then = directory.machine(facts)
-        self.trainer.pack_bytes = then["pack_bytes"]
-        if then["devices"] != facts["devices"]:
+        rows, devices = self.trainer.dataset(self.base).fingerprint, self.trainer.mesh.size
+        then = directory.machine(Machine(rows, devices, self.trainer.pack_bytes))
+        self.trainer.pack_bytes = then.pack_bytes
+        if then.devices != devices:
             self.report.warn(
-                f"the sweep was begun on {then['devices']} devices, here are {facts['devices']}: "
+                f"the sweep was begun on {then.devices} devices, here are {devices}: "
                 "it goes on, but no longer bit for bit"
             )
 
@@ -150,30 +150,40 @@ class Running:
         wants, epochs = self._wants(jobs), {}
         for job in jobs:
             epochs |= dict.fromkeys(self.point(job).members, self._until(job))
-        packs = self.trainer.plan(wants)
-        todo = [
-            (self._packs + i, pack)
-            for i, pack in enumerate(packs)
-            if any((want.member, epochs[want.member]) not in self.known for want in pack.wants)
-        ]
-        self._packs += len(packs)
-        steps = sum(pack.steps for _, pack in todo)
+        todo = self._left(wants, epochs)
+        steps = sum(pack.steps for pack in todo)
         if todo:
-            programs = len({id(pack.group) for _, pack in todo})
-            members = sum(len(pack.wants) for _, pack in todo)
+            programs = len({id(pack.group) for pack in todo})
+            members = sum(len(pack.wants) for pack in todo)
             self.report.note(f"{members} members, {programs} programs, {len(todo)} packs")
         done = 0
         with self.report.progress(0, max(steps, 1)):
-            for number, pack in todo:
+            for pack in todo:
                 if over():
                     return False
                 ended = self.trainer.train(pack, stopped)
                 if ended is None:
                     return False
-                self._keep(f"pack_{number:05}", ended, epochs)
+                self._keep(_name(ended, epochs), ended, epochs)
                 done += pack.steps
                 self.report.advance(done, self._best_so_far(), 0.0)
         return True
+
+    def _left(self, wants: Sequence[Want], epochs: Mapping[int, float]) -> list[Planned]:
+        """The packs that are not on record.
+
+        Packs are cut as if none was, so that a sweep that was killed ends in the same bits. One
+        that is now longer has packs of which a part is known; the rest of them is cut anew.
+        """
+
+        def known(want: Want) -> bool:
+            return (want.member, epochs[want.member]) in self.known
+
+        packs = self.trainer.plan(wants)
+        whole = [pack for pack in packs if not any(map(known, pack.wants))]
+        parts = [pack for pack in packs if pack not in whole and not all(map(known, pack.wants))]
+        rest = [want for pack in parts for want in pack.wants if not known(want)]
+        return whole + self.trainer.plan(rest)
 
     def _until(self, job: Job) -> float:
         return float(job.epochs if job.epochs is not None else self.longest)
@@ -295,3 +305,9 @@ class Running:
         """Steps of an epoch."""
         rows = self.trainer.dataset(config).train.rows
         return steps_per_epoch(rows, config.train.batch_size)
+
+
+def _name(done: Done, epochs: Mapping[int, float]) -> str:
+    """Of a pack, by what is in it: another one never takes its file."""
+    said = ",".join(f"{want.member}:{epochs[want.member]:g}" for want in done.wants)
+    return f"pack_{hashlib.sha256(said.encode()).hexdigest()[:12]}"

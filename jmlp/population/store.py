@@ -1,12 +1,13 @@
 """What a sweep keeps on disk: its config, a line for each result, weights by pack.
 
 - sweep.yaml: the config with its `search` section
-- trials.jsonl: a line for each member and length of training, as soon as it is known
+- machine.json: the rows and the devices that it was begun with
+- trials.jsonl: a line a pack, with the result of each of its members
 - weights/PACK.npz: states of the members of a pack, one array a leaf, members first
 - leaderboard.csv, summary.json: at the end
 - LOCK: held by the one writer
 
-A pack's weights are written before its lines: lines are what counts, and a torn last one is none.
+A pack's weights are written before its line: lines are what counts, and a torn last one is none.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import os
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -26,6 +27,16 @@ from jmlp.errors import RunDirError
 from jmlp.training.files import to_json, write_atomically
 from jmlp.training.run_dir import RunDir
 from jmlp.types import Json, JsonObject
+
+
+class Machine(NamedTuple):
+    """What packs are cut by, and bits depend on."""
+
+    data: str
+    """fingerprint of the rows"""
+    devices: int
+    pack_bytes: int
+    """of members in flight"""
 
 
 class Result(NamedTuple):
@@ -84,28 +95,38 @@ class SweepDir(RunDir):
         return read_results(self.path)
 
     def record(self, results: Sequence[Result]) -> None:
-        """Appends results; they are on disk when this returns."""
+        """Appends the results of a pack; they are on disk when this returns."""
         path = self.path / "trials.jsonl"
+        line = to_json([dict(result._asdict()) for result in results]) + "\n"
         with open(path, "ab") as file:
             if file.tell() and not _ends_whole(path):
                 file.truncate(_whole_lines(path))
                 file.seek(0, os.SEEK_END)
-            lines = [to_json(dict(result._asdict())) + "\n" for result in results]
-            file.write("".join(lines).encode())
+            file.write(line.encode())
             file.flush()
             os.fsync(file.fileno())
 
-    def machine(self, facts: Mapping[str, int]) -> dict[str, int]:
-        """What the sweep was begun with here, by which its packs are cut; `facts` if it begins."""
+    def machine(self, now: Machine) -> Machine:
+        """What the sweep was begun with here; `now`, if it begins.
+
+        Raises:
+          RunDirError: it was begun with other rows.
+        """
         path = self.path / "machine.json"
         if not path.exists():
-            write_atomically(path, to_json(dict(facts)) + "\n")
+            write_atomically(path, to_json(dict(now._asdict())) + "\n")
         try:
-            return {key: int(value) for key, value in json.loads(path.read_text()).items()}
-        except (ValueError, AttributeError) as error:
+            tree = json.loads(path.read_text())
+            then = Machine(str(tree["data"]), int(tree["devices"]), int(tree["pack_bytes"]))
+        except (ValueError, KeyError, TypeError) as error:
+            raise RunDirError(f"{path}: damaged: {error!r}. Delete it to go on.") from None
+        if then.data != now.data:
             raise RunDirError(
-                f"{path}: damaged: {error}. Delete it, and the sweep goes on."
-            ) from None
+                f"{self.path} holds a sweep over other data: its rows have fingerprint "
+                f"{then.data[:12]}, these {now.data[:12]}. Bring the old rows back, or choose "
+                "another --run-dir."
+            )
+        return then
 
     def save(self, pack: str, arrays: Mapping[str, np.ndarray]) -> None:
         """Writes a pack's weights, whole or not at all."""
@@ -139,16 +160,19 @@ def read_results(path: Path | str) -> list[Result]:
     found: list[Result] = []
     for number, line in enumerate(lines[:-1], 1):  # what follows the last newline is torn
         try:
-            tree = json.loads(line)
-            values = {key: tree[key] for key in Result._fields}
-            for split in ("val", "test"):
-                values[split] = {k: _number(v) for k, v in values[split].items()}
-            found.append(Result(**values))
+            found += [_result(tree) for tree in json.loads(line)]
         except (ValueError, KeyError, TypeError, AttributeError):
             raise RunDirError(
-                f"{file} line {number}: damaged. Take the line out to have that trial run again."
+                f"{file} line {number}: damaged. Take the line out to have its trials run again."
             ) from None
     return found
+
+
+def _result(tree: JsonObject) -> Result:
+    values: dict[str, Any] = {key: tree[key] for key in Result._fields}
+    for split in ("val", "test"):
+        values[split] = {key: _number(value) for key, value in values[split].items()}
+    return Result(**values)
 
 
 def read_weights(path: Path | str, pack: str) -> dict[str, np.ndarray]:

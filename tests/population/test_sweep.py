@@ -95,6 +95,7 @@ def test_killed_after_any_pack_it_ends_in_the_same_leaderboard(swept, tmp_path, 
         (tmp_path / "cut" / name).unlink()
     (tmp_path / "cut" / "weights" / f"{packs[-1]}.npz").unlink()
     lines = (whole / "trials.jsonl").read_text().splitlines(keepends=True)
+    assert len(lines) == len(packs)
     kept = [line for line in lines if packs[-1] not in line]
     torn = next(line for line in lines if packs[-1] in line)[:40]
     (tmp_path / "cut" / "trials.jsonl").write_text("".join(kept) + torn)
@@ -116,6 +117,23 @@ def test_another_sweep_in_the_directory_is_refused(swept):
         sweep(merged(CONFIG, {"train": {"epochs": 5}}), data=rows(), run_dir=path)
 
 
+def test_other_rows_are_refused(swept):
+    _, path = swept
+    other = rows()
+    other["x"] = other["x"] + 1
+    with pytest.raises(RunDirError, match="over other data"):
+        sweep(CONFIG, data=other, run_dir=path)
+
+
+def test_more_trials_leave_what_is_known_as_it_is(tmp_path):
+    few = merged(CONFIG, {"search": {"trials": 3}})
+    first = sweep(few, data=rows(), run_dir=tmp_path / "longer")
+    more = sweep(CONFIG, data=rows(), run_dir=tmp_path / "longer")
+    assert more.members == 6 and set(board(first)) < set(board(more))
+    for rank in range(1, 7):
+        export_member(tmp_path / "longer", tmp_path / f"run{rank}", rank, data=rows())
+
+
 def test_damage_is_told_by_name(swept, tmp_path):
     _, whole = swept
     shutil.copytree(whole, tmp_path / "bad")
@@ -126,7 +144,7 @@ def test_damage_is_told_by_name(swept, tmp_path):
     (tmp_path / "bad" / "trials.jsonl").write_text("".join(lines))
     for file in (tmp_path / "bad" / "weights").iterdir():
         file.write_bytes(file.read_bytes()[:-50])
-    with pytest.raises(RunDirError, match=r"weights/pack_\d+\.npz: cannot be read"):
+    with pytest.raises(RunDirError, match=r"weights/pack_\w+\.npz: cannot be read"):
         export_member(tmp_path / "bad", tmp_path / "run", data=rows())
 
 
