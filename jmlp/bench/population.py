@@ -23,15 +23,16 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from jmlp.analysis.rows import PopulationRow, Result
+from jmlp.analysis.rows import PopulationRow, Recipe, Result
 from jmlp.bench.resume import Flags, chosen, described
 from jmlp.config import Config, parse_config
 from jmlp.errors import ConfigError
 from jmlp.report import Reporter
+from jmlp.types import PyTree
 
 if TYPE_CHECKING:
     from jmlp.population.trainer import Trainer
@@ -45,6 +46,8 @@ BATCH = 64
 
 Peer = Callable[[Sequence[Config], int], float]
 """(members, epochs) -> seconds a member and epoch"""
+MakePeer = Callable[[str], Peer]
+"""of a case"""
 
 
 def run(flags: Flags, report: Reporter) -> Result[PopulationRow]:
@@ -65,12 +68,12 @@ def run(flags: Flags, report: Reporter) -> Result[PopulationRow]:
     rows: list[PopulationRow] = []
     for case in cases:
         rows += _case(case, peers, flags.repeats, report)
-    recipe: Any = {"cases": list(cases), "members": MEMBERS, "epochs": EPOCHS, "batch": BATCH}
+    recipe: Recipe = {"cases": list(cases)}
     return described("population", recipe, rows)
 
 
 def _case(
-    case: str, peers: Mapping[str, Any], repeats: int, report: Reporter
+    case: str, peers: Mapping[str, MakePeer], repeats: int, report: Reporter
 ) -> list[PopulationRow]:
     members = mixed(MEMBERS) if case == "mixed" else equal(int(case))
     epochs = EPOCHS if case == "mixed" else _EQUAL_EPOCHS
@@ -184,7 +187,7 @@ def _loop(case: str) -> Peer:
         tx = optax.adam(config.optim.learning_rate)
         state = (params, tx.init(params))
 
-        def loss(params: Any, index: jax.Array) -> jax.Array:
+        def loss(params: PyTree, index: jax.Array) -> jax.Array:
             h = x[index]
             for kernel, bias in params[:-1]:
                 h = activation(h @ kernel + bias[None])
@@ -192,8 +195,8 @@ def _loop(case: str) -> Peer:
             return optax.softmax_cross_entropy_with_integer_labels(logits, y[index]).mean()
 
         @jax.jit
-        def epoch(state: Any, order: jax.Array) -> tuple[Any, jax.Array]:
-            def step(state: Any, index: jax.Array) -> tuple[Any, jax.Array]:
+        def epoch(state: PyTree, order: jax.Array) -> tuple[PyTree, jax.Array]:
+            def step(state: PyTree, index: jax.Array) -> tuple[PyTree, jax.Array]:
                 value, grads = jax.value_and_grad(loss)(state[0], index)
                 updates, opt_state = tx.update(grads, state[1], state[0])
                 return (optax.apply_updates(state[0], updates), opt_state), value
@@ -249,8 +252,8 @@ def _fit(x: np.ndarray, y: np.ndarray, hidden: Sequence[int], activation: str) -
 
     warnings.simplefilter("ignore")
     named = {"relu": "relu", "tanh": "tanh"}.get(activation, "relu")  # it has no gelu, no silu
-    settings: dict[str, Any] = {"batch_size": BATCH, "max_iter": _SKLEARN_EPOCHS, "tol": 0}
-    MLPClassifier(tuple(hidden), activation=named, alpha=0, **settings).fit(x, y)
+    model = MLPClassifier(tuple(hidden), activation=named, alpha=0, max_iter=_SKLEARN_EPOCHS, tol=0)
+    model.set_params(batch_size=BATCH).fit(x, y)
 
 
 def _torch(case: str) -> Peer:
@@ -260,10 +263,10 @@ def _torch(case: str) -> Peer:
     x, y = torch.from_numpy(np.array(rows[0])), torch.from_numpy(np.array(rows[1])).long()
 
     def member(config: Config) -> Callable[[int], float]:
-        kinds: dict[str, Any] = {"relu": torch.nn.ReLU, "tanh": torch.nn.Tanh,
+        kinds: dict[str, type[torch.nn.Module]] = {"relu": torch.nn.ReLU, "tanh": torch.nn.Tanh,
                                  "gelu": torch.nn.GELU, "silu": torch.nn.SiLU}  # fmt: skip
         sizes = [x.shape[1], *config.model.hidden]
-        layers: list[Any] = []
+        layers: list[torch.nn.Module] = []
         for a, b in zip(sizes, sizes[1:], strict=False):
             layers += [torch.nn.Linear(a, b), kinds[config.model.activation]()]
         model = torch.nn.Sequential(*layers, torch.nn.Linear(sizes[-1], 10))
@@ -311,7 +314,7 @@ def _processes(case: str) -> Peer:
     return train
 
 
-PEERS: dict[str, Callable[[str], Peer]] = {
+PEERS: dict[str, MakePeer] = {
     "jmlp": _jmlp,
     "loop": _loop,
     "scikit-learn": _sklearn,

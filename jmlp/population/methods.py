@@ -9,8 +9,8 @@ from __future__ import annotations
 import importlib
 import logging
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 
@@ -23,12 +23,17 @@ from jmlp.population.space import (
     Point,
     Range,
     SearchConfig,
+    Value,
     dimensions,
     grid,
     point_at,
 )
 
 _BATCH, _TRIALS = 32, 64
+
+Draw: TypeAlias = "Callable[[Mapping[str, Domain], SearchConfig, int], list[Point]]"
+MakeMethod: TypeAlias = "Callable[[SearchConfig, int], Method]"
+"""(`search` section, epochs of a whole run) -> a method"""
 
 
 class Job(NamedTuple):
@@ -93,7 +98,7 @@ class _InBatches:
         """It changes nothing."""
 
 
-def _drawn(search: SearchConfig, draw: Any, longest: int) -> Method:
+def _drawn(search: SearchConfig, draw: Draw) -> Method:
     domains = search.domains
     limited = search.seconds is not None or search.epochs is not None
     if search.trials is None and limited:
@@ -104,12 +109,12 @@ def _drawn(search: SearchConfig, draw: Any, longest: int) -> Method:
 
 def make_random(search: SearchConfig, longest: int) -> Method:
     """Points drawn independently (Bergstra & Bengio 2012)."""
-    return _drawn(search, _random, longest)
+    return _drawn(search, _random)
 
 
 def make_sobol(search: SearchConfig, longest: int) -> Method:
     """A scrambled Sobol sequence: as random, more even."""
-    return _drawn(search, _sobol, longest)
+    return _drawn(search, _sobol)
 
 
 def make_grid(search: SearchConfig, longest: int) -> Method:
@@ -150,7 +155,7 @@ class _Optuna:
         self._left -= len(jobs)
         return jobs
 
-    def _suggest(self, trial: Any, key: str, domain: Domain) -> Any:
+    def _suggest(self, trial: Any, key: str, domain: Domain) -> Value:
         if isinstance(domain, Choices):
             # Numbers of choices: Optuna takes no lists for values.
             return domain.values[trial.suggest_categorical(key, list(range(len(domain.values))))]
@@ -299,7 +304,7 @@ def make_asha(search: SearchConfig, longest: int) -> Method:
     return _Asha(points, lengths, search.eta, search.batch or _BATCH)
 
 
-METHODS: Lines[Any] = Lines({
+METHODS: Lines[MakeMethod] = Lines({
     "grid": make_grid,
     "random": make_random,
     "sobol": make_sobol,
@@ -309,7 +314,7 @@ METHODS: Lines[Any] = Lines({
     "hyperband": make_hyperband,
     "asha": make_asha,
 })  # fmt: skip
-"""(`search` section, epochs of a whole run) -> a `Method`, by the names that `search.method` takes;
+"""Methods by the names that `search.method` takes;
 one's own may be added."""
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -15,7 +15,7 @@ from jmlp.data.batches import PAD, Span, batch_index, batch_totals, epoch_index,
 from jmlp.data.dataset import Split
 from jmlp.metrics import Metric, better, in_own_units, on_host
 from jmlp.parallel import TrainState
-from jmlp.population.numbers import Numbers, numbers_of
+from jmlp.population.numbers import Leaf, Numbers, numbers_of
 from jmlp.population.program import MemberRows, PopulationProgram
 from jmlp.population.slots import deal, units
 from jmlp.population.widths import pad
@@ -213,7 +213,7 @@ class Pack:
         placed = None if weight is None else jax.device_put(weight, place)
         return MemberRows(x, y, jax.device_put(index, place), placed)
 
-    def _resident(self, name: str, split: Split) -> tuple[Any, Any]:
+    def _resident(self, name: str, split: Split) -> tuple[Leaf, Leaf]:
         if name not in self._rows:
             empty = np.zeros((1, 1, 1), np.int32)
             self._rows[name] = self.program.place_rows(MemberRows(split.x, split.y, empty, None))
@@ -349,7 +349,7 @@ def to_host(state: PyTree) -> PyTree:
     return jax.device_get(state._replace(key=()))
 
 
-def _with_key(state: PyTree, seeds: Any) -> PyTree:
+def _with_key(state: PyTree, seeds: Leaf) -> PyTree:
     return state._replace(key=jax.vmap(jax.random.key)(seeds))
 
 

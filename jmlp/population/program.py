@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +27,7 @@ from jmlp.data.columns.column import inputs_of
 from jmlp.data.dataset import Schema
 from jmlp.losses import Loss
 from jmlp.metrics import Evaluated, Sums
-from jmlp.model import MLP, apply
+from jmlp.model import MLP, LayerSplit, apply
 from jmlp.model.features import Numbers as EmbeddedNumbers
 from jmlp.optim import evaluation_params, make_optimizer
 from jmlp.parallel.state import Batch, TrainState, gradients, init_state, update
@@ -142,11 +142,11 @@ class PopulationProgram:
             numbers=numbers, steps=self._total, rngs=rngs,
         )  # fmt: skip
 
-    def _optimizer(self, optim: Mapping[str, Any]) -> optax.GradientTransformation:
+    def _optimizer(self, optim: Mapping[str, Leaf]) -> optax.GradientTransformation:
         settings = self.config.optim.model_copy(update=dict(optim))
         return make_optimizer(settings, self._total, self.config.train.freeze)
 
-    def _splits(self, mine: Numbers) -> tuple[Any, ...]:
+    def _splits(self, mine: Numbers) -> tuple[LayerSplit, ...]:
         return layer_splits(
             mine.widths if self.shape.pads else None,
             len(self.config.model.hidden),

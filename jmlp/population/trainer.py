@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -80,7 +80,7 @@ class Trainer:
         self.pack_bytes = pack_bytes or _room()
         self._datasets: dict[str, Dataset] = {}
         self._setups: dict[str, Setup] = {}
-        self._programs: dict[Any, PopulationProgram] = {}
+        self._programs: dict[Hashable, PopulationProgram] = {}
 
     def dataset(self, config: Config) -> Dataset:
         """The rows of a config, loaded once for all that have the same."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,9 @@ from jmlp.model import ACTIVATIONS, LayerSplit, Whole
 from jmlp.sharding.layout import path_of
 from jmlp.types import Params, PyTree, Shapes
 
-_FANS: dict[str, Callable[[Any, Any], Any]] = {
+Fan: TypeAlias = "Callable[[Any, Any], Any]"
+
+_FANS: dict[str, Fan] = {
     "he_normal": lambda inputs, outputs: inputs,
     "he_uniform": lambda inputs, outputs: inputs,
     "lecun_normal": lambda inputs, outputs: inputs,
@@ -153,9 +155,7 @@ def at_true_shapes(
     return jax.tree_util.tree_map_with_path(true, params)
 
 
-def _corner(
-    kernel: jax.Array, rows: jax.Array, columns: jax.Array, fan: Callable[[Any, Any], Any]
-) -> jax.Array:
+def _corner(kernel: jax.Array, rows: jax.Array, columns: jax.Array, fan: Fan) -> jax.Array:
     i, j = jnp.arange(kernel.shape[0])[:, None], jnp.arange(kernel.shape[1])[None]
     place = jnp.minimum(i * columns + j, kernel.size - 1)
     ratio = jnp.float32(fan(*kernel.shape)) / fan(rows, columns).astype(jnp.float32)
