@@ -158,7 +158,7 @@ ADDED = {
         ''',
         "jmlp/data/formats/spaced.py",
         "jmlp/data/__init__.py",
-        '    ".parquet": parquet.read,',
+        '    ".parquet": "jmlp.data.formats.parquet:read",',
         '    ".spaced": "jmlp.data.formats.spaced:read",',
         ("tests/data/test_sources.py",),
         {"data": {"path": "train.spaced"}},

@@ -160,7 +160,10 @@ def read_results(path: Path | str) -> list[Result]:
     found: list[Result] = []
     for number, line in enumerate(lines[:-1], 1):  # what follows the last newline is torn
         try:
-            found += [_result(tree) for tree in json.loads(line)]
+            pack = json.loads(line)
+            if not isinstance(pack, list):
+                raise ValueError
+            found += map(_result, pack)
         except (ValueError, KeyError, TypeError, AttributeError):
             raise RunDirError(
                 f"{file} line {number}: damaged. Take the line out to have its trials run again."

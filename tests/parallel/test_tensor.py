@@ -92,8 +92,9 @@ def compiled(data, *trees):
 def test_split_activations_save_memory(blobs):
     wide = {"model": {"hidden": [64] * 8}, "mesh": {"data": 1, "model": 8},
             "train": {"batch_size": 4096}}  # fmt: skip
+    many = np.resize(blobs[0], (4096, blobs[0].shape[1])), np.resize(blobs[1], 4096)
     whole, split = (
-        compiled(blobs, wide, {"tensor": {"activations": keep}}).memory_analysis()
+        compiled(many, wide, {"tensor": {"activations": keep}}).memory_analysis()
         for keep in ("whole", "split")
     )
     # Of each pair of layers one output is whole: 4 of 8, 64 features of 4,096 rows each.
