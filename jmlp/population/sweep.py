@@ -22,12 +22,13 @@ from jmlp.distributed.forks import refuse_forked
 from jmlp.errors import ConfigError
 from jmlp.population.leaderboard import Sweep
 from jmlp.population.running import Running
-from jmlp.population.space import SearchConfig, check_space
+from jmlp.population.space import SearchConfig, check_space, with_point
 from jmlp.population.store import SweepDir
 from jmlp.population.trainer import Planned
 from jmlp.programs.precision import in_32_bits
 from jmlp.report import Reporter
 from jmlp.training.interrupt import stop_on_signal
+from jmlp.training.setup import with_full_paths
 from jmlp.types import JsonObject
 
 
@@ -116,6 +117,9 @@ def sweep_config(
         raise ConfigError(f"step={base.step}: {alone}: leave step out")
     if base.mesh.data not in ("auto", 1) or base.mesh.size() > 1:
         raise ConfigError(f"mesh={dict(base.mesh)}: {alone}, of all that there are: leave mesh out")
+    full = with_full_paths(base).data  # a member may be exported elsewhere
+    paths = {key: getattr(full, key) for key in ("path", "val_path", "test_path")}
+    tree = with_point(tree, {f"data.{key}": path for key, path in paths.items() if path})
     if base.train.init_from:
         raise ConfigError("train.init_from: members of a sweep begin afresh: leave it out")
     return tree, settings
