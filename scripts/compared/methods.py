@@ -17,6 +17,17 @@ import pandas as pd
 from compared.sets import MissingPackageError, Split
 
 
+def with_table_keys(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """A config with what `jmlp train FILE.csv` sets, where it says nothing of it."""
+    from jmlp.config.load import TABLE_KEYS
+
+    out = dict(tree)
+    for name, value in TABLE_KEYS.items():
+        section, _, key = name.partition(".")
+        out[section] = {key: value, **out.get(section, {})}
+    return out
+
+
 class Fitted(NamedTuple):
     """A fitted model, and what it says of its training."""
 
@@ -57,12 +68,14 @@ def _jmlp(model: Mapping[str, object] | None = None, **sections: Mapping[str, ob
         import jmlp
 
         task = "classification" if split.classes else "regression"
-        tree = {
+        tree: dict[str, Any] = {
             "seed": seed,
             **sections,
             "data": {"task": task, "test_fraction": 0.0, **sections.get("data", {})},
             "model": {**(model or {}), **sections.get("model", {})},
         }
+        if not model:  # as `jmlp train FILE.csv` has them
+            tree = with_table_keys(tree)
         data = {"x": split.x, "y": split.y, "x_val": split.x_val, "y_val": split.y_val}
         result = jmlp.train(tree, data)
         summary = result.summary
