@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         Whole,
         apply,
         drop,
+        mlp_of,
         statistics,
     )
 
@@ -212,7 +213,7 @@ def cannot_be_cut(config: ModelConfig) -> tuple[str, str]:
 __all__ = [
     "ACTIVATIONS", "BLOCKS", "INITIALISERS", "MLP", "NORMS", "NUMBER_EMBEDDINGS", "WHOLE",
     "Activation", "BatchNorm", "Block", "BlockKind", "LayerSplit", "Norm", "NumberEmbedding",
-    "Rows", "Whole", "apply", "cannot_be_cut", "drop", "initialiser", "statistics",
+    "Rows", "Whole", "apply", "cannot_be_cut", "drop", "initialiser", "mlp_of", "statistics",
 ]  # fmt: skip
 
 

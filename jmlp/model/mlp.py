@@ -20,6 +20,8 @@ from flax import nnx
 from jax import lax
 
 from jmlp.config.sections import ModelConfig
+from jmlp.data.columns.column import inputs_of
+from jmlp.data.dataset import Schema
 from jmlp.model import ACTIVATIONS, BLOCKS, NORMS
 from jmlp.model.features import Numbers, encoder_of
 from jmlp.model.schedules import flat_cos
@@ -305,6 +307,14 @@ class MLP(nnx.Module):
     def _entered(self, x_BF: jax.Array) -> jax.Array:
         """What the first layer is given."""
         return (x_BF if self.columns is None else self.columns(x_BF)).astype(self.dtype)
+
+
+def mlp_of(schema: Schema, config: ModelConfig, outputs: int, steps: int, rngs: nnx.Rngs) -> MLP:
+    """The MLP of a config for rows of this schema; arguments as of `MLP`."""
+    return MLP(
+        schema.features, config.hidden, outputs, config=config, levels=inputs_of(schema.columns),
+        numbers=Numbers(schema.numbers, schema.edges), steps=steps, rngs=rngs,
+    )  # fmt: skip
 
 
 def _head(inputs: int, outputs: int, config: ModelConfig, rngs: nnx.Rngs) -> nnx.Linear:

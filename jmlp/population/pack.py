@@ -13,13 +13,13 @@ from jmlp.config import Config
 from jmlp.data import weights
 from jmlp.data.batches import PAD, Span, batch_index, batch_totals, epoch_index, padded_size
 from jmlp.data.dataset import Split
-from jmlp.metrics import Metric, better, in_own_units, on_host
+from jmlp.metrics import Metric, better
 from jmlp.parallel import TrainState
 from jmlp.population.numbers import Leaf, Numbers, numbers_of
 from jmlp.population.program import MemberRows, PopulationProgram
 from jmlp.population.slots import deal, units
 from jmlp.population.widths import pad
-from jmlp.programs.evaluation import EVAL_ROWS, held_of
+from jmlp.programs.evaluation import EVAL_ROWS, rows_of, values_of, weights_of
 from jmlp.training.setup import Setup, selects_best
 from jmlp.types import PyTree
 
@@ -102,7 +102,7 @@ class Pack:
           starts: where members are, if not at their beginning.
         """
         self.courses = (
-            [start[0] for start in starts] if starts else [Course() for _ in self.configs]
+            [start.course for start in starts] if starts else [Course() for _ in self.configs]
         )
         step = self.courses[0].step
         alive = [i for i, course in enumerate(self.courses) if course.live]
@@ -266,38 +266,30 @@ class Pack:
         self, state: PyTree, name: str, metrics: Sequence[Metric]
     ) -> dict[int, dict[str, float]]:
         """Of each place that holds a member, metrics over the rows of a split."""
-        split: Split = getattr(self.setup.dataset, name)
-        held = held_of(self.setup.dataset.schema, split)
-        found: dict[int, dict[str, float]] = {int(i): {} for i in self.slots.live}
+        schema, split = self.setup.dataset.schema, getattr(self.setup.dataset, name)
+        kinds, sums = self.program.kinds, list[dict[str, np.ndarray]]()
         if any(metric.sums for metric in metrics):
-            for kind, sums in zip(self.program.kinds, self._sums(state, name), strict=True):
-                for i in found:
-                    totals = kind.add_up({key: value[i] for key, value in sums.items()})
-                    for metric in metrics:
-                        if metric.sums is kind and metric.value is not None:
-                            found[i][metric.name] = float(metric.value(totals, held))
-        on_rows = [metric for metric in metrics if metric.of_outputs]
-        if on_rows:
-            outputs = self._estimates(state, split)
-            for i in found:
-                y, made = in_own_units(self.setup.dataset.schema, split.y, outputs[i])
-                for metric in on_rows:
-                    unknown = metric.undefined(held)
-                    value = float("nan") if unknown else on_host(metric, y, made, split.weight)
-                    found[i][metric.name] = value
-        # In the order in which a run has them.
-        return {i: {m.name: values[m.name] for m in metrics} for i, values in found.items()}
+            sums = self._sums(state, name)
+        estimates = None
+        if any(metric.of_outputs for metric in metrics):
+            estimates = self._estimates(state, split)
+        found: dict[int, dict[str, float]] = {}
+        for i in map(int, self.slots.live):
+            totals = {
+                kind: kind.add_up({key: value[i] for key, value in of_kind.items()})
+                for kind, of_kind in zip(kinds, sums, strict=False)
+            }
+            mine = None if estimates is None else estimates[i]
+            found[i] = values_of(metrics, schema, split, totals, mine)
+        return found
 
     def _sums(self, state: PyTree, name: str) -> list[dict[str, np.ndarray]]:
         split: Split = getattr(self.setup.dataset, name)
-        width = min(EVAL_ROWS, max(8, 1 << (split.rows - 1).bit_length()))
-        index = batch_index(np.arange(split.rows, dtype=np.int32), width, width)
-        weight = None
-        if split.weight is not None:
-            of_rows = weights.of_split(split.weight)
-            weight = np.where(index != PAD, of_rows[np.maximum(index, 0)], np.float32(0))[None]
-        rows = MemberRows(*self._resident(name, split), index[None], weight)
-        batches = np.int32(len(index))
+        width = rows_of(split.rows)
+        index = batch_index(np.arange(split.rows, dtype=np.int32), width, width)[None]
+        weight = weights_of(split, index)
+        rows = MemberRows(*self._resident(name, split), index, weight)
+        batches = np.int32(index.shape[1])
         return jax.device_get(self.program.measure(state, self.numbers, self._count, rows, batches))
 
     def _estimates(self, state: PyTree, split: Split) -> np.ndarray:

@@ -23,16 +23,15 @@ from jax.sharding import PartitionSpec as P
 
 from jmlp.config import Config
 from jmlp.data.batches import PAD
-from jmlp.data.columns.column import inputs_of
 from jmlp.data.dataset import Schema
 from jmlp.losses import Loss
-from jmlp.metrics import Evaluated, Sums
-from jmlp.model import MLP, LayerSplit, apply
-from jmlp.model.features import Numbers as EmbeddedNumbers
-from jmlp.optim import evaluation_params, make_optimizer
+from jmlp.metrics import Sums
+from jmlp.model import LayerSplit, apply, mlp_of
+from jmlp.optim import make_optimizer
 from jmlp.parallel.state import Batch, TrainState, gradients, init_state, update
 from jmlp.population.numbers import Leaf, Numbers
 from jmlp.population.widths import at_true_shapes, init_name, keeps_zero, layer_splits
+from jmlp.programs.evaluation import evaluated, sums_of
 from jmlp.programs.placement import scaled
 from jmlp.programs.precision import in_32_bits
 from jmlp.types import PyTree
@@ -96,6 +95,8 @@ class PopulationProgram:
         keeps_zero(config.model.activation)
         self.loss, self.kinds, self._total = loss, tuple(kinds), total
         self.sharding, self.everywhere = NamedSharding(mesh, _M), NamedSharding(mesh, P())
+        outputs = loss.outputs(schema)
+        self._make_model = partial(mlp_of, schema, config.model, outputs, total)
         self._graphdef = nnx.graphdef(nnx.eval_shape(lambda: self._make_model(nnx.Rngs(0))))
         spread = partial(jax.shard_map, mesh=mesh, check_vma=False)
         one = jax.eval_shape(self._fresh, self._one_member())
@@ -134,14 +135,6 @@ class PopulationProgram:
 
     # One member.
 
-    def _make_model(self, rngs: nnx.Rngs) -> MLP:
-        outputs, levels = self.loss.outputs(self.schema), inputs_of(self.schema.columns)
-        model, numbers = self.config.model, EmbeddedNumbers(self.schema.numbers, self.schema.edges)
-        return MLP(
-            self.schema.features, model.hidden, outputs, config=model, levels=levels,
-            numbers=numbers, steps=self._total, rngs=rngs,
-        )  # fmt: skip
-
     def _optimizer(self, optim: Mapping[str, Leaf]) -> optax.GradientTransformation:
         settings = self.config.optim.model_copy(update=dict(optim))
         return make_optimizer(settings, self._total, self.config.train.freeze)
@@ -175,8 +168,7 @@ class PopulationProgram:
         return update(self._optimizer(mine.optim), state, grads, model_state), mean
 
     def _forward(self, state: TrainState, mine: Numbers, x: jax.Array) -> jax.Array:
-        params = evaluation_params(state.params, state.opt_state)
-        model = nnx.merge(self._graphdef, params, state.model_state, copy=True)
+        model = nnx.merge(self._graphdef, *evaluated(state), copy=True)
         if not self.shape.pads:
             return apply(model, x, None, None)
         h = x
@@ -234,12 +226,16 @@ class PopulationProgram:
         """Batch k of a chunk, and which dim of it is of members."""
         one = self.shape.one_order
         at = order[0] if one else order
-        index = rows.index[at, k]
-        place = jnp.maximum(index, 0)
-        weight = (index != PAD).astype(jnp.float32) if rows.weight is None else rows.weight[at, k]
-        x = jnp.asarray(rows.x)[place]
-        batch = {"x": scaled(self.schema, x), "y": jnp.asarray(rows.y)[place], "weight": weight}
+        batch = self._rows_of(rows, at, k)
         return batch, dict.fromkeys(batch, None if one else 0)
+
+    def _rows_of(self, rows: MemberRows, order: jax.Array | int, k: jax.Array) -> Batch:
+        """Batch k of an order, or of each of several."""
+        index = rows.index[order, k]
+        weight = rows.weight[order, k] if rows.weight is not None else index != PAD
+        place = jnp.maximum(index, 0)
+        x, y = jnp.asarray(rows.x)[place], jnp.asarray(rows.y)[place]
+        return {"x": scaled(self.schema, x), "y": y, "weight": weight.astype(jnp.float32)}
 
     def _measure(
         self,
@@ -250,22 +246,13 @@ class PopulationProgram:
         batches: jax.Array,
     ) -> list[dict[str, jax.Array]]:
         """Of each kind (M, batches, K) weighted sums, over the batches of order 0."""
-        of_class = jnp.array(self.schema.class_weight, jnp.float32)
 
         def of_batch(state: TrainState, mine: Numbers, batch: Batch) -> list[dict[str, jax.Array]]:
             outputs = self._forward(state, mine, batch["x"])
-            weight = batch["weight"]
-            in_loss = weight * of_class[batch["y"]] if of_class.size else weight
-            made = Evaluated(
-                self.loss, self.loss.estimates(outputs), batch["y"], weight, in_loss, outputs
-            )
-            return [kind.of_batch(made) for kind in self.kinds]
+            return sums_of(self.kinds, self.loss, self.schema, outputs, batch)
 
         def part(at: jax.Array, k: jax.Array) -> list[dict[str, jax.Array]]:
-            place, weight = jnp.maximum(rows.index[0, k], 0), rows.index[0, k] != PAD
-            given = weight.astype(jnp.float32) if rows.weight is None else rows.weight[0, k]
-            x, y = jnp.asarray(rows.x)[place], jnp.asarray(rows.y)[place]
-            batch = {"x": scaled(self.schema, x), "y": y, "weight": given}
+            batch = self._rows_of(rows, 0, k)
             mine, its = self._part((state, numbers), at)
             return jax.vmap(of_batch, in_axes=(0, 0, None))(mine, its, batch)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ from jmlp.losses import Loss
 from jmlp.metrics import Evaluated, Held, Metric, Sums, in_own_units, on_host
 from jmlp.model import apply
 from jmlp.optim import evaluation_params
-from jmlp.parallel.state import TrainState
+from jmlp.parallel.state import Batch, TrainState
 from jmlp.programs.placement import CAPACITY, DataPlacement, Resident, Source
 from jmlp.programs.precision import in_32_bits
 from jmlp.sharding import layout
@@ -81,13 +81,7 @@ class Evaluation:
             if not self._any_order:  # sums over devices would depend on how many there are
                 batch = lax.with_sharding_constraint(batch, self.placement.everywhere)
             outputs = self._outputs_of(params, model_state, batch["x"])
-            weight = batch["weight"]
-            of_class = jnp.array(self.schema.class_weight, jnp.float32)
-            in_loss = weight * of_class[batch["y"]] if of_class.size else weight
-            made = Evaluated(
-                self.loss, self.loss.estimates(outputs), batch["y"], weight, in_loss, outputs
-            )
-            return [kind.of_batch(made) for kind in self._kinds]
+            return sums_of(self._kinds, self.loss, self.schema, outputs, batch)
 
         def body(k: jax.Array, sums: list[dict[str, jax.Array]]) -> list[dict[str, jax.Array]]:
             return jax.tree.map(lambda all_, new: all_.at[k].set(new), sums, of_batch(k))
@@ -109,29 +103,15 @@ class Evaluation:
           ConfigError: a metric of one's own fails.
         """
         totals = self._totals(state, split, resident) if self._kinds else {}
-        held = held_of(self.schema, split)
-        y_true, outputs = split.y, np.zeros(0)
+        estimates = None
         if any(metric.of_outputs for metric in self.metrics):
-            y_true, outputs = in_own_units(self.schema, split.y, self.estimates(state, split.x))
-        found = {}
-        for metric in self.metrics:
-            if metric.sums is not None and metric.value is not None:
-                found[metric.name] = float(metric.value(totals[metric.sums], held))
-            else:
-                unknown = metric.undefined(held)
-                of_rows = y_true, outputs, split.weight
-                found[metric.name] = float("nan") if unknown else on_host(metric, *of_rows)
-        return found
+            estimates = self.estimates(state, split.x)
+        return values_of(self.metrics, self.schema, split, totals, estimates)
 
     def _rows(self, rows: int) -> int:
-        """Rows per batch in which a split of `rows` is measured: few sizes, and little padding.
-
-        The mesh does not enter. Where bits must be the same on any mesh there is one size, which
-        devices divide, as the padding to it would differ.
-        """
-        if not self._any_order:
-            return EVAL_ROWS
-        return min(EVAL_ROWS, max(LEAST_ROWS, 1 << max(0, rows - 1).bit_length()))
+        """`rows_of`; where bits must be the same on any mesh one size, which devices divide, as
+        the padding to it would differ."""
+        return rows_of(rows) if self._any_order else EVAL_ROWS
 
     def _totals(
         self, state: TrainState, split: Split, resident: tuple[jax.Array, jax.Array] | None
@@ -142,14 +122,11 @@ class Evaluation:
         totals: dict[Sums, dict[str, np.ndarray]] = {kind: {} for kind in self._kinds}
         chunk = CAPACITY if resident else max(1, (16 << 20) // (split.x[0].nbytes * width + 1))
         chunk = min(chunk, CAPACITY, len(index))
-        of_rows = None if split.weight is None else weights.of_split(split.weight)
         for start in range(0, len(index), chunk):
             part = index[start : start + chunk]
             batches = np.int32(len(part))
             part = np.concatenate([part, np.full((chunk - len(part), width), PAD, np.int32)])
-            weight = None
-            if of_rows is not None:
-                weight = np.where(part != PAD, of_rows[np.maximum(part, 0)], np.float32(0))
+            weight = weights_of(split, part)
             if resident:
                 source: Source = Resident(*resident, place.place_index(part, weight))
             else:
@@ -185,6 +162,66 @@ class Evaluation:
     def estimates(self, state: TrainState, x: np.ndarray) -> np.ndarray:
         """(N, K) float32 logits of the classes, or an estimate of each scaled target."""
         return np.asarray(self.loss.estimates(jnp.asarray(self.outputs(state, x))))
+
+
+def rows_of(rows: int) -> int:
+    """Rows per batch in which a split of `rows` is measured: few sizes, and little padding.
+
+    The mesh does not enter.
+    """
+    return min(EVAL_ROWS, max(LEAST_ROWS, 1 << max(0, rows - 1).bit_length()))
+
+
+def weights_of(split: Split, index: np.ndarray) -> np.ndarray | None:
+    """Weights of rows (...) by number, float32, 0 where PAD; None if all weigh the same."""
+    if split.weight is None:
+        return None
+    of_rows = weights.of_split(split.weight)
+    return np.where(index != PAD, of_rows[np.maximum(index, 0)], np.float32(0))
+
+
+def sums_of(
+    kinds: Sequence[Sums], loss: Loss, schema: Schema, outputs: jax.Array, batch: Batch
+) -> list[dict[str, jax.Array]]:
+    """Of each kind, (K,) weighted sums over the rows of a batch; for use in a compiled program.
+
+    Args:
+      outputs: (B, O) float32 of the model.
+    """
+    weight, of_class = batch["weight"], jnp.array(schema.class_weight, jnp.float32)
+    in_loss = weight * of_class[batch["y"]] if of_class.size else weight
+    made = Evaluated(loss, loss.estimates(outputs), batch["y"], weight, in_loss, outputs)
+    return [kind.of_batch(made) for kind in kinds]
+
+
+def values_of(
+    metrics: Sequence[Metric],
+    schema: Schema,
+    split: Split,
+    totals: Mapping[Sums, Mapping[str, np.ndarray]],
+    estimates: np.ndarray | None,
+) -> dict[str, float]:
+    """The metrics of one model over the rows of `split`, by name, in their order.
+
+    Args:
+      totals: of each kind that a metric is of, sums over all rows.
+      estimates: (N, K), where a metric is of outputs.
+
+    Raises:
+      ConfigError: a metric of one's own fails.
+    """
+    held, found = held_of(schema, split), dict[str, float]()
+    y_true, outputs = split.y, np.zeros(0)
+    if estimates is not None:
+        y_true, outputs = in_own_units(schema, split.y, estimates)
+    for metric in metrics:
+        if metric.sums is not None and metric.value is not None:
+            found[metric.name] = float(metric.value(dict(totals[metric.sums]), held))
+        else:
+            unknown = metric.undefined(held)
+            of_rows = y_true, outputs, split.weight
+            found[metric.name] = float("nan") if unknown else on_host(metric, *of_rows)
+    return found
 
 
 def held_of(schema: Schema, split: Split) -> Held:

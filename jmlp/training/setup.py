@@ -18,7 +18,6 @@ from jax.sharding import Mesh
 from jmlp.checkpoint.checkpoints import Checkpoints
 from jmlp.config import Config, parse_config
 from jmlp.config.fields import expanded
-from jmlp.data.columns.column import inputs_of
 from jmlp.data.dataset import Dataset, Schema
 from jmlp.data.load import load
 from jmlp.data.preparation import dtype_of
@@ -37,8 +36,7 @@ from jmlp.metrics import (
     check_weighted,
     metrics_of,
 )
-from jmlp.model import MLP, NUMBER_EMBEDDINGS, BatchNorm
-from jmlp.model.features import Numbers
+from jmlp.model import MLP, NUMBER_EMBEDDINGS, BatchNorm, mlp_of
 from jmlp.model.recipes import settled
 from jmlp.optim import hold, make_optimizer
 from jmlp.parallel import strategy_named, strategy_of
@@ -114,12 +112,7 @@ def make_programs(
     hidden = config.model.hidden
 
     def make_mlp(rngs: nnx.Rngs) -> MLP:
-        outputs, levels = chosen.outputs(schema), inputs_of(schema.columns)
-        numbers = Numbers(schema.numbers, schema.edges)
-        return MLP(
-            schema.features, hidden, outputs, config=config.model, levels=levels, numbers=numbers,
-            steps=total_steps, rngs=rngs,
-        )  # fmt: skip
+        return mlp_of(schema, config.model, chosen.outputs(schema), total_steps, rngs)
 
     if model is None and rules is None:
         rules = layout.mlp_rules(hidden, mesh.shape["model"])
