@@ -90,7 +90,7 @@ def read_tree(tree: Config | Mapping[str, object] | Path | str) -> JsonObject:
     if isinstance(tree, Config):
         return tree.model_dump(mode="json")
     if isinstance(tree, Mapping):
-        return {str(key): plain(value) for key, value in tree.items()}  # type: ignore[misc]
+        return {str(key): plain(value) for key, value in tree.items()}  # type: ignore[misc]  # values are checked later
     return _tree_of(expanded(tree))
 
 

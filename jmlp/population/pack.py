@@ -224,17 +224,20 @@ class Pack:
         config, weight = self.setup.config.train, self._train.weight
         places = np.arange(span.start, span.start + span.steps)
         each = np.minimum(config.batch_size, self._train.rows - places * config.batch_size)
+        weighs = [each.astype(np.float64)] * len(self._seeds)  # of each order
+        if weight is not None:
+            weighs = [
+                batch_totals(weight, seed, span.epoch, config.batch_size)[places]
+                for seed in self._seeds
+            ]
         for i in self.slots.live:
             member = int(self.slots.member[i])
             course = self.courses[member]
             if course.live and not np.isfinite(losses[i]).all():
                 course.status = "diverged"
-            weighs = each.astype(np.float64)
-            if weight is not None:
-                seed = self.configs[member].seed
-                weighs = batch_totals(weight, seed, span.epoch, config.batch_size)[places]
-            course.loss_sum += float((losses[i].astype(np.float64) * weighs).sum())
-            course.loss_rows += float(weighs.sum())
+            mine = weighs[self._orders[member]]
+            course.loss_sum += float((losses[i].astype(np.float64) * mine).sum())
+            course.loss_rows += float(mine.sum())
 
     # Evaluations.
 

@@ -193,11 +193,10 @@ class Running:
         for job in jobs:
             point = self.point(job)
             for fold, (member, config) in enumerate(zip(point.members, point.configs, strict=True)):
-                rows = self.trainer.dataset(config).train.rows
                 total = self.trainer.total_steps(config)
                 until = total
                 if job.epochs is not None and job.epochs < self.longest:
-                    until = min(total, job.epochs * steps_per_epoch(rows, config.train.batch_size))
+                    until = min(total, job.epochs * self.per_epoch(config))
                 start = self._start(member, config, job)
                 wants.append(Want(member, config, until, start, point.point, fold))
         return wants
