@@ -14,7 +14,7 @@ from jmlp.config.fields import expanded
 from jmlp.errors import ConfigError, RunDirError
 from jmlp.parallel import TrainState
 from jmlp.population.leaderboard import read_board
-from jmlp.population.pack import Course
+from jmlp.population.pack import Course, course_of
 from jmlp.population.running import member_config
 from jmlp.population.store import Result, read_results, read_sweep, read_weights
 from jmlp.population.sweep import sweep_config
@@ -65,7 +65,7 @@ def export_member(
     if not 0 <= fold < folds:
         raise ConfigError(f"--fold={fold}: the sweep has {folds} fold{'s' * (folds > 1)}, from 0")
     result = _newest(source, int(str(rows[rank - 1]["member"])) + fold)
-    course = Course(**result.course)  # type: ignore[arg-type]  # as it was written
+    course = course_of(result)
     if course.status == "diverged":
         raise RunDirError(f"member {result.member} diverged: its loss was not finite")
     config = with_full_paths(member_config(tree, search, result.point, result.fold))

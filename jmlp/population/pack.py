@@ -18,6 +18,7 @@ from jmlp.parallel import TrainState
 from jmlp.population.numbers import Leaf, Numbers, numbers_of
 from jmlp.population.program import MemberRows, PopulationProgram
 from jmlp.population.slots import deal, units
+from jmlp.population.store import Result
 from jmlp.population.widths import pad
 from jmlp.programs.evaluation import EVAL_ROWS, rows_of, values_of, weights_of
 from jmlp.training.setup import Setup, selects_best
@@ -43,6 +44,11 @@ class Course:
     @property
     def live(self) -> bool:
         return self.status == "ok"
+
+
+def course_of(result: Result) -> Course:
+    """How the member of a result has fared."""
+    return Course(**result.course)  # type: ignore[arg-type]  # as `asdict` made it
 
 
 class Start(NamedTuple):

@@ -19,7 +19,7 @@ from jmlp.metrics import check_monitor, metrics_of
 from jmlp.model.recipes import settled
 from jmlp.population.leaderboard import Row, Sweep, ranked
 from jmlp.population.methods import Job, make_method
-from jmlp.population.pack import Course, Start
+from jmlp.population.pack import Start, course_of
 from jmlp.population.space import SearchConfig, ends, with_point
 from jmlp.population.store import Machine, Result, SweepDir, read_weights
 from jmlp.population.trainer import (
@@ -86,6 +86,7 @@ class Running:
         self.method = make_method(search, self.longest)
         self.points: dict[int, Point] = {}
         self.known: dict[tuple[int, float], Result] = {}
+        self._lengths: dict[int, set[float]] = {}  # epochs that each member is known at
         self._epochs = 0.0  # of training, so far
 
     # From points to configs.
@@ -112,7 +113,7 @@ class Running:
     def run(self, directory: SweepDir, stopped: Callable[[], bool]) -> Sweep:
         """Trains until the method has no more, a budget is spent, or it is asked to stop."""
         self.directory, begun = directory, time.monotonic()
-        self.known = {(r.member, r.epochs): r for r in directory.results()}
+        self._know(directory.results())
         if self.known:
             self.report.note(f"{len(self.known)} results are on record: going on from there")
         rows, devices = self.trainer.dataset(self.base).fingerprint, self.trainer.mesh.size
@@ -161,7 +162,7 @@ class Running:
             for pack in todo:
                 if over():
                     return False
-                ended = self.trainer.train(pack, stopped)
+                ended = self.trainer.train(pack, stopped, self._starts(pack))
                 if ended is None:
                     return False
                 self._keep(_name(ended, epochs), ended, epochs)
@@ -197,26 +198,30 @@ class Running:
                 until = total
                 if job.epochs is not None and job.epochs < self.longest:
                     until = min(total, job.epochs * self.per_epoch(config))
-                start = self._start(member, config, job)
-                wants.append(Want(member, config, until, start, point.point, fold))
+                before = self._before(member, job)
+                wants.append(Want(member, config, until, before, point.point, fold))
         return wants
 
-    def _start(self, member: int, config: Config, job: Job) -> Start | None:
-        """Where a member is that was trained for fewer epochs before."""
-        mine = [r for (m, e), r in self.known.items() if m == member and e < self._until(job)]
-        if not mine:
-            return None
-        before = max(mine, key=lambda result: result.epochs)
-        course = Course(**before.course)  # type: ignore[arg-type]  # as it was written
-        last, selected = self.weights(before, config)
-        return Start(course, list(last.values()), list(selected.values()))
+    def _before(self, member: int, job: Job) -> Result | None:
+        """What a member came to that was trained for fewer epochs before."""
+        lengths = [e for e in self._lengths.get(member, ()) if e < self._until(job)]
+        return self.known[member, max(lengths)] if lengths else None
 
-    def weights(
-        self, result: Result, config: Config
-    ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-        """(last, selected): the arrays of a member by path, at its own widths."""
-        arrays = read_weights(self.directory.path, result.pack)
-        return member_weights(arrays, result.place, config, self.trainer.setup(config))
+    def _starts(self, pack: Planned) -> list[Start] | None:
+        """Where the members of a pack go on; the file of each earlier pack is read once."""
+        starts: dict[int, Start] = {}
+        of_pack: dict[str, list[tuple[Want, Result]]] = {}
+        for want in pack.wants:
+            if want.before is not None:
+                of_pack.setdefault(want.before.pack, []).append((want, want.before))
+        for name, members in of_pack.items():
+            arrays = read_weights(self.directory.path, name)
+            for want, before in members:
+                setup = self.trainer.setup(want.config)
+                parts = member_weights(arrays, before.place, want.config, setup)
+                last, selected = (list(part.values()) for part in parts)
+                starts[want.member] = Start(course_of(before), last, selected)
+        return [starts[want.member] for want in pack.wants] if starts else None
 
     def _keep(self, name: str, done: Done, epochs: dict[int, float]) -> None:
         """Writes a pack's weights, then its results."""
@@ -246,11 +251,15 @@ class Running:
                     course=asdict(course),
                 )
             )
-            begun = want.start.course.step if want.start else 0
-            self._epochs += (course.step - begun) / done.setup.plan.per_epoch
+            self._epochs += (course.step - want.begun) / done.setup.plan.per_epoch
         self.directory.save(name, arrays)
         self.directory.record(results)
-        self.known |= {(r.member, r.epochs): r for r in results}
+        self._know(results)
+
+    def _know(self, results: Sequence[Result]) -> None:
+        for result in results:
+            self.known[result.member, result.epochs] = result
+            self._lengths.setdefault(result.member, set()).add(result.epochs)
 
     # What came of it.
 

@@ -16,9 +16,10 @@ from jmlp.data.spool import available_bytes
 from jmlp.errors import ConfigError
 from jmlp.population.groups import Group, group_members
 from jmlp.population.numbers import numbers_of
-from jmlp.population.pack import Ended, Pack, Start
+from jmlp.population.pack import Ended, Pack, Start, course_of
 from jmlp.population.program import AXIS, PopulationProgram, Shape
 from jmlp.population.slots import capacity_for, chunk_of, units
+from jmlp.population.store import Result
 from jmlp.population.widths import cut
 from jmlp.sharding.layout import path_of
 from jmlp.sharding.mesh import make_mesh
@@ -37,10 +38,15 @@ class Want(NamedTuple):
     member: int
     config: Config
     until: int
-    start: Start | None = None
-    """where it is, if not at its beginning"""
+    before: Result | None = None
+    """of its last training, if it has been trained"""
     point: JsonObject = {}
     fold: int = 0
+
+    @property
+    def begun(self) -> int:
+        """Steps that it has behind it."""
+        return course_of(self.before).step if self.before else 0
 
 
 class Planned(NamedTuple):
@@ -55,7 +61,7 @@ class Planned(NamedTuple):
     @property
     def steps(self) -> int:
         """Steps of all its members together."""
-        return sum(w.until - (w.start.course.step if w.start else 0) for w in self.wants)
+        return sum(want.until - want.begun for want in self.wants)
 
 
 class Done(NamedTuple):
@@ -103,8 +109,8 @@ class Trainer:
     def _plan(self, wants: Sequence[Want]) -> Iterator[Planned]:
         configs = [want.config for want in wants]
         schema = self.dataset(configs[0]).schema
-        steps = [want.until - (want.start.course.step if want.start else 0) for want in wants]
-        begun = [want.start.course.step if want.start else 0 for want in wants]
+        begun = [want.begun for want in wants]
+        steps = [want.until - want.begun for want in wants]
         for group in group_members(configs, schema.features, schema.outputs, steps, begun):
             mine = [wants[at] for at in group.members]
             values = _values(group.config, schema.features, schema.outputs)
@@ -123,14 +129,22 @@ class Trainer:
                 capacity = capacity_for(len(parts), chunk, self.mesh.size)
                 yield Planned(group, part, chunk, capacity, one_order)
 
-    def train(self, pack: Planned, stopped: Callable[[], bool] = lambda: False) -> Done | None:
-        """Trains a pack to its end; None if it was given up on the way, since `stopped` said so."""
+    def train(
+        self,
+        pack: Planned,
+        stopped: Callable[[], bool] = lambda: False,
+        starts: Sequence[Start] | None = None,
+    ) -> Done | None:
+        """Trains a pack to its end; None if it was given up on the way, since `stopped` said so.
+
+        Args:
+          starts: of its members, if they have been trained before.
+        """
         configs = [want.config for want in pack.wants]
         setup = self.setup(pack.group.config)
         program = self._program(pack, setup, configs)
-        starts = [want.start for want in pack.wants if want.start is not None]
         running = Pack(program, setup, configs, stopped)
-        ended = running.train(max(want.until for want in pack.wants), starts or None)
+        ended = running.train(max(want.until for want in pack.wants), starts)
         return None if ended is None else Done(setup, pack.wants, ended)
 
     def setup(self, config: Config) -> Setup:

@@ -104,7 +104,7 @@ def test_killed_after_any_pack_it_ends_in_the_same_leaderboard(swept, tmp_path, 
     monkeypatch.setattr(
         running.Trainer,
         "train",
-        lambda self, pack, stopped: trained.append(pack) or train(self, pack),
+        lambda self, pack, stopped, starts: trained.append(pack) or train(self, pack),
     )
     again = sweep(CONFIG, data=rows(), run_dir=tmp_path / "cut")
     assert board(again) == board(found) and len(trained) == 1
