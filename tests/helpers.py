@@ -30,6 +30,18 @@ ASYNC = {
     "optim": {"name": "sgd", "learning_rate": 0.05, "schedule": "constant"},
 }
 
+# Ways to train a table that end where one device does: step, mesh, keys besides.
+TABLE_WAYS = [
+    ("sharded", {"data": 8}, {}),
+    ("sharded", {"data": 2, "fsdp": 2, "model": 2}, {}),
+    ("sharded", {"data": 2, "model": 4}, {"tensor": {"activations": "split"}}),
+    ("sharded", {"data": 4}, {"reproducible": True}),
+    ("pmap", {"data": 8}, {}),
+    ("explicit", {"data": 4, "model": 2}, {"comm": {"all_reduce": "ring"}}),
+    ("pipeline", {"data": 2, "pipe": 2, "model": 2}, {}),
+    ("local", {"data": 1}, {}),
+]
+
 
 def merged(*trees: dict[str, Any]) -> dict[str, Any]:
     """Nested dicts, later ones winning."""

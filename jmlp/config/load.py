@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import pydantic
 
+from jmlp.config.beneath import beneath
 from jmlp.config.fields import Section, expanded, named, plain
 from jmlp.config.keys import Key, find_switch, keys_of, nearest, override
 from jmlp.config.run import Config
@@ -30,7 +31,7 @@ def load_config(path: Path | str, overrides: Sequence[str] = ()) -> Config:
     """
     path = expanded(path)
     tree = _tree_of(path)
-    return _overridden(tree, overrides, str(path), beneath=TABLE_KEYS if is_table(path) else {})
+    return _overridden(tree, overrides, str(path), defaults=TABLE_KEYS if is_table(path) else {})
 
 
 TABLES = (".csv", ".tsv", ".jsonl", ".parquet", ".feather", ".npz")
@@ -103,15 +104,10 @@ def _overridden(
     tree: JsonObject,
     overrides: Sequence[str],
     origin: str,
-    beneath: Mapping[str, Json] = MappingProxyType({}),
+    defaults: Mapping[str, Json] = MappingProxyType({}),
 ) -> Config:
     mistakes = [_override(tree, text) for text in overrides]
-    for key, value in _unsaid(tree, beneath).items():
-        section, _, name = key.partition(".")
-        below = named(tree.get(section) or {})
-        if isinstance(below, dict):
-            tree[section] = below | {name: value}
-    config, more = _validate(tree, origin)
+    config, more = _validate(beneath(tree, _unsaid(tree, defaults), Config), origin)
     # What the command line set, the command line answers for.
     for key in (text.partition("=")[0].replace("-", "_").lstrip("_") for text in overrides):
         mine = re.compile(rf"^.*?: (unknown key )?(?={re.escape(key)}\b)")

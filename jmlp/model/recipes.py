@@ -8,12 +8,13 @@ depend on the task, which may be known only once the data has been read: until t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from jmlp.config.fields import Section, members, section_in
-from jmlp.config.tables import Lines, OpenSection
+from jmlp.config.beneath import beneath
+from jmlp.config.fields import Section
+from jmlp.config.tables import Lines
 from jmlp.types import Json
 
 if TYPE_CHECKING:
@@ -118,7 +119,7 @@ def with_recipe(tree: object, root: type[Section]) -> object:
     if found is None or not isinstance(tree, Mapping):
         return tree
     values = dict(found.values) | dict(found.of_task.get(_task_of(tree), {}))
-    return _beneath(tree, values, root)
+    return beneath(tree, values, root)
 
 
 def late(config: Config) -> tuple[str, ...]:
@@ -133,7 +134,7 @@ def settled(config: Config, task: str) -> Config:
     if not late(config):
         return config
     values = RECIPES[config.model.recipe].of_task.get(task, {})
-    return type(config).model_validate(_beneath(dict(config), values, type(config)))
+    return type(config).model_validate(beneath(dict(config), values, type(config)))
 
 
 def _is_said(config: Config, key: str) -> bool:
@@ -152,43 +153,3 @@ def _task_of(tree: Mapping[str, object]) -> str:
     data = tree.get("data")
     task = data.get("task") if isinstance(data, Mapping) else getattr(data, "task", None)
     return task if isinstance(task, str) else ""
-
-
-def _beneath(
-    tree: Mapping[str, object], values: Values, root: type[Section]
-) -> Mapping[str, object]:
-    """`tree` with `values` where it says nothing."""
-    sections: dict[str, dict[str, Json]] = {}
-    for key, value in values.items():
-        section, _, name = key.partition(".")
-        sections.setdefault(section, {})[name] = value
-    made = dict(tree)
-    for section, new in sections.items():
-        said = _said(made.get(section))
-        if said is not None:
-            model = section_in(members(root.model_fields[section].annotation))
-            made[section] = dict(_fitting(new, said, model)) | said
-    return made
-
-
-def _said(section: object) -> dict[str, object] | None:
-    """What is said of a section; None of something that is none."""
-    if section is None:
-        return {}
-    if isinstance(section, Section):
-        return {key: getattr(section, key) for key in section.model_fields_set}
-    return dict(section) if isinstance(section, Mapping) else None
-
-
-def _fitting(
-    values: Values, said: Mapping[str, object], model: type[Section] | None
-) -> Iterator[tuple[str, Json]]:
-    """`values` without settings of a word, such as a block, in whose place another one is said."""
-    owners = {}
-    word: object = None
-    if model is not None and issubclass(model, OpenSection):
-        owners, key = model.owners(), model.TABLE.key
-        word = said.get(key, values.get(key, model.TABLE.default))
-    for key, value in values.items():
-        if key not in owners or word in owners[key]:
-            yield key, value

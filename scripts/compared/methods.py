@@ -17,17 +17,6 @@ import pandas as pd
 from compared.sets import MissingPackageError, Split
 
 
-def with_table_keys(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """A config with what `jmlp train FILE.csv` sets, where it says nothing of it."""
-    from jmlp.config.load import TABLE_KEYS
-
-    out = dict(tree)
-    for name, value in TABLE_KEYS.items():
-        section, _, key = name.partition(".")
-        out[section] = {key: value, **out.get(section, {})}
-    return out
-
-
 class Fitted(NamedTuple):
     """A fitted model, and what it says of its training."""
 
@@ -66,6 +55,9 @@ def _start_jmlp() -> None:
 def _jmlp(model: Mapping[str, object] | None = None, **sections: Mapping[str, object]) -> Fit:
     def fit(split: Split, seed: int, threads: int) -> Fitted:
         import jmlp
+        from jmlp.config import Config
+        from jmlp.config.beneath import beneath
+        from jmlp.config.load import TABLE_KEYS
 
         task = "classification" if split.classes else "regression"
         tree: dict[str, Any] = {
@@ -75,7 +67,7 @@ def _jmlp(model: Mapping[str, object] | None = None, **sections: Mapping[str, ob
             "model": {**(model or {}), **sections.get("model", {})},
         }
         if not model:  # as `jmlp train FILE.csv` has them
-            tree = with_table_keys(tree)
+            tree = dict(beneath(tree, TABLE_KEYS, Config))
         data = {"x": split.x, "y": split.y, "x_val": split.x_val, "y_val": split.y_val}
         result = jmlp.train(tree, data)
         summary = result.summary

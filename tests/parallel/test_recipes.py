@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pandas as pd
 import pytest
-from helpers import assert_trees_close, merged, prepared, run_steps, some
+from helpers import TABLE_WAYS, assert_trees_close, merged, prepared, run_steps, some
 
 import jmlp
 from jmlp.errors import ConfigError
@@ -31,17 +31,7 @@ MODELS = {
     "tabm": {"data": {"scale": "quantile"}, "model": {"block": "ensemble", "members": 4}},
 }  # fmt: skip
 BY_HAND = ("bins", "waves")  # whose layers are plain
-WAYS = [
-    ("sharded", {"data": 8}, {}),
-    ("sharded", {"data": 2, "fsdp": 2, "model": 2}, {}),
-    ("sharded", {"data": 2, "model": 4}, {"tensor": {"activations": "split"}}),
-    ("sharded", {"data": 4}, {"reproducible": True}),
-    ("pmap", {"data": 8}, {}),
-    ("explicit", {"data": 4, "model": 2}, {"comm": {"all_reduce": "ring"}}),
-    ("pipeline", {"data": 2, "pipe": 2, "model": 2}, {}),
-    ("local", {"data": 1}, {}),
-]
-CASES = [(model, *way) for model in MODELS for way in WAYS]
+CASES = [(model, *way) for model in MODELS for way in TABLE_WAYS]
 SHOWN = [CASES[i] for i in (1, 2, 6, 8 + 0, 16 + 1, 16 + 5, 24 + 1, 24 + 3, 24 + 4)]
 
 
@@ -95,7 +85,7 @@ def test_as_one_device(model, step, mesh, extra):
 
 
 def test_every_way_is_here():
-    assert {step for step, _, _ in WAYS} | {"single", "async", "reproducible"} >= set(STEPS)
+    assert {step for step, _, _ in TABLE_WAYS} | {"single", "async", "reproducible"} >= set(STEPS)
 
 
 @pytest.mark.parametrize("model", some(MODELS, "tabm"))
