@@ -16,7 +16,7 @@ from jmlp.data.columns.cells import NUMBER_CELL
 from jmlp.data.columns.infer import cells_wanted
 from jmlp.data.columns.plans import column_plans, unseen_names
 from jmlp.data.dataset import Columns, Dataset, Raw, RawSplits, Reader, Schema, Split, reading
-from jmlp.data.formats import csv, idx, tables
+from jmlp.data.formats import csv, idx, parquet, tables
 from jmlp.data.formats.arrow import choose
 from jmlp.data.given import raw_features, raw_labelled, raws_of
 from jmlp.data.labels import Part, where_of
@@ -202,7 +202,7 @@ def _read_files(path: Path, files: list[Path], columns: Columns) -> RawSplits:
         return _reader(files[0])(files[0], columns)
     if {_reader(file) for file in files} == {SOURCES[".csv"]}:
         return csv.read_csvs(path, files, columns)
-    return tables.read_parquets(path, files, columns)
+    return parquet.read_files(path, files, columns)
 
 
 def _reader(path: Path) -> Reader:

@@ -45,7 +45,15 @@ def folder(tmp_path_factory):
     table["c8"] = pa.array([None if i % 500 == 3 else float(i) for i in range(ROWS)])
     table["c9"] = pa.array(["true" if i % 3 else "false" for i in range(ROWS)])
     table["kind"] = pa.array([["ape", "bee"][i % 2] for i in range(ROWS)])
-    pq.write_table(pa.table(table), path / "table.parquet", row_group_size=700)
+    table = pa.table(table)
+    pq.write_table(table, path / "table.parquet", row_group_size=700)
+    parts = path / "parts"
+    parts.mkdir()
+    wide = table.set_column(7, "c7", table["c7"].cast(pa.int32()))
+    coded = table.set_column(70, "kind", table["kind"].dictionary_encode())
+    turned = table.select(table.column_names[::-1])
+    for name, rows in {"a": wide[:900], "b": coded[900:2000], "c": turned[2000:]}.items():
+        pq.write_table(rows, parts / f"{name}.parquet", row_group_size=400)
     return path
 
 
@@ -57,6 +65,8 @@ CASES = [
     ("table.parquet", {"target": "kind", "missing": "mean"}),
     ("table.parquet", {"target": "kind", "missing": "drop"}),
     ("table.parquet", {"target": ["c1", "c2"], "features": ["c3", "c4", "c9"]}),
+    ("parts", {"target": "kind", "missing": "mean"}),
+    ("parts/*.parquet", {"target": "c1", "features": ["c7", "kind", "c9"]}),
 ]
 
 
@@ -72,6 +82,35 @@ def test_the_same_rows(folder, name, keys, monkeypatch, tmp_path):
         assert np.array_equal(split.x, same.x) and np.array_equal(split.y, same.y)
     assert any(str(tmp_path) in note for note in spooled.notes)
     assert not list(tmp_path.iterdir())  # the files have no names
+
+
+def test_files_are_one_table(folder, tmp_path):
+    keys = {"target": "kind", "missing": "mean", "memory_limit": 0}
+    one, many = (load_file(folder / name, **keys) for name in ("table.parquet", "parts"))
+    assert np.array_equal(one.train.x, many.train.x) and one.fingerprint == many.fingerprint
+    parts = tmp_path / "parts"
+    parts.mkdir()
+    pq.write_table(pa.table({"a": [1, 2], "b": [0, 1]}), parts / "1.parquet")
+    for other, said in (
+        ({"a": ["x", "y"], "b": [0, 1]}, "2.parquet: column 'a' is string, but int64 in .*1.parq"),
+        ({"a": [1, 2], "c": [0, 1]}, "2.parquet: its columns are not those of .*'b' is in one"),
+    ):
+        pq.write_table(pa.table(other), parts / "2.parquet")
+        with pytest.raises(DataError, match=said):
+            load_file(parts, target="b")
+
+
+def test_columns_without_a_value(tmp_path):
+    size = np.arange(40)
+    table = {"empty": pa.nulls(40), "size": size * 0.5, "price": size * 2.0}
+    pq.write_table(pa.table(table), tmp_path / "t.parquet", row_group_size=7)
+    whole, spooled = (
+        load_file(tmp_path / "t.parquet", target="price", memory_limit=limit)
+        for limit in ("auto", 0)
+    )
+    assert whole.schema == spooled.schema and np.array_equal(whole.train.x, spooled.train.x)
+    assert whole.schema.feature_names == ("size",)
+    assert any("constant: empty" in note for note in whole.notes)
 
 
 def test_arrays_that_are_mapped_already(folder, tmp_path):

@@ -1,4 +1,4 @@
-"""Other files of tables: JSON lines, Feather, and many Parquet files that are one table."""
+"""Other files of tables: JSON lines and Feather; and which files of a folder are one table."""
 
 from pathlib import Path
 from typing import Any
@@ -29,36 +29,6 @@ def read_feather(path: Path, columns: Columns) -> RawSplits:
     with reading(path, "Feather file"):
         _check_size(path, path.stat().st_size)
         return _rows(path, feather.read_table(path), columns, lambda row: f"{path} row {row}")
-
-
-def read_parquets(path: Path, files: list[Path], columns: Columns) -> RawSplits:
-    """The rows of Parquet files of one schema, in the order of their names."""
-    arrow()
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    tables: list[Any] = []
-    starts: list[int] = []
-    rows = size = 0
-    for file in files:
-        with reading(file, "Parquet file"):
-            meta = pq.read_metadata(file)
-            size += sum(meta.row_group(i).total_byte_size for i in range(meta.num_row_groups))
-            _check_size(path, size)
-            table = pq.ParquetFile(file).read()
-            if tables and table.schema.names != tables[0].schema.names:
-                raise DataError(f"{file}: its columns are not those of {files[0]}")
-            starts.append(rows)
-            rows += len(table)
-            tables.append(table)
-
-    def find(row: int) -> str:
-        at = max(i for i, start in enumerate(starts) if start <= row)
-        return f"{files[at]} row {row - starts[at]}"
-
-    with reading(path, "folder of Parquet files"):
-        whole = pa.concat_tables(tables, promote_options="permissive")
-        return _rows(path, whole.unify_dictionaries(), columns, find)
 
 
 def table_files(path: Path) -> list[Path]:
