@@ -96,10 +96,12 @@ Widths = Annotated[tuple[Count, ...], pydantic.BeforeValidator(_numbers)]
 
 def _every(value: object) -> str:
     text = str(value) if type(value) is int and abs(value) < 10**9 else value
+    if text == "auto":
+        return text
     pattern = r"([1-9][0-9]{0,8})( (?:epoch|step)s?)?"
     match = re.fullmatch(pattern, text.strip()) if isinstance(text, str) else None
     if not match:
-        raise ValueError('expected a number of epochs, or e.g. "500 steps"')
+        raise ValueError('expected a number of epochs, e.g. "500 steps", or auto')
     unit = "steps" if (match[2] or "").strip().startswith("step") else "epochs"
     return f"{match[1]} {unit}"
 

@@ -43,6 +43,8 @@ TABLE_KEYS: Mapping[str, Json] = {
     "model.dropout": 0.2,
     "optim.weight_decay": 0.3,
     "train.epochs": "auto",
+    "train.eval_every": "auto",
+    "train.checkpoint_every": "auto",
 }
 """of a file of data alone, where the command line says nothing of them"""
 

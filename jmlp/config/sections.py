@@ -298,9 +298,11 @@ class TrainConfig(Section):
     short_batch: Literal["keep", "drop"] = "keep"
     """The last batch of an epoch, where it has fewer rows. drop: they wait for another epoch."""
     eval_every: Annotated[EveryField, Mark.MAY_GO_ON] = "1"
-    """Epochs between evaluations, or e.g. "500 steps"."""
+    """Epochs between evaluations, or e.g. "500 steps". auto: some 20 in a run, an epoch apart or
+    more."""
     checkpoint_every: Annotated[EveryField, Mark.MAY_CHANGE] = "1"
-    """Epochs between checkpoints, or e.g. "500 steps"."""
+    """Epochs between checkpoints, or e.g. "500 steps". auto: some 10 in a run, an epoch apart or
+    more."""
     keep: Annotated[Count, Mark.MAY_CHANGE] = 3
     """Newest checkpoints kept; of those saved, the best by `monitor` is kept as well."""
     metrics: Names = ()

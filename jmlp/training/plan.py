@@ -34,6 +34,7 @@ class RunPlan(NamedTuple):
 
 
 AUTO_STEPS, AUTO_EPOCHS = 2_000, (20, 200)
+AUTO_EVALS, AUTO_SAVES = 20, 10  # of a run
 
 
 def epochs_of(config: Config, rows: int) -> int:
@@ -49,8 +50,9 @@ def make_plan(config: Config, rows: int) -> RunPlan:
     """The plan of a run over so many training rows."""
     train = config.train
     per_epoch = _per_epoch(config, rows)
-    evals, saves = (_in_steps(e, per_epoch) for e in (train.eval_every, train.checkpoint_every))
     total = train.steps or epochs_of(config, rows) * per_epoch
+    evals = _in_steps(train.eval_every, per_epoch, total, AUTO_EVALS)
+    saves = _in_steps(train.checkpoint_every, per_epoch, total, AUTO_SAVES)
     return RunPlan(total, per_epoch, evals, saves)
 
 
@@ -58,6 +60,8 @@ def _per_epoch(config: Config, rows: int) -> int:
     return steps_per_epoch(rows, config.train.batch_size, config.train.short_batch == "keep")
 
 
-def _in_steps(every: str, per_epoch: int) -> int:
+def _in_steps(every: str, per_epoch: int, total: int, times: int) -> int:
+    if every == "auto":
+        return per_epoch * max(1, -(-total // (per_epoch * times)))
     number, unit = every.split()
     return int(number) * (per_epoch if unit.startswith("epoch") else 1)

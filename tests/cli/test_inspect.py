@@ -81,6 +81,7 @@ def test_a_table_alone_has_defaults_that_suit_tables(table, capsys):
     assert main([*args, "--train.epochs=30"]) == 2
     assert "train.epochs: 200 there, 30 now" in capsys.readouterr().err
     short = ["train", "homes.csv", "--data.target=sold", *few, "--model.init=auto"]
+    short += ["--train.eval_every=1", "--train.checkpoint_every=1"]
     assert main([*short, "--optim.weight_decay=0", "--train.epochs=1", "--run-dir=short"]) == 0
     assert "a table alone" not in "".join(capsys.readouterr())
     more = [*short, "--optim.weight_decay=0", "--run-dir=short"]
@@ -91,10 +92,16 @@ def test_a_table_alone_has_defaults_that_suit_tables(table, capsys):
 @pytest.mark.parametrize(
     ("settings", "unsaid"),
     [
-        ([], "init dropout weight_decay epochs"),
-        (["--train.steps=9", "--model.init=auto"], "dropout weight_decay"),
-        (["--optim.name=sgd", "--model.block=ntk"], "dropout epochs"),
-        (["--optim={name: adamw, b2: 0.95}"], "init dropout weight_decay epochs"),
+        ([], "init dropout weight_decay epochs eval_every checkpoint_every"),
+        (
+            ["--train.steps=9", "--model.init=auto", "--train.eval_every=1"],
+            "dropout weight_decay checkpoint_every",
+        ),
+        (["--optim.name=sgd", "--model.block=ntk"], "dropout epochs eval_every checkpoint_every"),
+        (
+            ["--optim={name: adamw, b2: 0.95}", "--train={checkpoint_every: 1, eval_every: 1}"],
+            "init dropout weight_decay epochs",
+        ),
         (["--model.recipe=tabm"], ""),
     ],
 )
@@ -123,6 +130,17 @@ def test_about_two_thousand_steps(rows, epochs):
     plan = make_plan(config, rows)
     assert plan.total == epochs * plan.per_epoch
     assert make_plan(parse_config({"train": {"epochs": "auto", "steps": 7}}), rows).total == 7
+
+
+@pytest.mark.parametrize(
+    ("epochs", "evals", "saves"), [(200, 20, 10), (30, 15, 10), (7, 7, 7), (1, 1, 1)]
+)
+def test_some_twenty_evaluations_and_ten_checkpoints(epochs, evals, saves):
+    keys = {"epochs": epochs, "eval_every": "auto", "checkpoint_every": "auto"}
+    plan = make_plan(parse_config({"train": keys}), 1280)
+    steps = range(1, plan.total + 1)
+    assert sum(map(plan.evaluates, steps)) == evals and sum(map(plan.saves, steps)) == saves
+    assert plan.eval_every % plan.per_epoch == plan.save_every % plan.per_epoch == 0
 
 
 @pytest.mark.parametrize(
