@@ -65,6 +65,14 @@ def test_a_config_that_trains(table, capsys):
     capsys.readouterr()
 
 
+def test_the_target_that_is_guessed_can_be_predicted(table, capsys):
+    frame = pd.read_csv(table)
+    frame[["town", "price [EUR]", "same", "day", "id"]].to_csv("turned.csv", index=False)
+    assert main(["inspect", "turned.csv", "--out=turned.yaml"]) == 0
+    capsys.readouterr()
+    assert load_config("turned.yaml").data.target == ("price [EUR]",)
+
+
 def test_a_table_alone_has_defaults_that_suit_tables(table, capsys):
     few = ["--train.batch_size=16", "--model.dropout=0.1", "--mesh.data=1", "--model.hidden=8"]
     args = ["train", "homes.csv", "--data.target=sold", *few, "--train.eval_every=300 steps"]
@@ -155,6 +163,10 @@ def test_some_twenty_evaluations_and_ten_checkpoints(epochs, evals, saves):
         (
             ["train", "homes.csv", "--data.target=town", "--data.columns.town=number"],
             "is the target",
+        ),
+        (
+            ["inspect", "homes.csv", "--data.columns.town=category", "--data.carry=town"],
+            "data.columns.town: data.carry has it too",
         ),
     ],
 )

@@ -83,14 +83,14 @@ def _example(words: Sequence[str], plan: Plan, x: np.ndarray) -> str:
 
 def config_text(found: Inspection, target: Sequence[str]) -> str:
     """A config in YAML to start from, with what was found in comments."""
-    names = list(target) or [found["columns"][-1]["name"]]
+    names = list(target) or [_likely_target(found["columns"])]
     width = max(len(_quoted(row["name"])) for row in found["columns"])
     lines = [
         f"# {Path(found['path']).name}: {found['rows']:,} rows. Train with: jmlp train THIS_FILE",
         "data:",
         f"  path: {_quoted(found['path'])}",
         f"  target: [{', '.join(map(_quoted, names))}]"
-        + ("" if target else "  # the last column; set the one to predict"),
+        + ("" if target else "  # a guess; set the one to predict"),
         "  # kind: number, category, boolean, datetime or exclude. Only what differs from what a",
         "  # column looks like needs to be said; the lines below say what it looks like.",
         "  columns:",
@@ -112,10 +112,20 @@ def config_text(found: Inspection, target: Sequence[str]) -> str:
             *lines,
             "model: {hidden: [256, 128], activation: relu, init: glorot_uniform, dropout: 0.2}",
             "optim: {name: adamw, learning_rate: 1e-3, weight_decay: 0.3}",
-            "train: {epochs: auto, batch_size: 128}  # auto: about 2,000 steps, 20 to 200 epochs",
+            "train:",
+            "  batch_size: 128",
+            "  epochs: auto  # about 2,000 steps, 20 to 200 epochs",
+            "  eval_every: auto  # some 20 times",
+            "  checkpoint_every: auto  # some 10 times",
             "",
         ]
     )
+
+
+def _likely_target(columns: Sequence[ColumnRow]) -> str:
+    """The last column that a model can predict; else the last."""
+    names = [row["name"] for row in columns if row["kind"] in ("number", "boolean", "category")]
+    return names[-1] if names else columns[-1]["name"]
 
 
 def _quoted(name: str) -> str:

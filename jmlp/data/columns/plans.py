@@ -21,6 +21,11 @@ def check_names(raw: Raw, config: DataConfig) -> None:
     for name, chosen in config.columns.items():
         if name in raw.target_names:
             raise DataError(f"data.columns.{name}: is the target, of which data.task says the kind")
+        if name in config.carry and chosen.kind != "exclude":
+            raise DataError(
+                f"data.columns.{name}: data.carry has it too, and what is carried is no feature: "
+                f"leave it out of one; jmlp predict --carry {name} carries any column"
+            )
         if name not in raw.feature_names and chosen.kind != "exclude":
             near = difflib.get_close_matches(name, raw.feature_names, 1)
             hint = f"; did you mean {near[0]!r}?" if near else "."
