@@ -168,6 +168,7 @@ def test_a_full_disk_is_named(table, monkeypatch):
         load_file(table, target="price", memory_limit=0)
 
 
+@pytest.mark.slow
 def test_memory_is_bounded(tmp_path):
     """120 MB of text become 53 MB of numbers with little memory above what is there without."""
     path = tmp_path / "large.csv"

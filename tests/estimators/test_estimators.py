@@ -62,7 +62,7 @@ def config_like(model, **data):
     ("devices", "step"),
     [
         (1, "sharded"),
-        (2, "explicit"),
+        pytest.param(2, "explicit", marks=SLOW),
         pytest.param(2, "sharded", marks=SLOW),
         pytest.param(1, "explicit", marks=SLOW),
     ],

@@ -91,6 +91,7 @@ print("loaded over", jax.device_count())
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("devices", [1, 2])
 def test_a_pickle_in_a_fresh_process(devices, tmp_path):
     """On one device, also where it was trained on two."""
@@ -121,6 +122,7 @@ def test_other_ways_to_train(step):
     assert model.score(X, Y) > 0.8
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_a_fit_and_the_loop_around_it(monkeypatch):
     steps = fitting.Stopping.on_evaluation
 

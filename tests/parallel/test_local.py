@@ -274,6 +274,7 @@ def test_batch_norm_of_padding_alone_stays_finite(blobs):
     assert done.summary["train"]["accuracy"] > 0.6
 
 
+@pytest.mark.slow
 def test_another_number_of_workers_starts_from_the_mean(blobs, tmp_path):
     keys = merged(RUN, ADAMW, local(every=100), {"train": {"steps_per_call": 1}})
     first = stopped(keys, blobs, run_dir=tmp_path, report=Interrupt(7)).state

@@ -50,6 +50,7 @@ def test_it_is_the_run_of_one_device_within_rounding(blobs):
         np.testing.assert_allclose(*kernels, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.exact
 def test_a_run_moves_between_devices(tmp_path):
     """And its metrics, which choose the best checkpoint, are the same bits as well."""
@@ -95,6 +96,7 @@ def test_what_cannot_be_reproducible_is_refused(tree, said):
         config_of(tree)
 
 
+@pytest.mark.slow
 def test_the_pool_of_threads_is_checked(blobs, monkeypatch):
     warned = []
 
