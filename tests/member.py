@@ -51,6 +51,8 @@ KINDS = {
     "gossip": {"step": "local", "local": {"method": "gossip", "every": 2}},
     "streamed": {"data": {"placement": "host"}},
     "pipeline": {"step": "pipeline", "mesh": {"data": 2, "pipe": 2}},
+    # Edges that each process takes from the training rows.
+    "bins": {"model": {"number_embedding": {"name": "piecewise_linear", "bins": 4}}},
 }
 SAME_BITS = {"ring", "int8", "local", *SHAPES}
 

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from files import load_file
+from helpers import merged
 
 import jmlp
 from jmlp.config import parse_config
@@ -140,6 +141,26 @@ def test_the_same_run(folder):
     assert found["mapped"]["fingerprint"] == found["host"]["fingerprint"]
     assert found["mapped"]["fingerprint"] == found["device"]["fingerprint"]
     assert found["mapped"]["test"] == found["device"]["test"]
+
+
+def test_bins_and_ranks_are_those_of_rows_in_memory(folder):
+    """What a model takes from the training rows before it begins: edges of bins, and ranks."""
+    config = {
+        "data": {
+            "path": str(folder / "parts"), "target": "kind", "features": ["c1", "c2", "c8"],
+            "missing": "mean", "scale": "quantile", "placement": "host",
+        },
+        "model": {"hidden": [8], "number_embedding": {"name": "piecewise_linear", "bins": 5}},
+        "mesh": {"data": 1},
+        "train": {"epochs": 1, "batch_size": 512},
+    }  # fmt: skip
+    prints = [
+        jmlp.train(merged(config, {"data": {"memory_limit": limit}}), verbose=False).summary[
+            "fingerprint"
+        ]
+        for limit in ("auto", "1 kB")
+    ]
+    assert prints[0] == prints[1]
 
 
 def test_rows_to_predict(folder):

@@ -83,6 +83,7 @@ SHARES = {
         "gossip",
         "streamed",
         "sharded",
+        "bins",
     ),
 }
 

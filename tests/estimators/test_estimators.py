@@ -230,6 +230,22 @@ def test_initial_weights_are_those_of_scikit_learn(model, init):
     assert config.model.init == init
 
 
+@pytest.mark.parametrize("recipe", ["tabm", pytest.param("realmlp", marks=SLOW)])
+def test_a_recipe_is_that_of_train(recipe):
+    x, y = IRIS
+    told = {"model": {"recipe": recipe}}
+    model = MLPClassifier(max_iter=3, tol=0, config=told, **ONE).fit(x, y)
+    ends = {"epochs": 3, "batch_size": 150, "select": "last", "ties": "first"}
+    config = {
+        "seed": 0, "mesh": {"data": 1}, "train": ends | {"early_stopping": None},
+        "data": {"val_fraction": 0.0, "test_fraction": 0.0, "task": "classification"},
+    }  # fmt: skip
+    columns = jmlp.predict(jmlp.train(config | told, IRIS, verbose=False), x).columns
+    for label in range(3):
+        mine = model.predict_proba(x)[:, label]
+        np.testing.assert_allclose(mine, columns[f"p_{label}"], rtol=2e-4)
+
+
 @BOTH
 def test_early_stopping(make):
     model = make(early_stopping=True, tol=0.2, max_iter=200, **ONE).fit(*IRIS)
