@@ -97,7 +97,7 @@ Widths = Annotated[tuple[Count, ...], pydantic.BeforeValidator(_numbers)]
 def _every(value: object) -> str:
     text = str(value) if type(value) is int and abs(value) < 10**9 else value
     if text == "auto":
-        return text
+        return "auto"
     pattern = r"([1-9][0-9]{0,8})( (?:epoch|step)s?)?"
     match = re.fullmatch(pattern, text.strip()) if isinstance(text, str) else None
     if not match:

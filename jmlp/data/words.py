@@ -12,6 +12,7 @@ from typing import Any
 NUMBER = r"^[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?$"
 CODE = r"^[+-]?0[0-9]+$"
 """`007`: a number by its digits, a name by its zeros"""
+_NUMBER, _CODE = re.compile(NUMBER[1:-1]), re.compile(CODE[1:-1])
 MISSING = ("", "na", "n/a", "nan", "null", "none", "?")
 """lower case; of cells of a CSV file among numbers, unless data.missing_words says others"""
 TRUTH = {"false": "False", "true": "True"}
@@ -19,12 +20,12 @@ TRUTH = {"false": "False", "true": "True"}
 
 def is_number(text: str) -> bool:
     """Whether text reads as a number, by the grammar of `NUMBER`."""
-    return re.fullmatch(NUMBER[1:-1], text) is not None
+    return _NUMBER.fullmatch(text) is not None
 
 
 def is_code(text: str) -> bool:
     """Whether text is a whole number with leading zeros."""
-    return re.fullmatch(CODE[1:-1], text) is not None
+    return _CODE.fullmatch(text) is not None
 
 
 def is_missing(value: Any) -> bool:

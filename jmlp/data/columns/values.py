@@ -97,16 +97,16 @@ def values_of_words(
         found = understood(finite, cells.decimal, cells.thousands, cells.separator)
         if cell is not None and found is not None and found.cell.kind != "number":
             found = None
-        if cell is None and found is None and given:
+        if cell is None and found is None and finite:
             if cells.untyped:
                 _refuse_marks(finite, at, cells)
                 _refuse_mixed(plain, place, at, missing)
             return _codes(plain, place, cells)
         cell = found.cell if found else NUMBER_CELL
     known = dict(zip(finite, found.values, strict=True)) if found else {}
-    rest = [word for word in plain if word not in known]
+    rest = [word for word in plain if word not in known and word.lower() not in missing]
     known |= dict(zip(rest, read_words(rest, cell).values, strict=True))
-    read = [known[word] for word in plain]
+    read = [known.get(word, np.nan) for word in plain]
     for code, word in enumerate(plain):
         if read[code] != read[code] and word.lower() not in missing and (place == code).any():
             _refuse(word, int(np.flatnonzero(place == code)[0]), at, cell)

@@ -12,7 +12,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jmlp.data.columns.cells import ANY_NUMBER, BOOLEAN, DATES, NUMBER_CELL, Cell, understood
+from jmlp.data.columns.cells import (
+    ANY_NUMBER,
+    BOOLEAN,
+    DATES,
+    NUMBER_CELL,
+    PLAIN_ISO,
+    Cell,
+    understood,
+)
 from jmlp.data.columns.values import (
     Cells,
     Find,
@@ -23,10 +31,11 @@ from jmlp.data.columns.values import (
 )
 from jmlp.data.dataset import Columns, Raw
 from jmlp.data.frames import listed
-from jmlp.data.words import CODE, NUMBER, is_code, label_words, missing_of
+from jmlp.data.words import CODE, NUMBER, is_code, is_number, label_words, missing_of
 from jmlp.errors import DataError
 
 _INFINITE = r"^[+-]?(inf|infinity)$"
+_YEAR_ONE = -62_135_596_800_000_000  # microseconds since 1970
 _UNNAMED = r"|Unnamed: \d+"  # pandas writes the first, and reads it as the second
 
 
@@ -208,9 +217,10 @@ def as_values(column: Any, at: tuple[Find, str], cells: Cells, cell: Cell | None
             return as_asked(_of_time(column), at, cell)
         own = BOOLEAN if pa.types.is_boolean(kind) else NUMBER_CELL
         return as_asked(Values(_numbers(column, ("",))[0], own), at, cell)
-    numbers = None if pa.types.is_dictionary(kind) else plain_numbers(column, cells, cell)
-    if numbers is not None:
-        return numbers
+    if not pa.types.is_dictionary(kind):
+        plain = plain_numbers(column, cells, cell) or _plain_dates(column, cells, cell)
+        if plain is not None:
+            return plain
     words, place = _dictionary(column)
     return values_of_words(words, place, at, cells, cell)
 
@@ -219,10 +229,40 @@ def plain_numbers(column: Any, cells: Cells, cell: Cell | None = None) -> Values
     """A column of text, or some rows of it, if each cell is a plain number or missing."""
     if cell not in (None, NUMBER_CELL, ANY_NUMBER) or cells.decimal not in ("auto", "."):
         return None
+    first = _first(column, cells)
+    if first and not is_number(first) and not re.fullmatch(_INFINITE, first, re.IGNORECASE):
+        return None
     numbers, good = _numbers(column, missing_of(cells.missing_words))
     if good.all() and (cell is not None or not _has_codes(column)):
         return Values(numbers, NUMBER_CELL)
     return None
+
+
+def _plain_dates(column: Any, cells: Cells, cell: Cell | None) -> Values | None:
+    """A column of text if each cell is an ISO date or time without a zone, or missing.
+
+    What there may be a million different words of is read without looking at each.
+    """
+    pa, pc = arrow()
+    if cell not in (None, DATES) or not PLAIN_ISO.fullmatch(_first(column, cells) or "0001-01-01"):
+        return None
+    words = pa.array(missing_of(cells.missing_words), column.type)
+    given = pc.if_else(pc.is_in(pc.utf8_lower(column), value_set=words), None, column)
+    try:
+        times = pc.cast(given, pa.timestamp("us"))
+    except pa.ArrowInvalid:  # another form among them, or a 30th of February
+        return None
+    earliest = pc.min(pc.cast(times, pa.int64())).as_py()
+    if earliest is None or earliest < _YEAR_ONE:
+        return None
+    return _of_time(times)
+
+
+def _first(column: Any, cells: Cells) -> str | None:
+    """A cell of text near the start that is not missing, which rules most readings out."""
+    missing = missing_of(cells.missing_words)
+    words = (str(word or "").strip() for word in column[:1000].to_pylist())
+    return next((word for word in words if word.lower() not in missing), None)
 
 
 def _has_codes(column: Any) -> bool:
@@ -300,11 +340,15 @@ def _numbers(column: Any, missing_words: Sequence[str]) -> tuple[np.ndarray, np.
     if not is_text(column.type):
         plain = pc.cast(column, pa.float64(), safe=False)
         return np.array(pc.fill_null(plain, float("nan")), np.float64), np.ones(len(column), bool)
+    plain = None if any(map(is_number, missing_words)) else _cast(column)
+    if plain is not None:
+        return plain, np.ones(len(column), bool)
     text = pc.utf8_trim_whitespace(pc.fill_null(column, ""))
     lower = pc.utf8_lower(text)
     missing = pc.is_in(lower, value_set=pa.array(missing_words, text.type))
-    infinite = pc.match_substring_regex(lower, _INFINITE)
-    number = pc.match_substring_regex(text, NUMBER)
+    # A number may stand for a missing value: -999.
+    infinite = pc.and_not(pc.match_substring_regex(lower, _INFINITE), missing)
+    number = pc.and_not(pc.match_substring_regex(text, NUMBER), missing)
     signed = pc.replace_substring_regex(text, r"^\+", "")
     ordinary = pc.if_else(number, signed, "nan")
     values = np.array(pc.cast(ordinary, pa.float64()), np.float64)
@@ -314,3 +358,18 @@ def _numbers(column: Any, missing_words: Sequence[str]) -> tuple[np.ndarray, np.
         negative = np.array(pc.starts_with(text, "-"), bool)
         values[huge] = np.where(negative[huge], -np.inf, np.inf)
     return values, np.array(pc.or_(pc.or_(number, infinite), missing), bool)
+
+
+def _cast(column: Any) -> np.ndarray | None:
+    """(N,) float64 of text, NaN where empty, if pyarrow takes all of it for finite numbers.
+
+    Its grammar is a part of `NUMBER`, without spaces around; what it leaves is looked at.
+    """
+    pa, pc = arrow()
+    try:
+        values = pc.cast(pc.if_else(pc.equal(column, ""), None, column), pa.float64())
+    except pa.ArrowInvalid:
+        return None
+    if not pc.all(pc.is_finite(values)).as_py():
+        return None
+    return np.array(pc.fill_null(values, float("nan")), np.float64)
