@@ -195,7 +195,7 @@ def _pick(
         if which == "best":
             raise RunDirError(f"{lost}. Choose --checkpoint=last or one of {steps}")
         return best or steps[-1], [lost], steps
-    if not which.isdigit() or int(which) not in steps:
+    if which not in map(str, steps):
         raise ConfigError(f"checkpoint {which!r}: expected best, last or one of {steps}")
     return int(which), [], steps
 

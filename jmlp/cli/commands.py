@@ -6,6 +6,7 @@ Nothing here imports jax before it must.
 import dataclasses
 import json
 import os
+import re
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -346,7 +347,7 @@ def start_devices(cpu_devices: int | None, mesh: MeshConfig, shards: int = 1) ->
     processes = join()
     told = os.environ.get("JAX_NUM_CPU_DEVICES", "")
     each = max(1, mesh.size() // processes)
-    each = cpu_devices or (int(told) if told.isdigit() else each)
+    each = cpu_devices or (int(told) if re.fullmatch("[0-9]{1,9}", told) else each)
     request_cpu_devices(
         each, max(each * processes, shards)
     )  # without effect where jax finds an accelerator

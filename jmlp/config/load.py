@@ -214,6 +214,7 @@ def _line(origin: str, mistakes: "Sequence[ErrorDetails]") -> str:
         below = next(names, "{kind: category}")  # of a column, which has a name of its own
         return f"{origin}: {key}: expected keys of its own, e.g. {below} (got {_shown(found)})"
     message = ", or: ".join(mistake["msg"].removeprefix("Value error, ") for mistake in mistakes)
+    message = re.sub(rf"\S{{{2 * _LONG},}}", lambda word: f"{word[0][:_LONG]}...", message)
     shown = "" if isinstance(found, Mapping | Section) else f" (got {_shown(found)})"
     return f"{origin}: {key + ': ' if key else ''}{message}{shown}"
 

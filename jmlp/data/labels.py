@@ -108,7 +108,8 @@ def task_notes(
 def culprit(part: Part) -> str:
     """Says which value makes a column of targets text."""
     y = part.y()
-    row = next((row for row, value in enumerate(y) if not is_number(value)), 0)
+    given = ((row, value) for row, value in enumerate(y) if value is not None)
+    row = next((row for row, value in given if not is_number(value)), 0)
     return f"{where_of(part, row)}: the target {y[row][:60]!r} is not a number"
 
 

@@ -5,6 +5,7 @@ there are others, and sets time-outs that answer in seconds.
 """
 
 import os
+import re
 import sys
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -63,7 +64,7 @@ def find_cluster(env: Mapping[str, str], tpu: bool = False) -> Cluster | None:
         return Cluster("env", address, count, index)
     if address:
         raise ConfigError(
-            f"{ADDRESS}={address}, but not how many processes there are and which one this is: "
+            f"{ADDRESS}={address[:100]}, but not how many processes there are and which one this is: "
             f"set {COUNT} and {INDEX}"
         )
     if "SLURM_STEP_NODELIST" in env and count_name == "SLURM_NTASKS":
@@ -84,8 +85,8 @@ def find_cluster(env: Mapping[str, str], tpu: bool = False) -> Cluster | None:
 
 def _number(env: Mapping[str, str], name: str) -> int | None:
     text = env.get(name, "")
-    if text and not text.isdigit():
-        raise ConfigError(f"{name}={text}: expected a number")
+    if text and not re.fullmatch("[0-9]{1,9}", text):
+        raise ConfigError(f"{name}={text[:100]}: expected a number")
     return int(text) if text else None
 
 
@@ -110,13 +111,14 @@ def join() -> int:
     _keep_stdout_clean()
     # Its notifier swallows SIGTERM; the loop agrees on a signal by itself.
     jax.config.update("jax_enable_preemption_service", False)
+    rendezvous, heartbeat = rendezvous_s(), heartbeat_s()
     try:
         jax.distributed.initialize(
             cluster.address,
             cluster.processes,
             cluster.process,
-            initialization_timeout=int(os.environ.get("JMLP_RENDEZVOUS_SECONDS", RENDEZVOUS_S)),
-            heartbeat_timeout_seconds=heartbeat_s(),
+            initialization_timeout=rendezvous,
+            heartbeat_timeout_seconds=heartbeat,
             shutdown_timeout_seconds=SHUTDOWN_S,
             coordinator_bind_address=_bind_address(cluster.address),
         )
@@ -142,10 +144,20 @@ def _count() -> int:
 
 def heartbeat_s() -> int:
     """Seconds of silence after which a process counts as lost."""
-    text = os.environ.get("JMLP_HEARTBEAT_SECONDS", "")
-    if text and (not text.isdigit() or int(text) < 2):
-        raise ConfigError(f"JMLP_HEARTBEAT_SECONDS={text}: expected a number of seconds, 2 or more")
-    return int(text or HEARTBEAT_S)
+    return _seconds("JMLP_HEARTBEAT_SECONDS", HEARTBEAT_S, 2)
+
+
+def rendezvous_s() -> int:
+    """Seconds in which all processes must have arrived."""
+    return _seconds("JMLP_RENDEZVOUS_SECONDS", RENDEZVOUS_S, 1)
+
+
+def _seconds(name: str, usual: int, least: int) -> int:
+    text = os.environ.get(name, "")
+    if text and (not re.fullmatch("[0-9]{1,9}", text) or int(text) < least):
+        shown = text[:100]
+        raise ConfigError(f"{name}={shown}: expected a number of seconds, {least} or more")
+    return int(text or usual)
 
 
 def _bind_address(address: str | None) -> str | None:

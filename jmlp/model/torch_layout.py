@@ -57,4 +57,8 @@ def from_torch(path: str, value: np.ndarray) -> np.ndarray:
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
+    def place(part: str) -> tuple[int, str]:
+        digits = part.lstrip("0")  # numbers of any length, by their lengths first
+        return (len(digits), digits) if part.isdecimal() else (-1, part)
+
+    return [place(part) for part in re.split(r"([0-9]+)", name)]

@@ -1,6 +1,7 @@
 """Which devices this process has: simulated ones on a CPU, and the threads behind them."""
 
 import os
+import re
 
 import jax
 
@@ -54,4 +55,4 @@ def thread_pool_size() -> int:
     Kernels are cut by it, so two runs agree bit for bit only if it is the same.
     """
     asked = os.environ.get("PJRT_NPROC") or os.environ.get("NPROC") or "0"
-    return int(asked) if asked.isdigit() else 0
+    return int(asked) if re.fullmatch("[0-9]{1,9}", asked) else 0

@@ -64,7 +64,7 @@ def kept_id(run_dir: Path | None, tracker: str) -> str | None:
         return None
     try:
         found = json.loads((run_dir / "trackers.json").read_text())[tracker]
-    except (OSError, ValueError, LookupError, TypeError):
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return None
     return found if isinstance(found, str) else None
 
@@ -74,8 +74,9 @@ def keep_id(run_dir: Path | None, tracker: str, name: str) -> None:
     if run_dir is None:
         return
     known: dict[str, str] = {}
-    with suppress(OSError, ValueError):
-        known = json.loads((run_dir / "trackers.json").read_text())
+    with suppress(OSError, ValueError, RecursionError):
+        found = json.loads((run_dir / "trackers.json").read_text())
+        known = found if isinstance(found, dict) else {}
     write_atomically(run_dir / "trackers.json", to_json({**known, tracker: name}) + "\n")
 
 

@@ -6,7 +6,8 @@ around a number are not, and an empty cell, `NA`, `NaN`, `null`, `none` or `?` i
 
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -189,7 +190,8 @@ def targets_in(
 ) -> np.ndarray | None:
     """(N,) or (N, K) targets of an arrow table, if any are asked for; (N, K) of `truths`."""
     if len(targets) == 1 and not truths:
-        return as_target(table[targets[0]], cells)
+        with _converting(table[targets[0]], (find, targets[0])):
+            return as_target(table[targets[0]], cells)
     if not targets:
         return None
     cell = BOOLEAN if truths else NUMBER_CELL
@@ -206,6 +208,25 @@ def as_values(column: Any, at: tuple[Find, str], cells: Cells, cell: Cell | None
     Raises:
       DataError: names the row and the value that is not what the others are.
     """
+    with _converting(column, at):
+        return _as_values(column, at, cells, cell)
+
+
+@contextmanager
+def _converting(column: Any, at: tuple[Find, str]) -> Iterator[None]:
+    """Says of what column it is that arrow makes no numbers or words."""
+    try:
+        yield
+    except arrow()[0].ArrowException as error:
+        find, name = at
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise DataError(
+            f"{find(0)}: column {name!r} is {column.type}; expected numbers, text, truth values or "
+            f"dates ({reason}). A feature is left out by data.columns.{name}=exclude"
+        ) from None
+
+
+def _as_values(column: Any, at: tuple[Find, str], cells: Cells, cell: Cell | None) -> Values:
     pa, pc = arrow()
     kind = column.type
     if pa.types.is_dictionary(kind) and not is_text(kind):  # numbers, but names by their type
@@ -213,7 +234,7 @@ def as_values(column: Any, at: tuple[Find, str], cells: Cells, cell: Cell | None
         return words_of_numbers(plain) if cell is None else as_asked(
             Values(plain, NUMBER_CELL), at, cell)  # fmt: skip
     if not is_text(kind):
-        if pa.types.is_temporal(kind) and not pa.types.is_duration(kind):
+        if pa.types.is_temporal(kind):
             return as_asked(_of_time(column), at, cell)
         own = BOOLEAN if pa.types.is_boolean(kind) else NUMBER_CELL
         return as_asked(Values(_numbers(column, ("",))[0], own), at, cell)
@@ -273,12 +294,12 @@ def _has_codes(column: Any) -> bool:
 
 
 def _of_time(column: Any) -> Values:
-    """Seconds since 1970, or of a time of day since midnight."""
+    """Seconds since 1970; of a time of day since midnight; those of a duration."""
     pa, pc = arrow()
-    if pa.types.is_time(column.type):
-        unit = pa.time64("us")
-        micros = pc.cast(pc.cast(column, unit), pa.int64())
-        cell = NUMBER_CELL  # seconds since midnight
+    if pa.types.is_time(column.type) or pa.types.is_duration(column.type):
+        unit = pa.duration("us") if pa.types.is_duration(column.type) else pa.time64("us")
+        micros = pc.cast(pc.cast(column, unit, safe=False), pa.int64())
+        cell = NUMBER_CELL
     else:
         zone = getattr(column.type, "tz", None)
         micros = pc.cast(pc.cast(column, pa.timestamp("us", tz=zone), safe=False), pa.int64())

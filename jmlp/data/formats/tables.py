@@ -28,7 +28,9 @@ def read_feather(path: Path, columns: Columns) -> RawSplits:
 
     with reading(path, "Feather file"):
         _check_size(path, path.stat().st_size)
-        return _rows(path, feather.read_table(path), columns, lambda row: f"{path} row {row}")
+        table = feather.read_table(path)
+        table.validate(full=True)  # it lies in the file as in memory: a wrong offset would be read
+        return _rows(path, table, columns, lambda row: f"{path} row {row}")
 
 
 def table_files(path: Path) -> list[Path]:
