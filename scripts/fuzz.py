@@ -52,6 +52,7 @@ def flags() -> argparse.Namespace:
     parser.add_argument("--memory", type=float, default=1000, help="MB that an input may take")
     parser.add_argument("--corpus", type=Path, default=ROOT / "tests" / "corpus")
     parser.add_argument("--show", action="store_true", help="which refusals there were, the commonest first")
+    parser.add_argument("--together", action="store_true", help="all kinds in one process: quick, for few inputs")
     parser.add_argument("--inside", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--again", type=int, default=0, help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -115,12 +116,10 @@ def _peak_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def inside(args: argparse.Namespace) -> None:
-    """Takes inputs until there are enough; tells of each kind's counts and of faults, as JSON."""
+def inside(name: str, kind, args: argparse.Namespace) -> None:
+    """Takes inputs until there are enough; tells of the kind's counts and of faults, as JSON."""
     from fuzzed.changes import smaller
     folder = args.inside / "inputs"
-    (name,) = args.kind
-    kind = kinds_of(args.kind)[name]
     known = [read_case(path) for path in sorted((args.corpus / name).glob("*")) if path.is_file()]
     first = [] if args.again else known
     rng = random.Random(f"{args.seed} {args.again} {name}")
@@ -131,7 +130,7 @@ def inside(args: argparse.Namespace) -> None:
         if time.monotonic() > deadline:
             break
         case = first[number] if number < len(first) else make()
-        head = {"made": max(0, number + 1 - len(first)), "way": case.way, "name": case.name, "counts": counts}
+        head = {"kind": name, "made": max(0, number + 1 - len(first)), "way": case.way, "name": case.name, "counts": counts}
         (args.inside / "now").write_bytes(json.dumps(head).encode() + b"\n" + case.data)
 
         def take(case=case) -> tuple[str, str]:
@@ -151,7 +150,7 @@ def inside(args: argparse.Namespace) -> None:
 
             least = case if "took" in said else case._replace(data=smaller(case.data, fails))
             kept = keep(args.corpus / name, least.name, least.way, least.data)
-            print(json.dumps({"fault": said, "input": str(kept), "number": number}), flush=True)
+            print(json.dumps({"kind": name, "fault": said, "input": str(kept), "number": number}), flush=True)
     print(json.dumps({"counts": counts, "refusals": refusals.most_common(40)}), flush=True)
 
 
@@ -181,8 +180,8 @@ def keep(folder: Path, name: str, way: int, data: bytes) -> Path:
 # In the process that starts those, one a kind and one more after each that was ended.
 
 
-def fuzz(name: str, seconds: float, args: argparse.Namespace) -> collections.Counter:
-    """Takes the inputs of one kind; how many ended in which way."""
+def fuzz(kinds: list[str], seconds: float, args: argparse.Namespace) -> collections.Counter:
+    """Takes the inputs of some kinds; how many ended in which way."""
     counts: collections.Counter[str] = collections.Counter()
     inputs, again, deadline = args.inputs, 0, time.monotonic() + seconds
     with tempfile.TemporaryDirectory() as text:
@@ -192,7 +191,7 @@ def fuzz(name: str, seconds: float, args: argparse.Namespace) -> collections.Cou
             told = {"seconds": left, "again": again, "inputs": inputs, "seed": args.seed,
                     "limit": args.limit, "memory": args.memory, "corpus": args.corpus.absolute()}  # fmt: skip
             more = [f"--{key}={value}" for key, value in told.items()]
-            command = [sys.executable, str(Path(__file__).absolute()), "--kind", name, f"--inside={folder}", *more]
+            command = [sys.executable, str(Path(__file__).absolute()), "--kind", *kinds, f"--inside={folder}", *more]
             pipe = subprocess.PIPE
             (folder / "now").unlink(missing_ok=True)
             child = subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, cwd=folder)
@@ -200,18 +199,18 @@ def fuzz(name: str, seconds: float, args: argparse.Namespace) -> collections.Cou
             for line in out.splitlines():
                 said = json.loads(line) if line.startswith('{"') else {}
                 if "fault" in said:
-                    print(f"{name}: {said['fault']}\n  {said['input']}", flush=True)
+                    print(f"{said['kind']}: {said['fault']}\n  {said['input']}", flush=True)
                 counts.update(said.get("counts", {}))
                 for text, times in said.get("refusals", ()) if args.show else ():
                     print(f"  {times} x {text}")
             if child.returncode == 0 or again > 20:
                 return counts
             if not (folder / "now").exists():
-                sys.exit(f"{name}: no input was taken:\n{err[-2000:]}")
+                sys.exit(f"{', '.join(kinds)}: no input was taken:\n{err[-2000:]}")
             head, data = (folder / "now").read_bytes().split(b"\n", 1)
             last = json.loads(head)
-            kept = keep(args.corpus / name, last["name"], last["way"], data)
-            print(f"{name}: ended by {child.returncode}: {err.strip()[-300:]}\n  {kept}", flush=True)
+            kept = keep(args.corpus / last["kind"], last["name"], last["way"], data)
+            print(f"{last['kind']}: ended by {child.returncode}: {err.strip()[-300:]}\n  {kept}", flush=True)
             counts.update(last["counts"])
             counts["FAULT"] += 1
             inputs, again = inputs - last["made"], again + 1
@@ -230,12 +229,14 @@ def heard(child: subprocess.Popen, now: Path, most: float) -> tuple[str, str]:
 def main() -> None:
     args = flags()
     if args.inside:
-        inside(args)
+        for name, kind in kinds_of(args.kind).items():
+            inside(name, kind, args)
         return
     total: collections.Counter[str] = collections.Counter()
-    for number, name in enumerate(args.kind):
-        begun = time.monotonic()
-        counts = fuzz(name, args.seconds / (len(args.kind) - number), args)
+    groups = [args.kind] if args.together else [[name] for name in args.kind]
+    for number, names in enumerate(groups):
+        name, begun = ", ".join(names), time.monotonic()
+        counts = fuzz(names, args.seconds / (len(groups) - number), args)
         args.seconds -= time.monotonic() - begun
         total += counts
         said = ", ".join(f"{counts[what]} {what}" for what in ("right", "refused", "FAULT"))

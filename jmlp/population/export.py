@@ -9,7 +9,6 @@ from typing import NamedTuple, cast
 import jax
 import numpy as np
 
-from jmlp.checkpoint.digest import fingerprint_of
 from jmlp.config.fields import expanded
 from jmlp.errors import ConfigError, RunDirError
 from jmlp.parallel import TrainState
@@ -18,7 +17,7 @@ from jmlp.population.pack import Course, course_of
 from jmlp.population.running import member_config
 from jmlp.population.store import Result, read_results, read_sweep, read_weights
 from jmlp.population.sweep import sweep_config
-from jmlp.population.trainer import member_weights
+from jmlp.population.trainer import verified_weights
 from jmlp.population.widths import pad
 from jmlp.programs.precision import in_32_bits
 from jmlp.sharding.mesh import make_mesh
@@ -64,7 +63,7 @@ def export_member(
     folds = (search.folds or 1) * search.repeats
     if not 0 <= fold < folds:
         raise ConfigError(f"--fold={fold}: the sweep has {folds} fold{'s' * (folds > 1)}, from 0")
-    result = _newest(source, int(str(rows[rank - 1]["member"])) + fold)
+    result = _newest(source, rows[rank - 1].member + fold)
     course = course_of(result)
     if course.status == "diverged":
         raise RunDirError(f"member {result.member} diverged: its loss was not finite")
@@ -72,13 +71,8 @@ def export_member(
     if any((target / name).exists() for name in ("config.yaml", "checkpoints", "sweep.yaml")):
         raise RunDirError(f"{target} holds a run already. Choose another directory.")
     setup = make_setup(config, make_mesh(config.mesh, jax.local_devices()[:1]), data)
-    last, selected = member_weights(read_weights(source, result.pack), result.place, config, setup)
-    params = {k.removeprefix("params/"): v for k, v in selected.items() if k.startswith("params/")}
-    if (found := fingerprint_of(params)) != result.fingerprint:
-        raise RunDirError(
-            f"{source}/weights/{result.pack}.npz is damaged: member {result.member} has "
-            f"fingerprint {found[:12]}, and its record says {result.fingerprint[:12]}"
-        )
+    arrays = read_weights(source, result.pack)
+    last, selected = verified_weights(source, arrays, result, config, setup)
     with RunDir(target) as run:
         run.adopt(setup.config)
         summary = _write(run, setup, course, _state(setup, last), _state(setup, selected))

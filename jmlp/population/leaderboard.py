@@ -8,9 +8,11 @@ import json
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from jmlp.errors import ConfigError, RunDirError
+import pydantic
+
+from jmlp.errors import ConfigError, RunDirError, TrainingError
 from jmlp.report import Reporter
 from jmlp.training.files import to_json, write_atomically
 from jmlp.types import Json, JsonObject
@@ -30,6 +32,19 @@ class Row(NamedTuple):
     epochs: float
     status: str
     """ok; stopped: early; diverged: a loss was not finite"""
+    fingerprint: str
+
+
+class _Line(pydantic.BaseModel):
+    """The types of a `Row`."""
+
+    rank: int
+    member: pydantic.NonNegativeInt
+    config: dict[str, Any]
+    val: float
+    test: float | None
+    epochs: float
+    status: str
     fingerprint: str
 
 
@@ -69,12 +84,19 @@ class Sweep(NamedTuple):
         }
 
     def write(self) -> None:
-        """leaderboard.csv and summary.json, in the sweep's directory."""
-        write_atomically(self.run_dir / "leaderboard.csv", as_csv(self.leaderboard))
-        write_atomically(self.run_dir / "summary.json", to_json(self.summary(), indent=1) + "\n")
+        """leaderboard.csv and summary.json, in the sweep's directory. Raises TrainingError."""
+        summary = to_json(self.summary(), indent=1) + "\n"
+        for name, text in (("leaderboard.csv", as_csv(self.leaderboard)), ("summary.json", summary)):
+            try:
+                write_atomically(self.run_dir / name, text)
+            except OSError as error:
+                raise TrainingError(
+                    f"{self.run_dir / name}: cannot be written: {error.strerror}. The results on "
+                    "record are kept: the same command writes it again."
+                ) from None
 
 
-def read_board(directory: Path) -> list[JsonObject]:
+def read_board(directory: Path) -> list[Row]:
     """The rows of a sweep's leaderboard, as its summary has them.
 
     Raises:
@@ -82,14 +104,16 @@ def read_board(directory: Path) -> list[JsonObject]:
     """
     path = directory / "summary.json"
     try:
-        rows = json.loads(path.read_text())["leaderboard"]
-        return [dict(row) for row in rows]
+        rows = json.loads(path.read_bytes())["leaderboard"]
+        whole = [row | {"val": math.nan if row["val"] is None else row["val"]} for row in rows]
+        return [Row(**_Line.model_validate(row).model_dump()) for row in whole]
     except FileNotFoundError:
         raise RunDirError(
             f"{directory} has no leaderboard yet: {path} is missing. Let jmlp sweep end first."
         ) from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RunDirError(f"{path}: cannot be read: {error}. jmlp sweep writes it anew.") from None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        said = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise RunDirError(f"{path}: cannot be read: {said}. jmlp sweep writes it anew.") from None
 
 
 def ranked(rows: Iterable[Row], higher: bool) -> list[Row]:

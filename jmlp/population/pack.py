@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import jax
@@ -15,6 +14,7 @@ from jmlp.data.batches import PAD, Span, batch_index, batch_totals, epoch_index,
 from jmlp.data.dataset import Split
 from jmlp.metrics import Metric, better
 from jmlp.parallel import TrainState
+from jmlp.population.course import Course
 from jmlp.population.numbers import Leaf, Numbers, numbers_of
 from jmlp.population.program import MemberRows, PopulationProgram
 from jmlp.population.slots import deal, units
@@ -25,25 +25,6 @@ from jmlp.training.setup import Setup, selects_best
 from jmlp.types import PyTree
 
 _WINDOW = 1024  # most steps a call: the size of the buffers of orders and losses
-
-
-@dataclass
-class Course:
-    """How a member has fared so far."""
-
-    status: str = "ok"
-    step: int = 0
-    best: float | None = None
-    best_step: int = 0
-    stale: int = 0
-    curve: list[list[float]] = field(default_factory=list)
-    """(step, train loss, monitored metric) of each evaluation"""
-    loss_sum: float = 0.0
-    loss_rows: float = 0.0
-
-    @property
-    def live(self) -> bool:
-        return self.status == "ok"
 
 
 def course_of(result: Result) -> Course:

@@ -28,8 +28,8 @@ from jmlp.population.trainer import (
     Trainer,
     Want,
     leaves_of,
-    member_weights,
     own_leaves,
+    verified_weights,
 )
 from jmlp.report import Reporter
 from jmlp.training.plan import make_plan
@@ -218,7 +218,7 @@ class Running:
             arrays = read_weights(self.directory.path, name)
             for want, before in members:
                 setup = self.trainer.setup(want.config)
-                parts = member_weights(arrays, before.place, want.config, setup)
+                parts = verified_weights(self.directory.path, arrays, before, want.config, setup)
                 last, selected = (list(part.values()) for part in parts)
                 starts[want.member] = Start(course_of(before), last, selected)
         return [starts[want.member] for want in pack.wants] if starts else None

@@ -8,6 +8,7 @@
 - LOCK: held by the one writer
 
 A pack's weights are written before its line: lines are what counts, and a torn last one is none.
+A line ends in a checksum of what is before it, so that a changed digit is damage and no result.
 """
 
 from __future__ import annotations
@@ -15,15 +16,19 @@ from __future__ import annotations
 import io
 import json
 import os
-import zipfile
-from collections.abc import Mapping, Sequence
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
+import pydantic
 
 from jmlp.config.yaml12 import dump_yaml, read_yaml
-from jmlp.errors import RunDirError
+from jmlp.errors import RunDirError, TrainingError
+from jmlp.population.course import Course
 from jmlp.training.files import to_json, write_atomically
 from jmlp.training.run_dir import RunDir
 from jmlp.types import Json, JsonObject
@@ -97,12 +102,12 @@ class SweepDir(RunDir):
     def record(self, results: Sequence[Result]) -> None:
         """Appends the results of a pack; they are on disk when this returns."""
         path = self.path / "trials.jsonl"
-        line = to_json([dict(result._asdict()) for result in results]) + "\n"
-        with open(path, "ab") as file:
+        line = _sealed(to_json([dict(result._asdict()) for result in results]).encode())
+        with _written(path), open(path, "ab") as file:
             if file.tell() and not _ends_whole(path):
                 file.truncate(_whole_lines(path))
                 file.seek(0, os.SEEK_END)
-            file.write(line.encode())
+            file.write(line)
             file.flush()
             os.fsync(file.fileno())
 
@@ -114,12 +119,15 @@ class SweepDir(RunDir):
         """
         path = self.path / "machine.json"
         if not path.exists():
-            write_atomically(path, to_json(dict(now._asdict())) + "\n")
+            with _written(path):
+                write_atomically(path, to_json(dict(now._asdict())) + "\n")
         try:
-            tree = json.loads(path.read_text())
-            then = Machine(str(tree["data"]), int(tree["devices"]), int(tree["pack_bytes"]))
-        except (ValueError, KeyError, TypeError) as error:
-            raise RunDirError(f"{path}: damaged: {error!r}. Delete it to go on.") from None
+            then = _MACHINE.validate_json(path.read_bytes(), strict=True)
+            if then.devices < 1 or then.pack_bytes < 1:
+                raise ValueError(f"devices={then.devices}, pack_bytes={then.pack_bytes}")
+        except (OSError, ValueError) as error:
+            said = str(error).splitlines()[0]
+            raise RunDirError(f"{path}: damaged: {said}. Delete it to go on.") from None
         if then.data != now.data:
             raise RunDirError(
                 f"{self.path} holds a sweep over other data: its rows have fingerprint "
@@ -132,11 +140,16 @@ class SweepDir(RunDir):
         """Writes a pack's weights, whole or not at all."""
         path = self.path / "weights" / f"{pack}.npz"
         temporary = path.with_name(f".{path.name}")
-        with open(temporary, "wb") as file:
-            np.savez(file, **arrays)  # type: ignore[arg-type]  # names are ours
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        with _written(path):
+            try:
+                with open(temporary, "wb") as file:
+                    np.savez(file, **arrays)  # type: ignore[arg-type]  # names are ours
+                    file.flush()
+                    os.fsync(file.fileno())
+                temporary.replace(path)
+            finally:
+                with suppress(OSError):
+                    temporary.unlink(missing_ok=True)
 
 
 def read_sweep(path: Path | str) -> JsonObject:
@@ -154,17 +167,20 @@ def read_results(path: Path | str) -> list[Result]:
       RunDirError: a line before the last is damaged.
     """
     file = Path(path) / "trials.jsonl"
-    if not file.exists():
+    try:
+        lines = file.read_bytes().split(b"\n")
+    except FileNotFoundError:
         return []
-    lines = file.read_bytes().split(b"\n")
+    except OSError as error:
+        raise RunDirError(f"{file}: cannot be read: {error.strerror}") from None
     found: list[Result] = []
     for number, line in enumerate(lines[:-1], 1):  # what follows the last newline is torn
         try:
-            pack = json.loads(line)
+            pack = json.loads(_unsealed(line))
             if not isinstance(pack, list):
                 raise ValueError
             found += map(_result, pack)
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise RunDirError(
                 f"{file} line {number}: damaged. Take the line out to have its trials run again."
             ) from None
@@ -175,7 +191,60 @@ def _result(tree: JsonObject) -> Result:
     values: dict[str, Any] = {key: tree[key] for key in Result._fields}
     for split in ("val", "test"):
         values[split] = {key: _number(value) for key, value in values[split].items()}
-    return Result(**values)
+    course = dict(values["course"])
+    course["curve"] = [[_number(value) for value in point] for point in course["curve"]]
+    for key in ("loss_sum", "loss_rows"):
+        course[key] = _number(course[key])
+    values["course"] = asdict(_COURSE.validate_json(json.dumps(course), strict=True))
+    return Result(**_Record.model_validate(values, strict=True).model_dump())
+
+
+class _Record(pydantic.BaseModel):
+    """The types of a `Result`, and what its numbers may be."""
+
+    member: pydantic.NonNegativeInt
+    point: dict[str, Any]
+    fold: pydantic.NonNegativeInt
+    epochs: Annotated[float, pydantic.Field(gt=0, allow_inf_nan=False)]
+    val: dict[str, float]
+    test: dict[str, float]
+    fingerprint: str
+    pack: Annotated[str, pydantic.Field(pattern=r"^[A-Za-z0-9_]+$")]
+    """it names a file"""
+    place: pydantic.NonNegativeInt
+    course: dict[str, Any]
+
+
+_COURSE, _MACHINE = pydantic.TypeAdapter(Course), pydantic.TypeAdapter(Machine)
+_SEAL = b', {"crc32": "'
+
+
+def _sealed(pack: bytes) -> bytes:
+    """A line of a JSON list, with its checksum as one more object of it."""
+    return pack[:-1] + _SEAL + f'{zlib.crc32(pack):08x}"}}]\n'.encode()
+
+
+def _unsealed(line: bytes) -> bytes:
+    """The list as it was; of earlier versions, which had no checksums, as it is."""
+    start, seal, rest = line.rpartition(_SEAL)
+    if not seal:
+        return line
+    pack = start + b"]"
+    if rest != f'{zlib.crc32(pack):08x}"}}]'.encode():
+        raise ValueError("changed since it was written")
+    return pack
+
+
+@contextmanager
+def _written(path: Path) -> Iterator[None]:
+    """Says of a file that cannot be written what is kept."""
+    try:
+        yield
+    except OSError as error:
+        raise TrainingError(
+            f"{path}: cannot be written: {error.strerror or error}. The results on record are "
+            "kept: the same command goes on from there."
+        ) from None
 
 
 def read_weights(path: Path | str, pack: str) -> dict[str, np.ndarray]:
@@ -184,8 +253,12 @@ def read_weights(path: Path | str, pack: str) -> dict[str, np.ndarray]:
     try:
         with np.load(io.BytesIO(file.read_bytes()), allow_pickle=False) as arrays:
             return dict(arrays)
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise RunDirError(f"{file}: cannot be read: {error}") from None
+    except Exception as error:  # of zipfile, zlib and numpy, which have no common base
+        said = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise RunDirError(
+            f"{file}: cannot be read: {said}. Take the lines of {pack} out of trials.jsonl to have "
+            "its trials run again."
+        ) from None
 
 
 def _number(value: Json) -> float:

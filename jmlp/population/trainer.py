@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from jmlp.checkpoint.digest import fingerprint_of
 from jmlp.config import Config
 from jmlp.data.dataset import Dataset
 from jmlp.data.spool import available_bytes
-from jmlp.errors import ConfigError
+from jmlp.errors import ConfigError, RunDirError
 from jmlp.population.groups import Group, group_members
 from jmlp.population.numbers import numbers_of
 from jmlp.population.pack import Ended, Pack, Start, course_of
@@ -223,6 +225,31 @@ def member_weights(
         mine = {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
         parts.append(own_leaves(mine, place, config, setup) if mine else parts[0])
     return parts[0], parts[1]
+
+
+def verified_weights(
+    directory: Path, arrays: Mapping[str, np.ndarray], result: Result, config: Config, setup: Setup
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """`member_weights` of the member of `result`, if they are those that it was recorded with.
+
+    Args:
+      directory: of the sweep.
+
+    Raises:
+      RunDirError: they are not, or are of another model.
+    """
+    file = f"{directory}/weights/{result.pack}.npz is damaged"
+    try:
+        last, selected = member_weights(arrays, result.place, config, setup)
+    except (LookupError, ValueError, TypeError) as error:
+        raise RunDirError(f"{file}: {type(error).__name__}: {str(error)[:200]}") from None
+    params = {k.removeprefix("params/"): v for k, v in selected.items() if k.startswith("params/")}
+    if (found := fingerprint_of(params)) != result.fingerprint:
+        raise RunDirError(
+            f"{file}: member {result.member} has fingerprint {found[:12]}, and its record says "
+            f"{result.fingerprint[:12]}"
+        )
+    return last, selected
 
 
 def _data_key(config: Config) -> str:

@@ -118,7 +118,8 @@ def _of_torch(path: Path, state: TrainState) -> dict[str, np.ndarray]:
     except FileNotFoundError:
         raise ConfigError(f"train.init_from: no file {path}") from None
     except (SafetensorError, OSError, TypeError) as error:  # TypeError: of a dtype without numpy's
-        raise ConfigError(f"train.init_from: {path} is no safetensors file: {error}") from None
+        said = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise ConfigError(f"train.init_from: {path} is no safetensors file: {said}") from None
     both = [*_leaves(state.params), *_leaves(state.model_state)]
     names = matched(given, {name: leaf.shape for name, leaf in both})
     if not names:

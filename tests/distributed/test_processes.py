@@ -15,7 +15,7 @@ import pytest
 from helpers import own_environment
 from member import KINDS, SAME_BITS, SHAPES, relay, runs
 
-from jmlp.distributed.joining import Cluster, find_cluster
+from jmlp.distributed.joining import Cluster, find_cluster, heartbeat_s, rendezvous_s
 from jmlp.errors import ConfigError
 
 MEMBER = str(Path(__file__).parents[1] / "member.py")
@@ -63,12 +63,22 @@ def test_a_tpu_slice_is_a_cluster():
         ({"JAX_COORDINATOR_ADDRESS": "h:1"}, "set JAX_NUM_PROCESSES and JAX_PROCESS_ID"),
         (BY_HAND | {"JAX_PROCESS_ID": "4"}, "JAX_PROCESS_ID=4: expected 0 to 3"),
         (BY_HAND | {"JAX_NUM_PROCESSES": "two"}, "JAX_NUM_PROCESSES=two"),
+        (BY_HAND | {"JAX_PROCESS_ID": "²"}, "JAX_PROCESS_ID=²: expected a number"),
+        (BY_HAND | {"JAX_PROCESS_ID": "9" * 5000}, "JAX_PROCESS_ID=9{100}: expected a number"),
         ({"PMI_SIZE": "8", "PMI_RANK": "5"}, "set JAX_COORDINATOR_ADDRESS=HOST:PORT"),
     ],
 )
 def test_half_a_cluster_is_refused(env, said):
     with pytest.raises(ConfigError, match=said):
         find_cluster(env)
+
+
+@pytest.mark.parametrize("text", ["0", "soon", "²", "9" * 5000])
+def test_time_outs_that_are_none_are_refused(monkeypatch, text):
+    for name, seconds in (("HEARTBEAT", heartbeat_s), ("RENDEZVOUS", rendezvous_s)):
+        monkeypatch.setenv(f"JMLP_{name}_SECONDS", text)
+        with pytest.raises(ConfigError, match=f"JMLP_{name}_SECONDS={text[:100]}: expected a numb"):
+            seconds()
 
 
 # Who runs what: all of it in all of them takes minutes, and is `python -m jmlp launch -n 4 --

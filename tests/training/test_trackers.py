@@ -139,3 +139,11 @@ def test_tensorboard_goes_by_its_name_too(tmp_path):
     jmlp.train(CONFIG | {"train": train}, ROWS, run_dir=tmp_path)
     assert list((tmp_path / "tensorboard").iterdir())
     assert {"wandb", "mlflow", "tensorboard"} <= set(CALLBACKS)
+
+
+@pytest.mark.parametrize("text", ["5", '"abc"', "[]", "null", "[" * 5000, "\x00"])
+def test_a_damaged_list_of_trackers_is_written_anew(tmp_path, text):
+    (tmp_path / "trackers.json").write_text(text)
+    assert kept_id(tmp_path, "wandb") is None
+    keep_id(tmp_path, "wandb", "x")
+    assert kept_id(tmp_path, "wandb") == "x"
