@@ -12,11 +12,10 @@ one that verifies is used.
 import functools
 import hashlib
 import json
-import logging
 import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
@@ -31,8 +30,10 @@ from jmlp.checkpoint.leaves import (
     described,
     first_line,
     from_leaves,
+    quiet,
     read_leaves,
     to_leaves,
+    write_failure,
 )
 from jmlp.checkpoint.meta import Meta, RunMeta
 from jmlp.distributed.agreement import first, is_first, together
@@ -74,14 +75,14 @@ class Checkpoints:
         metric = named(monitor) if isinstance(monitor, str) else monitor
         self.monitor = metric.name if metric else str(monitor)
         self._best: Direction | None = metric.best if metric else None
-        self._digest = jax.jit(digests)
+        self._digest, self._quiet = jax.jit(digests), ExitStack()
 
     @functools.cached_property
     def _manager(self) -> "ocp.CheckpointManager":
         # Only a writer makes one: it clears away what a killed writer left behind.
         import orbax.checkpoint as ocp  # costs seconds: only when it is needed
 
-        logging.getLogger("absl").setLevel(logging.ERROR)  # it warns of what is meant to be so
+        self._quiet.enter_context(quiet())  # until `close`
         return ocp.CheckpointManager(
             self.directory,
             options=ocp.CheckpointManagerOptions(
@@ -115,7 +116,8 @@ class Checkpoints:
 
     def close(self) -> None:
         if "_manager" in self.__dict__:
-            self._manager.close()
+            with self._quiet:
+                self._manager.close()
             if is_first():
                 shutil.rmtree(self.directory / _TRASH, ignore_errors=True)
 
@@ -208,7 +210,7 @@ class Checkpoints:
             raise self._failed(error) from error
 
     def _failed(self, error: BaseException) -> TrainingError:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = write_failure(error)
         return TrainingError(f"a checkpoint could not be written: {reason}. {self.newest()}")
 
     def newest(self) -> str:

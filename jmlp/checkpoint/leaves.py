@@ -2,7 +2,10 @@
 
 import gc
 import io
+import logging
+import os
 import re
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr
@@ -150,6 +153,44 @@ def from_leaves(abstract: TrainState, leaves: Mapping[str, jax.Array]) -> TrainS
         return jax.random.wrap_key_data(found) if is_key else found
 
     return jax.tree_util.tree_map_with_path(pick, abstract)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """What Orbax says of a failed save is not said twice.
+
+    Each of its threads logs its traceback before it is raised here; and tensorstore's, which
+    answer to a loop that was closed by the failure, print theirs.
+    """
+    logger, hook = logging.getLogger("absl"), sys.unraisablehook
+    level = logger.level
+
+    def heard(unraisable: "sys.UnraisableHookArgs") -> None:
+        late = str(unraisable.exc_value) == "Event loop is closed"
+        if not late or threading.current_thread() is threading.main_thread():
+            hook(unraisable)
+
+    logger.setLevel(logging.CRITICAL)
+    sys.unraisablehook = heard
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        if sys.unraisablehook is heard:  # nobody has put another one before it
+            sys.unraisablehook = hook
+
+
+def write_failure(error: BaseException) -> str:
+    """Why a save failed, in a line: the system's own reason and the file, if they are told."""
+    if isinstance(error, OSError) and error.errno:
+        return f"{os.strerror(error.errno)}" + (f": {error.filename}" if error.filename else "")
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    said = lines[0] if lines else type(error).__name__
+    code = re.search(r"os_error_code='(\d+)'", said)
+    file = re.search(r'"(/[^"]+)"', said)
+    if code is None or file is None:
+        return re.split(r" \[tensorstore_spec", said)[0][:400]
+    return f"{os.strerror(int(code[1]))}: {file[1]}"
 
 
 def first_line(error: BaseException) -> str:

@@ -16,6 +16,7 @@ from jmlp.config import Config
 from jmlp.data.dataset import Dataset
 from jmlp.data.spool import available_bytes
 from jmlp.errors import ConfigError, RunDirError
+from jmlp.parallel import TrainState
 from jmlp.population.groups import Group, group_members
 from jmlp.population.numbers import numbers_of
 from jmlp.population.pack import Ended, Pack, Start, course_of
@@ -241,6 +242,8 @@ def verified_weights(
     file = f"{directory}/weights/{result.pack}.npz is damaged"
     try:
         last, selected = member_weights(arrays, result.place, config, setup)
+        for part in (last, selected):
+            _check_like(part, setup.programs.abstract)
     except (LookupError, ValueError, TypeError) as error:
         raise RunDirError(f"{file}: {type(error).__name__}: {str(error)[:200]}") from None
     params = {k.removeprefix("params/"): v for k, v in selected.items() if k.startswith("params/")}
@@ -250,6 +253,19 @@ def verified_weights(
             f"{result.fingerprint[:12]}"
         )
     return last, selected
+
+
+def _check_like(arrays: Mapping[str, np.ndarray], abstract: TrainState) -> None:
+    """Raises ValueError where arrays are not those of a state, at its widths or smaller ones."""
+    leaves = jax.tree_util.tree_leaves_with_path(abstract._replace(key=()))
+    wanted = {path_of(path): leaf for path, leaf in leaves}
+    if odd := sorted(wanted.keys() ^ arrays.keys()):
+        raise ValueError(f"{odd[0]} is not in both")
+    for path, leaf in wanted.items():
+        have = arrays[path]
+        fits = have.ndim == leaf.ndim and all(np.less_equal(have.shape, leaf.shape))
+        if have.dtype != leaf.dtype or not fits:
+            raise ValueError(f"{path} is {have.dtype}{list(have.shape)}")
 
 
 def _data_key(config: Config) -> str:

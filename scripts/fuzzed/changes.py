@@ -5,6 +5,7 @@ import gzip
 import io
 import json
 import random
+import time
 import zipfile
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -206,13 +207,15 @@ def either(*changes: Change) -> Change:
     return change
 
 
-def smaller(data: bytes, fails: Callable[[bytes], bool], tries: int = 400) -> bytes:
+def smaller(
+    data: bytes, fails: Callable[[bytes], bool], tries: int = 400, seconds: float = 20
+) -> bytes:
     """The least part of `data` that still fails, as far as so many tries go (ddmin)."""
-    size = max(1, len(data) // 2)
-    while size and tries:
+    size, deadline = max(1, len(data) // 2), time.monotonic() + seconds
+    while size and tries > 0:
         at = 0
-        while at < len(data) and tries:
-            tries -= 1
+        while at < len(data) and tries > 0:
+            tries -= 1 if time.monotonic() < deadline else tries
             part = data[:at] + data[at + size :]
             if fails(part):
                 data = part

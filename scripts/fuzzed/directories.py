@@ -148,7 +148,9 @@ def _sweep(folder: Path, case: Case) -> None:
         found = sweep(
             {key: SMALL[key] for key in ("data", "model", "train")}, SEARCH, run_dir=run, report=Reporter.silent()
         )
-        if case.name not in ("sweep.yaml", "machine.json"):
+        # Lines without a sum are of earlier versions, and believed; a sweep's config may be another.
+        sealed = all(b"crc32" in line for line in (run / "trials.jsonl").read_bytes().split(b"\n")[:-1])
+        if sealed and case.name not in ("sweep.yaml", "machine.json"):
             told = [row._asdict() for row in found.leaderboard]
             assert json.loads(json.dumps(told)) == before, "another leaderboard"
 
