@@ -10,12 +10,11 @@ one that verifies is used.
 """
 
 import functools
-import hashlib
 import json
 import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
@@ -30,12 +29,12 @@ from jmlp.checkpoint.leaves import (
     described,
     first_line,
     from_leaves,
-    quiet,
+    hush_writers,
     read_leaves,
     to_leaves,
     write_failure,
 )
-from jmlp.checkpoint.meta import Meta, RunMeta
+from jmlp.checkpoint.meta import Meta, RunMeta, seal, unseal
 from jmlp.distributed.agreement import first, is_first, together
 from jmlp.errors import CheckpointError, GoneError, MismatchError, RunDirError, TrainingError
 from jmlp.metrics import Direction, Metric, beats, named
@@ -75,14 +74,14 @@ class Checkpoints:
         metric = named(monitor) if isinstance(monitor, str) else monitor
         self.monitor = metric.name if metric else str(monitor)
         self._best: Direction | None = metric.best if metric else None
-        self._digest, self._quiet = jax.jit(digests), ExitStack()
+        self._digest = jax.jit(digests)
 
     @functools.cached_property
     def _manager(self) -> "ocp.CheckpointManager":
         # Only a writer makes one: it clears away what a killed writer left behind.
         import orbax.checkpoint as ocp  # costs seconds: only when it is needed
 
-        self._quiet.enter_context(quiet())  # until `close`
+        hush_writers()
         return ocp.CheckpointManager(
             self.directory,
             options=ocp.CheckpointManagerOptions(
@@ -111,13 +110,17 @@ class Checkpoints:
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        # A failure that is on its way says what is kept; closing may meet it again.
+        with suppress(*[TrainingError] if kind else []):
+            self.close()
 
     def close(self) -> None:
         if "_manager" in self.__dict__:
-            with self._quiet:
+            try:
                 self._manager.close()
+            except Exception as error:  # what the last save met, if nobody has waited for it
+                raise self._failed(error) from error
             if is_first():
                 shutil.rmtree(self.directory / _TRASH, ignore_errors=True)
 
@@ -184,7 +187,7 @@ class Checkpoints:
                 args=ocp.args.Composite(
                     params=ocp.args.PyTreeSave(params),
                     training=ocp.args.PyTreeSave(training),
-                    meta=ocp.args.JsonSave(_seal(body)),
+                    meta=ocp.args.JsonSave(seal(body)),
                 ),
                 force=True,
             )
@@ -300,7 +303,7 @@ class Checkpoints:
     def _meta(self, step: int) -> Meta:
         path = self.directory / str(step) / "meta" / "metadata"
         try:
-            return _unseal(json.loads(path.read_bytes()))
+            return unseal(json.loads(path.read_bytes()))
         except (OSError, ValueError, RecursionError, AttributeError) as error:
             raise CheckpointError(f"meta: {first_line(error)}") from None
 
@@ -374,26 +377,3 @@ def _renamed(leaves: Mapping[str, T], old: str, new: str) -> dict[str, T]:
         for name, leaf in leaves.items()
         if old and new and name.startswith(old)
     }
-
-
-def _seal(body: Mapping[str, object]) -> dict[str, str]:
-    text = json.dumps(body, sort_keys=True)
-    return {"body": text, "sha256": hashlib.sha256(text.encode()).hexdigest()}
-
-
-def _unseal(sealed: object) -> Meta:
-    """The body, seen to be what was sealed, with parts of the types that readers rely on."""
-    if not isinstance(sealed, dict) or not isinstance(body := sealed.get("body"), str):
-        raise ValueError("not a checkpoint's: it has no body")
-    if hashlib.sha256(body.encode(errors="replace")).hexdigest() != sealed.get("sha256"):
-        raise ValueError("changed since it was saved")
-    meta = json.loads(body)
-    for key, kind in _KINDS.items():
-        if not isinstance(meta.get(key, kind()), kind):
-            raise ValueError(f"{key} is not as jmlp saves it")
-    return {"metrics": {}, "digests": {}, "comm": {}} | meta
-
-
-_KINDS: dict[str, type] = {"data": str, "custom": list} | dict.fromkeys(
-    ("config", "schema", "progress", "environment", "metrics", "digests", "comm"), dict
-)

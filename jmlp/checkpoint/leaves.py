@@ -155,29 +155,33 @@ def from_leaves(abstract: TrainState, leaves: Mapping[str, jax.Array]) -> TrainS
     return jax.tree_util.tree_map_with_path(pick, abstract)
 
 
-@contextmanager
-def quiet() -> Iterator[None]:
+def hush_writers() -> None:
     """What Orbax says of a failed save is not said twice.
 
-    Each of its threads logs its traceback before it is raised here; and tensorstore's, which
-    answer to a loop that was closed by the failure, print theirs.
+    Each of its threads logs the traceback of what is raised to us as well, some of them after
+    that; and threads of tensorstore, whose answers find a loop that the failure has closed, print
+    theirs. It stays so: those threads may outlive a run that has failed.
     """
-    logger, hook = logging.getLogger("absl"), sys.unraisablehook
-    level = logger.level
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    logging.getLogger("asyncio").addFilter(_not_of_orbax)
+    if not isinstance(sys.unraisablehook, _WithoutLate):
+        sys.unraisablehook = _WithoutLate(sys.unraisablehook)
 
-    def heard(unraisable: "sys.UnraisableHookArgs") -> None:
+
+def _not_of_orbax(record: logging.LogRecord) -> bool:
+    return "orbax/checkpoint" not in record.getMessage()
+
+
+class _WithoutLate:
+    """`sys.unraisablehook`, without answers that came too late."""
+
+    def __init__(self, hook: Callable[["sys.UnraisableHookArgs"], object]):
+        self._hook = hook
+
+    def __call__(self, unraisable: "sys.UnraisableHookArgs") -> None:
         late = str(unraisable.exc_value) == "Event loop is closed"
         if not late or threading.current_thread() is threading.main_thread():
-            hook(unraisable)
-
-    logger.setLevel(logging.CRITICAL)
-    sys.unraisablehook = heard
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-        if sys.unraisablehook is heard:  # nobody has put another one before it
-            sys.unraisablehook = hook
+            self._hook(unraisable)
 
 
 def write_failure(error: BaseException) -> str:

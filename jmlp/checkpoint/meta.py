@@ -1,5 +1,8 @@
 """What a checkpoint says beside its arrays: the keys of its `meta`, JSON on disk."""
 
+import hashlib
+import json
+from collections.abc import Mapping
 from typing import Any, NotRequired, TypedDict
 
 from jmlp.metrics import Direction
@@ -31,3 +34,27 @@ class Meta(RunMeta):
     best: NotRequired[Direction]
     leaves: NotRequired[dict[str, str]]
     """`float32[32, 16]` and the like"""
+
+
+def seal(body: Mapping[str, object]) -> dict[str, str]:
+    """`body` as text, and its SHA-256."""
+    text = json.dumps(body, sort_keys=True)
+    return {"body": text, "sha256": hashlib.sha256(text.encode()).hexdigest()}
+
+
+def unseal(sealed: object) -> Meta:
+    """The body, seen to be what was sealed, with parts of the types that readers rely on."""
+    if not isinstance(sealed, dict) or not isinstance(body := sealed.get("body"), str):
+        raise ValueError("not a checkpoint's: it has no body")
+    if hashlib.sha256(body.encode(errors="replace")).hexdigest() != sealed.get("sha256"):
+        raise ValueError("changed since it was saved")
+    meta = json.loads(body)
+    for key, kind in _KINDS.items():
+        if not isinstance(meta.get(key, kind()), kind):
+            raise ValueError(f"{key} is not as jmlp saves it")
+    return {"metrics": {}, "digests": {}, "comm": {}} | meta
+
+
+_KINDS: dict[str, type] = {"data": str, "custom": list} | dict.fromkeys(
+    ("config", "schema", "progress", "environment", "metrics", "digests", "comm"), dict
+)

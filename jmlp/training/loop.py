@@ -270,6 +270,8 @@ class Loop:
         if self.checkpoints is None or self.step == self.saved_step:
             return
         self._check_copies(state)
+        if self.directory:
+            together(self.directory.require_there)
         meta = metadata(self.setup, self.progress, self.custom)
         scored = self.eval_name == "val" and self.plan.evaluates(self.step)
         self.checkpoints.save(state, meta, self._last_metrics if scored else {})
@@ -318,6 +320,7 @@ class Loop:
         return Result(state, summary, self.setup)
 
     def _write(self, directory: RunDir, summary: Summary) -> None:
+        directory.require_there()
         try:
             directory.finish(summary)
         except OSError as error:

@@ -26,7 +26,7 @@ from jmlp.config import Config, flatten, parse_config
 from jmlp.config.fields import expanded
 from jmlp.config.keys import Key, keys_of
 from jmlp.config.yaml12 import dump_yaml, read_yaml
-from jmlp.errors import ConfigError, RunDirError
+from jmlp.errors import ConfigError, RunDirError, TrainingError
 from jmlp.model.recipes import late
 from jmlp.parallel import strategy_of
 from jmlp.training.callbacks import known_names
@@ -99,6 +99,24 @@ class RunDir:
         assert self._lock is not None
         self._lock.close()  # the file stays: removing it would race with the next writer
 
+    def require_there(self) -> None:
+        """Refuses to write where this is no longer the folder that was locked.
+
+        Raises:
+          TrainingError: it was moved, deleted or replaced.
+        """
+        assert self._lock is not None
+        try:
+            there, mine = os.stat(self.path / "LOCK"), os.fstat(self._lock.fileno())
+            same = os.path.samestat(there, mine)
+        except OSError:
+            same = False
+        if not same:
+            raise TrainingError(
+                f"{self.path} was moved, deleted or replaced while the run wrote to it. Its "
+                "checkpoints went with it: the same command goes on where they are, or begins again."
+            )
+
     def check(self, config: Config, go_on: bool = False) -> list[str]:
         """Checks that the run here, if it has got to a checkpoint, has the same config.
 
@@ -112,9 +130,15 @@ class RunDir:
           RunDirError: another key differs.
         """
         changed: list[str] = []
-        if go_on and not any(self.checkpoints.glob("[0-9]*")):
+        begun = any(path.name.isdecimal() for path in self.checkpoints.glob("[0-9]*"))
+        if go_on and not begun:
             raise RunDirError(f"{self.path} has no checkpoint to continue from: leave that out")
-        if any(self.checkpoints.glob("[0-9]*")):
+        if begun and not (self.path / "config.yaml").exists():
+            raise RunDirError(
+                f"{self.path} has checkpoints, but its config.yaml is missing. Bring that back to "
+                f"continue the run, or use --run-dir={self._free_name()} for a new one."
+            )
+        if begun:
             old, new = flatten(read_config(self.path)), flatten(config)
             keys = keys_of(Config)
             # Entries of a mapping, which are no keys of their own, may be there alone.
@@ -204,6 +228,9 @@ class Follower(RunDir):
             time.sleep(0.1)
 
     def require_space(self, nbytes: int) -> None:
+        pass
+
+    def require_there(self) -> None:
         pass
 
     def finish(self, summary: Summary) -> None:
