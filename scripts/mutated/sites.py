@@ -1,0 +1,98 @@
+"""Where a module can be broken, by its syntax: operators, comparisons, numbers, branches, calls."""
+
+import ast
+import copy
+from collections.abc import Iterator
+from typing import NamedTuple
+
+_OPERATORS: dict[type, type] = {
+    ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.FloorDiv: ast.Mult,
+    ast.Mod: ast.FloorDiv, ast.Pow: ast.Mult, ast.BitAnd: ast.BitOr, ast.BitOr: ast.BitAnd,
+}  # fmt: skip
+_COMPARISONS: dict[type, type] = {
+    ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,
+    ast.Is: ast.IsNot, ast.IsNot: ast.Is, ast.In: ast.NotIn, ast.NotIn: ast.In,
+}  # fmt: skip
+_CALLS = {"min": "max", "max": "min", "minimum": "maximum", "maximum": "minimum", "any": "all", "all": "any",
+          "psum": "pmean", "pmean": "psum", "zeros_like": "ones_like", "floor": "ceil", "ceil": "floor"}  # fmt: skip
+
+
+class Site(NamedTuple):
+    """One break: a module's text with it, and what it is."""
+
+    line: int
+    said: str
+    text: str
+
+
+def sites(source: str) -> Iterator[Site]:
+    """Every break of a module that this knows, in the order of its lines."""
+    tree = ast.parse(source)
+    skipped = {id(node) for at in ast.walk(tree) for node in _unread(at)}
+    for number, node in enumerate(ast.walk(tree)):
+        if id(node) in skipped:
+            continue
+        for way in range(_ways(node)):
+            broken = copy.deepcopy(tree)
+            twin = next(other for at, other in enumerate(ast.walk(broken)) if at == number)
+            before = ast.unparse(twin)
+            _break(twin, way)
+            after = ast.unparse(twin)
+            if after != before:
+                short = f"{before[:60]} -> {after[:60]}".replace("\n", " ")
+                yield Site(getattr(node, "lineno", 0), short, ast.unparse(broken))
+
+
+def _unread(node: ast.AST) -> Iterator[ast.AST]:
+    """What is no part of how a program runs: annotations, imports, texts of messages, overloads."""
+    if isinstance(node, ast.AnnAssign):
+        yield from ast.walk(node.annotation)
+    if isinstance(node, ast.arg) and node.annotation:
+        yield from ast.walk(node.annotation)
+    if isinstance(node, ast.FunctionDef) and node.returns:
+        yield from ast.walk(node.returns)
+    if isinstance(node, ast.Raise | ast.JoinedStr | ast.Assert | ast.Subscript):
+        yield from ast.walk(node) if not isinstance(node, ast.Subscript) else ()
+    if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+        yield from ast.walk(node)
+
+
+def _ways(node: ast.AST) -> int:
+    match node:
+        case ast.BinOp(op=op):
+            return int(type(op) in _OPERATORS)
+        case ast.Compare(ops=[op]):
+            return int(type(op) in _COMPARISONS)
+        case ast.Constant(value=int() | float()):
+            return 1
+        case ast.BoolOp() | ast.If() | ast.IfExp():
+            return 1
+        case ast.UnaryOp(op=ast.Not() | ast.USub()):
+            return 1
+        case ast.Call(func=ast.Attribute(attr=name)) | ast.Call(func=ast.Name(id=name)):
+            return int(name in _CALLS)
+    return 0
+
+
+def _break(node: ast.AST, way: int) -> None:
+    match node:
+        case ast.BinOp():
+            node.op = _OPERATORS[type(node.op)]()
+        case ast.Compare():
+            node.ops = [_COMPARISONS[type(node.ops[0])]()]
+        case ast.Constant(value=bool()):
+            node.value = not node.value
+        case ast.Constant():
+            node.value += 1
+        case ast.BoolOp():
+            node.op = ast.Or() if isinstance(node.op, ast.And) else ast.And()
+        case ast.If() | ast.IfExp():
+            node.test = ast.UnaryOp(ast.Not(), node.test)
+        case ast.UnaryOp(op=ast.Not()):
+            node.op, node.operand = ast.Not(), ast.UnaryOp(ast.Not(), node.operand)
+        case ast.UnaryOp():
+            node.op = ast.UAdd()
+        case ast.Call(func=ast.Attribute() as func):
+            func.attr = _CALLS[func.attr]
+        case ast.Call(func=ast.Name() as func):
+            func.id = _CALLS[func.id]
