@@ -11,6 +11,7 @@ import optax
 
 from jmlp.checkpoint.checkpoints import Checkpoints
 from jmlp.checkpoint.leaves import average_of
+from jmlp.checkpoint.meta import Meta
 from jmlp.config import Config, parse_config
 from jmlp.config.fields import expanded
 from jmlp.config.sections import MeshConfig
@@ -28,7 +29,7 @@ from jmlp.programs.bundle import Programs
 from jmlp.programs.predictions import Predictions, predict_rows
 from jmlp.programs.table_files import WRITERS
 from jmlp.training.loop import Result
-from jmlp.training.run_dir import read_config
+from jmlp.training.run_dir import check_config, read_config
 from jmlp.training.setup import (
     ModelFactory,
     make_programs,
@@ -106,10 +107,16 @@ def open_run(
     if "loss" in meta["custom"] and loss is None:
         programs.drop_metric("loss")
 
+    own = settings if config is None else None
+
+    def accept(meta: Meta) -> None:
+        if own is not None:
+            check_config(own, meta["config"], f"{run_dir / 'config.yaml'}")
+
     def read() -> OpenRun:
         step, lost, steps = pick()
         found = checkpoints.restore(
-            programs.abstract, programs.shardings, step=step, weights_only=True
+            programs.abstract, programs.shardings, step=step, weights_only=True, accept=accept
         )
         assert found is not None
         problems = (*lost, *found.problems)

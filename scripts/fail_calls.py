@@ -17,6 +17,7 @@ import argparse
 import collections
 import ctypes
 import errno
+import json
 import os
 import random
 import re
@@ -31,10 +32,20 @@ from collections.abc import Callable
 from pathlib import Path
 
 SOURCE = Path(__file__).parent / "fuzzed" / "failing.c"
-ERRORS = {"ENOSPC": errno.ENOSPC, "EIO": errno.EIO, "EDQUOT": errno.EDQUOT, "EACCES": errno.EACCES,
-          "EROFS": errno.EROFS, "short": -1}  # fmt: skip
-SMALL = {"data": {"name": "wine"}, "mesh": {"data": 1}, "model": {"hidden": [4]},
-         "train": {"epochs": 5, "batch_size": 64, "keep": 2, "checkpoint_every": 1, "tensorboard": True}}  # fmt: skip
+ERRORS = {
+    "ENOSPC": errno.ENOSPC,
+    "EIO": errno.EIO,
+    "EDQUOT": errno.EDQUOT,
+    "EACCES": errno.EACCES,
+    "EROFS": errno.EROFS,
+    "short": -1,
+}
+SMALL = {
+    "data": {"name": "wine"},
+    "mesh": {"data": 1},
+    "model": {"hidden": [4]},
+    "train": {"epochs": 5, "batch_size": 64, "keep": 2, "checkpoint_every": 1, "tensorboard": True},
+}
 SEARCH = {"trials": 4, "space": {"optim.learning_rate": [0.01, 0.02], "model.hidden": [[3], [4]]}}
 LIMIT_S = 120
 
@@ -42,7 +53,10 @@ LIMIT_S = 120
 def built(folder: Path) -> Path:
     """The library, compiled."""
     library = folder / "failing.so"
-    subprocess.run(["gcc", "-shared", "-fPIC", "-O1", "-w", "-o", library, SOURCE, "-ldl", "-lpthread"], check=True)
+    subprocess.run(
+        ["gcc", "-shared", "-fPIC", "-O1", "-w", "-o", library, SOURCE, "-ldl", "-lpthread"],
+        check=True,
+    )
     return library
 
 
@@ -52,19 +66,25 @@ def main() -> None:
     parser.add_argument("--times", type=int, default=200, help="failures of each")
     parser.add_argument("--all", action="store_true", help="every call with every error")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", type=Path, help="where the counts go")
     args = parser.parse_args()
     if "FAULT_ROOT" not in os.environ:
         with tempfile.TemporaryDirectory() as text:
             folder = Path(text)
             (folder / "root").mkdir()
-            env = os.environ | {"LD_PRELOAD": str(built(folder)), "FAULT_ROOT": str(folder / "root")}
+            env = os.environ | {
+                "LD_PRELOAD": str(built(folder)),
+                "FAULT_ROOT": str(folder / "root"),
+            }
             sys.exit(subprocess.run([sys.executable, *sys.argv], env=env).returncode)
-    ok = [attack(what, args) for what in args.what]
-    sys.exit(0 if all(ok) else 1)
+    table = {what: attack(what, args) for what in args.what}
+    if args.json:
+        args.json.write_text(json.dumps(table, indent=1) + "\n")
+    sys.exit(any(counts["WRONG"] for counts in table.values()))
 
 
-def attack(what: str, args: argparse.Namespace) -> bool:
-    """Every failure of one kind of work; whether none ended wrong."""
+def attack(what: str, args: argparse.Namespace) -> collections.Counter[str]:
+    """Every failure of one kind of work, and how each ended."""
     root = Path(os.environ["FAULT_ROOT"])
     library = ctypes.CDLL(None)
     library.fault_fired.restype = ctypes.c_char_p
@@ -73,7 +93,9 @@ def attack(what: str, args: argparse.Namespace) -> bool:
     good = work.call()
     calls = library.fault_seen()
     every = [(n, name) for n in range(1, calls + 1) for name in ERRORS]
-    chosen = every if args.all else random.Random(args.seed).sample(every, min(args.times, len(every)))
+    chosen = (
+        every if args.all else random.Random(args.seed).sample(every, min(args.times, len(every)))
+    )
     print(f"{what}: {calls} calls change files; {len(chosen)} failures", flush=True)
     counts: collections.Counter[str] = collections.Counter()
     for number, name in chosen:
@@ -87,8 +109,11 @@ def attack(what: str, args: argparse.Namespace) -> bool:
         counts[kind] += 1
         if kind == "WRONG":
             print(f"{name} of call {number}, {at}: {said}", flush=True)
-    print(f"{what}: " + ", ".join(f"{counts[kind]} {kind}" for kind in ("right", "refused", "failed", "WRONG")))
-    return not counts["WRONG"]
+    print(
+        f"{what}: "
+        + ", ".join(f"{counts[kind]} {kind}" for kind in ("right", "refused", "failed", "WRONG"))
+    )
+    return counts
 
 
 class Run:

@@ -185,14 +185,28 @@ def summary_a_folder(run: Placed, rng: random.Random) -> None:
     run.undo = (run.path / "summary.json").rmdir
 
 
-MOUNTED = {"full": full, "full later": full_later, "read-only later": read_only, "read-only": read_only_before}
+MOUNTED = {
+    "full": full,
+    "full later": full_later,
+    "read-only later": read_only,
+    "read-only": read_only_before,
+}
 FAULTS: dict[str, Fault] = {
-    "deleted": deleted, "checkpoints deleted": checkpoints_deleted, "renamed": renamed, "replaced": replaced,
-    "link": linked, "loop of links": looped, "dangling link": dangling, "file": a_file,
-    "checkpoints a file": checkpoints_a_file, "checkpoints a dangling link": checkpoints_dangling,
-    "config.yaml a folder": config_a_folder, "LOCK a folder": lock_a_folder,
-    "metrics.jsonl a folder": metrics_a_folder, "summary.json a folder": summary_a_folder,
-}  # fmt: skip
+    "deleted": deleted,
+    "checkpoints deleted": checkpoints_deleted,
+    "renamed": renamed,
+    "replaced": replaced,
+    "link": linked,
+    "loop of links": looped,
+    "dangling link": dangling,
+    "file": a_file,
+    "checkpoints a file": checkpoints_a_file,
+    "checkpoints a dangling link": checkpoints_dangling,
+    "config.yaml a folder": config_a_folder,
+    "LOCK a folder": lock_a_folder,
+    "metrics.jsonl a folder": metrics_a_folder,
+    "summary.json a folder": summary_a_folder,
+}
 
 
 def mount(path: Path, options: str, again: bool = False) -> None:
@@ -226,11 +240,16 @@ def main() -> None:
             table[name] = collections.Counter()
             rng = random.Random(f"{args.seed} {name}")
             for number in range(args.times):
-                kind, said = once(fault, Path(text) / f"{name} {number}".replace(" ", "_"), good, rng)
+                kind, said = once(
+                    fault, Path(text) / f"{name} {number}".replace(" ", "_"), good, rng
+                )
                 table[name][kind] += 1
                 if kind == "WRONG":
                     print(f"{name}: {said}", flush=True)
-            print(f"{name}: " + ", ".join(f"{n} {kind}" for kind, n in table[name].items()), flush=True)
+            print(
+                f"{name}: " + ", ".join(f"{n} {kind}" for kind, n in table[name].items()),
+                flush=True,
+            )
         if args.json:
             args.json.write_text(json.dumps(table, indent=1) + "\n")
     sys.exit(any(counts["WRONG"] for counts in table.values()))
@@ -253,7 +272,10 @@ def once(fault: Fault, root: Path, good: str, rng: random.Random) -> tuple[str, 
                 if "its config.yaml is missing. Bring that back" not in str(error):
                     return "WRONG", f"{kind}, then again: {error}"
             except Exception as error:
-                return "WRONG", f"{kind} ({said[:200]}), then again: {type(error).__name__}: {error}"
+                return (
+                    "WRONG",
+                    f"{kind} ({said[:200]}), then again: {type(error).__name__}: {error}",
+                )
     finally:
         while run.path.is_mount():
             subprocess.run(["umount", "-l", run.path], check=True)

@@ -29,12 +29,41 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(Path(__file__).parent))
-KINDS = ["config", "search", "flags", "environment", "csv", "predict", "jsonl", "parquet", "feather", "npz",
-         "idx", "run", "open", "sweep", "journal", "safetensors"]  # fmt: skip
+KINDS = [
+    "config",
+    "search",
+    "flags",
+    "environment",
+    "csv",
+    "predict",
+    "jsonl",
+    "parquet",
+    "feather",
+    "npz",
+    "idx",
+    "run",
+    "open",
+    "sweep",
+    "journal",
+    "safetensors",
+]
 # What an error says when it is Python's own, passed on: a user cannot act on it.
-UNCLEAR = ("NoneType", "has no attribute", "index out of range", "not subscriptable", "unhashable", "unexpected keyword",
-           "Traceback", "object is not", "positional argument", "KeyError", "IndexError", "_ARRAY_API",
-           "sys.set_int_max_str_digits", "not supported between")  # fmt: skip
+UNCLEAR = (
+    "NoneType",
+    "has no attribute",
+    "index out of range",
+    "not subscriptable",
+    "unhashable",
+    "unexpected keyword",
+    "Traceback",
+    "object is not",
+    "positional argument",
+    "KeyError",
+    "IndexError",
+    "_ARRAY_API",
+    "sys.set_int_max_str_digits",
+    "not supported between",
+)
 _LINES, _WIDTH = 25, 2000  # of a message
 
 
@@ -51,8 +80,13 @@ def flags() -> argparse.Namespace:
     parser.add_argument("--limit", type=float, default=10, help="seconds that an input may take")
     parser.add_argument("--memory", type=float, default=1000, help="MB that an input may take")
     parser.add_argument("--corpus", type=Path, default=ROOT / "tests" / "corpus")
-    parser.add_argument("--show", action="store_true", help="which refusals there were, the commonest first")
-    parser.add_argument("--together", action="store_true", help="all kinds in one process: quick, for few inputs")
+    parser.add_argument(
+        "--show", action="store_true", help="which refusals there were, the commonest first"
+    )
+    parser.add_argument("--json", type=Path, help="where the counts go, by kind")
+    parser.add_argument(
+        "--together", action="store_true", help="all kinds in one process: quick, for few inputs"
+    )
     parser.add_argument("--inside", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--again", type=int, default=0, help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -90,7 +124,9 @@ def outcome(take, folder: Path, case, args: argparse.Namespace) -> tuple[str, st
         found = _judged(error)
     except SystemExit as error:  # of the command line's own parser
         codes = {0: "right", None: "right", 2: "refused"}
-        found = (codes[error.code], "") if error.code in codes else ("FAULT", f"exit code {error.code}")
+        found = (
+            (codes[error.code], "") if error.code in codes else ("FAULT", f"exit code {error.code}")
+        )
     except (Exception, TooLate) as error:
         where = traceback.extract_tb(error.__traceback__)
         own = [f for f in where if "/jmlp/" in f.filename]
@@ -119,6 +155,7 @@ def _peak_mb() -> float:
 def inside(name: str, kind, args: argparse.Namespace) -> None:
     """Takes inputs until there are enough; tells of the kind's counts and of faults, as JSON."""
     from fuzzed.changes import smaller
+
     folder = args.inside / "inputs"
     known = [read_case(path) for path in sorted((args.corpus / name).glob("*")) if path.is_file()]
     first = [] if args.again else known
@@ -130,7 +167,13 @@ def inside(name: str, kind, args: argparse.Namespace) -> None:
         if time.monotonic() > deadline:
             break
         case = first[number] if number < len(first) else make()
-        head = {"kind": name, "made": max(0, number + 1 - len(first)), "way": case.way, "name": case.name, "counts": counts}
+        head = {
+            "kind": name,
+            "made": max(0, number + 1 - len(first)),
+            "way": case.way,
+            "name": case.name,
+            "counts": counts,
+        }
         (args.inside / "now").write_bytes(json.dumps(head).encode() + b"\n" + case.data)
 
         def take(case=case) -> tuple[str, str]:
@@ -150,7 +193,10 @@ def inside(name: str, kind, args: argparse.Namespace) -> None:
 
             least = case if "took" in said else case._replace(data=smaller(case.data, fails))
             kept = keep(args.corpus / name, least.name, least.way, least.data)
-            print(json.dumps({"kind": name, "fault": said, "input": str(kept), "number": number}), flush=True)
+            print(
+                json.dumps({"kind": name, "fault": said, "input": str(kept), "number": number}),
+                flush=True,
+            )
     print(json.dumps({"counts": counts, "refusals": refusals.most_common(40)}), flush=True)
 
 
@@ -188,10 +234,24 @@ def fuzz(kinds: list[str], seconds: float, args: argparse.Namespace) -> collecti
         folder = Path(text)
         while True:
             left = deadline - time.monotonic()
-            told = {"seconds": left, "again": again, "inputs": inputs, "seed": args.seed,
-                    "limit": args.limit, "memory": args.memory, "corpus": args.corpus.absolute()}  # fmt: skip
+            told = {
+                "seconds": left,
+                "again": again,
+                "inputs": inputs,
+                "seed": args.seed,
+                "limit": args.limit,
+                "memory": args.memory,
+                "corpus": args.corpus.absolute(),
+            }
             more = [f"--{key}={value}" for key, value in told.items()]
-            command = [sys.executable, str(Path(__file__).absolute()), "--kind", *kinds, f"--inside={folder}", *more]
+            command = [
+                sys.executable,
+                str(Path(__file__).absolute()),
+                "--kind",
+                *kinds,
+                f"--inside={folder}",
+                *more,
+            ]
             pipe = subprocess.PIPE
             (folder / "now").unlink(missing_ok=True)
             child = subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, cwd=folder)
@@ -210,7 +270,10 @@ def fuzz(kinds: list[str], seconds: float, args: argparse.Namespace) -> collecti
             head, data = (folder / "now").read_bytes().split(b"\n", 1)
             last = json.loads(head)
             kept = keep(args.corpus / last["kind"], last["name"], last["way"], data)
-            print(f"{last['kind']}: ended by {child.returncode}: {err.strip()[-300:]}\n  {kept}", flush=True)
+            print(
+                f"{last['kind']}: ended by {child.returncode}: {err.strip()[-300:]}\n  {kept}",
+                flush=True,
+            )
             counts.update(last["counts"])
             counts["FAULT"] += 1
             inputs, again = inputs - last["made"], again + 1
@@ -233,16 +296,20 @@ def main() -> None:
             inside(name, kind, args)
         return
     total: collections.Counter[str] = collections.Counter()
+    table = {}
     groups = [args.kind] if args.together else [[name] for name in args.kind]
     for number, names in enumerate(groups):
         name, begun = ", ".join(names), time.monotonic()
         counts = fuzz(names, args.seconds / (len(groups) - number), args)
         args.seconds -= time.monotonic() - begun
         total += counts
+        table[name] = counts
         said = ", ".join(f"{counts[what]} {what}" for what in ("right", "refused", "FAULT"))
         print(f"{name}: {said} in {time.monotonic() - begun:.0f} s", flush=True)
     said = ", ".join(f"{total[what]} {what}" for what in ("right", "refused", "FAULT"))
     print(f"all: {said}")
+    if args.json:
+        args.json.write_text(json.dumps(table, indent=1) + "\n")
     sys.exit(1 if total["FAULT"] else 0)
 
 

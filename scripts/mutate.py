@@ -21,8 +21,8 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
-from mutated.known import KNOWN, TESTS  # noqa: E402 (beside this file)
-from mutated.sites import sites  # noqa: E402
+from mutated.known import KNOWN, TESTS
+from mutated.sites import sites
 
 ROOT = Path(__file__).parent.parent
 NEAREST = {
@@ -44,8 +44,19 @@ def outcome(copy: Path, path: str, text: str, tests: list[str], limit_s: float) 
     whole = (copy / path).read_text()
     (copy / path).write_text(text)
     env = os.environ | {"PYTHONPATH": str(copy), "JMLP_CACHE": str(copy / "programs")}
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-n", "0", "-p", "no:cacheprovider",
-               f"--basetemp={copy / 'tests-temp'}", *tests]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-x",
+        "-q",
+        "-n",
+        "0",
+        "-p",
+        "no:cacheprovider",
+        f"--basetemp={copy / 'tests-temp'}",
+        *tests,
+    ]
     try:
         done = subprocess.run(command, cwd=copy, env=env, capture_output=True, timeout=limit_s)
     except subprocess.TimeoutExpired:
@@ -62,7 +73,7 @@ def chosen(args: argparse.Namespace) -> list[tuple[str, str, str, list[str]]]:
         for known in KNOWN:
             text = (ROOT / known.path).read_text()
             if text.count(known.line) != 1:
-                sys.exit(f"{known.path}: {known.line!r} is there {text.count(known.line)} times; say it anew")
+                sys.exit(f"{known.path}: {known.line!r} is there {text.count(known.line)} times")
             found.append((known.path, known.about, text.replace(known.line, known.broken), TESTS))
         return found
     found = []
@@ -73,12 +84,16 @@ def chosen(args: argparse.Namespace) -> list[tuple[str, str, str, list[str]]]:
                 said = f"line {site.line}: {site.said}"
                 if (path, site.said) not in EQUIVALENT:
                     found.append((path, said, site.text, NEAREST[folder]))
-    return found if args.all else random.Random(args.seed).sample(found, min(args.times, len(found)))
+    return (
+        found if args.all else random.Random(args.seed).sample(found, min(args.times, len(found)))
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--known", action="store_true", help="the breaks of scripts/mutated/known.py")
+    parser.add_argument(
+        "--known", action="store_true", help="the breaks of scripts/mutated/known.py"
+    )
     parser.add_argument("--only", nargs="*", default=list(NEAREST), choices=list(NEAREST))
     parser.add_argument("--times", type=int, default=20)
     parser.add_argument("--all", action="store_true")
@@ -92,7 +107,12 @@ def main() -> None:
         shutil.copytree(ROOT, copy, ignore=ignored)
         breaks = chosen(args)
         for tests in {tuple(tests) for *_, tests in breaks}:  # or all would be taken for killed
-            if outcome(copy, "pyproject.toml", (copy / "pyproject.toml").read_text(), [*tests], 9e9) != "survived":
+            if (
+                outcome(
+                    copy, "pyproject.toml", (copy / "pyproject.toml").read_text(), [*tests], 9e9
+                )
+                != "survived"
+            ):
                 sys.exit(f"{' '.join(tests)}: fails without a break")
         for path, said, text, tests in breaks:
             ast.parse(text)

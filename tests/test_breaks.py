@@ -140,8 +140,10 @@ def test_buckets_have_keys_of_their_own():
 
 
 def test_devices_round_with_noise_of_their_own():
-    drawn = jax.vmap(lambda _: jnp.stack([jax.random.key_data(k) for k in _keys(jax.random.key(0), "i")]),
-                     axis_name="i")(jnp.arange(8))  # fmt: skip
+    drawn = jax.vmap(
+        lambda _: jnp.stack([jax.random.key_data(k) for k in _keys(jax.random.key(0), "i")]),
+        axis_name="i",
+    )(jnp.arange(8))
     assert len({tuple(key) for key in np.asarray(drawn).reshape(16, -1).tolist()}) == 16
 
 
@@ -168,8 +170,12 @@ def test_a_short_batch_counts_for_its_rows(no_pictures, tmp_path):
     """At a rate of next to nothing the mean over batches is that over rows."""
     rng = np.random.default_rng(0)
     rows = rng.normal(size=(50, 3)), np.arange(50) % 2
-    told = {"mesh": {"data": 1}, "model": {"hidden": []}, "optim": {"name": "sgd", "learning_rate": 1e-12},
-            "train": {"epochs": 1, "batch_size": 45}}  # fmt: skip
+    told = {
+        "mesh": {"data": 1},
+        "model": {"hidden": []},
+        "optim": {"name": "sgd", "learning_rate": 1e-12},
+        "train": {"epochs": 1, "batch_size": 45},
+    }
     config = config_of(told)
     done = jmlp.train(config, rows, run_dir=tmp_path)
     (event,) = (e for e in jmlp.training.run_dir.read_events(tmp_path) if e["split"] == "train")
@@ -217,7 +223,7 @@ def test_lamb_s_trust_ratio_is_of_the_direction_with_its_decay():
 
 
 def test_muon_s_steps_are_as_large_as_adam_s():
-    """Liu et al. 2025, eq. 4: orthogonal rows times 0.2 sqrt(max(shape)) have a mean size of 0.2."""
+    """Liu et al. 2025, eq. 4: orthogonal rows times 0.2 sqrt(max(shape)) are 0.2 large."""
     tx = OPTIMIZERS["muon"].direction(OptimConfig(name="muon"))
     grads = {"hidden": jnp.asarray(np.random.default_rng(0).normal(size=(4, 64)), jnp.float32)}
     found, _ = tx.update(grads, tx.init(grads), grads)

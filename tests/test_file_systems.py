@@ -38,7 +38,9 @@ def test_a_write_that_fails_ends_the_run_well():
 @pytest.mark.slow
 def test_folders_that_go_end_the_run_well():
     said = script("fail_places.py", "--times", "1", "--only", "renamed", "loop of links")
-    assert "WRONG" not in said and "loop of links: 1 refused" in said and "renamed: 1 failed" in said
+    assert (
+        "WRONG" not in said and "loop of links: 1 refused" in said and "renamed: 1 failed" in said
+    )
 
 
 class Befalls(jmlp.Callback):
@@ -51,7 +53,9 @@ class Befalls(jmlp.Callback):
 
 
 @pytest.mark.parametrize("fault", ["moved", "replaced"])
-def test_a_folder_that_is_no_longer_the_run_s_is_not_written_to(blobs, tmp_path, no_pictures, fault):
+def test_a_folder_that_is_no_longer_the_run_s_is_not_written_to(
+    blobs, tmp_path, no_pictures, fault
+):
     run = tmp_path / "run"
 
     def befall():

@@ -12,8 +12,21 @@ from helpers import own_environment
 from jmlp.errors import ConfigError
 
 ROOT = Path(__file__).parent.parent
-LIGHT = ["config", "search", "flags", "environment", "csv", "predict", "jsonl", "parquet", "feather", "npz", "idx",
-         "journal", "safetensors"]  # fmt: skip
+LIGHT = [
+    "config",
+    "search",
+    "flags",
+    "environment",
+    "csv",
+    "predict",
+    "jsonl",
+    "parquet",
+    "feather",
+    "npz",
+    "idx",
+    "journal",
+    "safetensors",
+]
 
 
 def fuzz(tmp_path, *args, corpus=None):
@@ -62,4 +75,6 @@ def test_the_fuzzer_tells_faults_from_refusals(tmp_path, monkeypatch):
     peak = iter([100.0, 160.0])
     monkeypatch.setattr(script, "_peak_mb", lambda: next(peak))
     assert outcome(lambda folder, case: None) == "FAULT"
-    assert smaller(b"x" * 90 + b"ab" + b"y" * 90, lambda data: b"a" in data and b"b" in data) == b"ab"
+    assert (
+        smaller(b"x" * 90 + b"ab" + b"y" * 90, lambda data: b"a" in data and b"b" in data) == b"ab"
+    )

@@ -179,6 +179,7 @@ class Checkpoints:
             digests={name: value.tolist() for name, value in found.items()},
             leaves=described(state),
             comm=resize.shapes(training),
+            step=step,
         )
         self.wait()
         try:
@@ -303,7 +304,10 @@ class Checkpoints:
     def _meta(self, step: int) -> Meta:
         path = self.directory / str(step) / "meta" / "metadata"
         try:
-            return unseal(json.loads(path.read_bytes()))
+            meta = unseal(json.loads(path.read_bytes()))
+            if meta.get("step", step) != step:
+                raise ValueError(f"of step {meta.get('step')}, in the folder of another")
+            return meta
         except (OSError, ValueError, RecursionError, AttributeError) as error:
             raise CheckpointError(f"meta: {first_line(error)}") from None
 

@@ -24,13 +24,14 @@ class RunMeta(TypedDict):
 
 
 class Meta(RunMeta):
-    """That, and what reading the arrays needs; older checkpoints lack the last two."""
+    """That, and what reading the arrays needs; older checkpoints lack the last ones."""
 
     metrics: dict[str, float]
     digests: dict[str, list[int]]
     """of each leaf, by its name"""
     comm: dict[str, tuple[list[int], str]]
     """shape and dtype of the compressor's leaves"""
+    step: NotRequired[int]
     best: NotRequired[Direction]
     leaves: NotRequired[dict[str, str]]
     """`float32[32, 16]` and the like"""

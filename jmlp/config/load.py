@@ -164,8 +164,8 @@ _LONG = 100  # characters of what was given that a message shows
 _LINES = 20  # mistakes that are listed
 
 
-def flatten(config: Config) -> JsonObject:
-    """`{"model.hidden": [256, 128], ...}`: every key with its value, in order."""
+def flatten(config: Config | JsonObject) -> JsonObject:
+    """`{"model.hidden": [256, 128], ...}`: every key with its value, in order; of its JSON too."""
 
     def walk(tree: Mapping[str, Json], prefix: str) -> Iterator[tuple[str, Json]]:
         for key, value in tree.items():
@@ -174,7 +174,8 @@ def flatten(config: Config) -> JsonObject:
             else:
                 yield prefix + key, value
 
-    return dict(walk(config.model_dump(mode="json"), ""))
+    tree = config.model_dump(mode="json") if isinstance(config, Config) else config
+    return dict(walk(tree, ""))
 
 
 def _validate(tree: Mapping[str, object], origin: str) -> tuple[Config | None, list[str]]:

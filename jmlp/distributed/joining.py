@@ -64,8 +64,8 @@ def find_cluster(env: Mapping[str, str], tpu: bool = False) -> Cluster | None:
         return Cluster("env", address, count, index)
     if address:
         raise ConfigError(
-            f"{ADDRESS}={address[:100]}, but not how many processes there are and which one this is: "
-            f"set {COUNT} and {INDEX}"
+            f"{ADDRESS}={address[:100]}, but not how many processes there are and which one "
+            f"this is: set {COUNT} and {INDEX}"
         )
     if "SLURM_STEP_NODELIST" in env and count_name == "SLURM_NTASKS":
         return Cluster("slurm")

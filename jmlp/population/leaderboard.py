@@ -86,7 +86,10 @@ class Sweep(NamedTuple):
     def write(self) -> None:
         """leaderboard.csv and summary.json, in the sweep's directory. Raises TrainingError."""
         summary = to_json(self.summary(), indent=1) + "\n"
-        for name, text in (("leaderboard.csv", as_csv(self.leaderboard)), ("summary.json", summary)):
+        for name, text in (
+            ("leaderboard.csv", as_csv(self.leaderboard)),
+            ("summary.json", summary),
+        ):
             try:
                 write_atomically(self.run_dir / name, text)
             except OSError as error:

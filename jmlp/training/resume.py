@@ -16,7 +16,7 @@ from jmlp.programs.environment import describe, differences
 from jmlp.report import Reporter
 from jmlp.training.first_weights import fitted_weights
 from jmlp.training.progress import Progress
-from jmlp.training.run_dir import RunDir
+from jmlp.training.run_dir import RunDir, check_config
 from jmlp.training.setup import Setup
 from jmlp.training.transfer import weights_from
 
@@ -53,6 +53,7 @@ def begin(
     if checkpoints and directory:
 
         def accept(meta: Meta) -> None:
+            check_config(config, meta["config"], "its config.yaml")
             _check_loss(directory, "loss" in meta["custom"], "loss" in custom)
             if meta["data"] != dataset.fingerprint:
                 raise RunDirError(

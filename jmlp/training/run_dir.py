@@ -26,13 +26,13 @@ from jmlp.config import Config, flatten, parse_config
 from jmlp.config.fields import expanded
 from jmlp.config.keys import Key, keys_of
 from jmlp.config.yaml12 import dump_yaml, read_yaml
-from jmlp.errors import ConfigError, RunDirError, TrainingError
+from jmlp.errors import CheckpointError, ConfigError, RunDirError, TrainingError
 from jmlp.model.recipes import late
 from jmlp.parallel import strategy_of
 from jmlp.training.callbacks import known_names
 from jmlp.training.events import read_events
 from jmlp.training.files import to_json, write_atomically
-from jmlp.types import Summary
+from jmlp.types import JsonObject, Summary
 
 __all__ = ["Follower", "RunDir", "read_config", "read_events", "to_json", "write_atomically"]
 
@@ -114,7 +114,7 @@ class RunDir:
         if not same:
             raise TrainingError(
                 f"{self.path} was moved, deleted or replaced while the run wrote to it. Its "
-                "checkpoints went with it: the same command goes on where they are, or begins again."
+                "checkpoints went with it: the same command goes on where they are, or begins anew."
             )
 
     def check(self, config: Config, go_on: bool = False) -> list[str]:
@@ -235,6 +235,23 @@ class Follower(RunDir):
 
     def finish(self, summary: Summary) -> None:
         pass
+
+
+def check_config(config: Config, saved: JsonObject, where: str) -> None:
+    """Refuses a checkpoint of a run that had another config.
+
+    Args:
+      saved: the config that is sealed with it.
+
+    Raises:
+      CheckpointError: a key differs that a run may not change, even where it goes on.
+    """
+    old, new, keys = flatten(saved), flatten(config), keys_of(Config)
+    for key in new:
+        then, now = old.get(key, new[key]), new[key]
+        free = key in _FOLLOWS or _may_change(key, keys) or _may_go_on(key, keys)
+        if then != now and not free and (key, then, now) not in _ALIKE:
+            raise CheckpointError(f"of a run with {key}={then!r}; {where} says {now!r}")
 
 
 def read_config(run_dir: Path | str) -> Config:

@@ -1,1 +1,1 @@
-"""What `scripts/fuzz.py` makes inputs from: `changes` of bytes, text and JSON, and `kinds` of them."""
+"""What `scripts/fuzz.py` makes inputs from: `changes` of bytes and text, `kinds` of them."""

@@ -13,17 +13,100 @@ from typing import Any
 Change = Callable[[random.Random, bytes], bytes]
 
 WORDS = [
-    b'"', b"'", b",", b";", b"\t", b"|", b"\n", b"\r", b"\r\n", b"\0", b"\xff", b"\xef\xbb\xbf", b"\xff\xfe",
-    b"nan", b"inf", b"-inf", b"1e999", b"-1", b"9" * 30, b"1e-320", b"0x10", b"1_0", b"1,234.5", b"$5", b"7%",
-    b"2020-02-30", b"2020-01-01T25:00", b"12:30", b"true", b"None", b"null", b"?", b"#", b"//", b"\\", b"%s", b"{}",
-    b"\xe2\x80\xa8", b"\xc3", b"\xed\xa0\x80", b"\xd9\xa1", b"\x1a", b"\x85", b"",
-]  # fmt: skip
-NUMBERS = (0, 1, 2, 127, 128, 255, 256, 2**15, 2**16 - 1, 2**31 - 1, 2**31, 2**32 - 1, 2**63 - 1, 2**64 - 1)
+    b'"',
+    b"'",
+    b",",
+    b";",
+    b"\t",
+    b"|",
+    b"\n",
+    b"\r",
+    b"\r\n",
+    b"\0",
+    b"\xff",
+    b"\xef\xbb\xbf",
+    b"\xff\xfe",
+    b"nan",
+    b"inf",
+    b"-inf",
+    b"1e999",
+    b"-1",
+    b"9" * 30,
+    b"1e-320",
+    b"0x10",
+    b"1_0",
+    b"1,234.5",
+    b"$5",
+    b"7%",
+    b"2020-02-30",
+    b"2020-01-01T25:00",
+    b"12:30",
+    b"true",
+    b"None",
+    b"null",
+    b"?",
+    b"#",
+    b"//",
+    b"\\",
+    b"%s",
+    b"{}",
+    b"\xe2\x80\xa8",
+    b"\xc3",
+    b"\xed\xa0\x80",
+    b"\xd9\xa1",
+    b"\x1a",
+    b"\x85",
+    b"",
+]
+NUMBERS = (
+    0,
+    1,
+    2,
+    127,
+    128,
+    255,
+    256,
+    2**15,
+    2**16 - 1,
+    2**31 - 1,
+    2**31,
+    2**32 - 1,
+    2**63 - 1,
+    2**64 - 1,
+)
 ODD: list[Any] = [
-    None, True, False, 0, -1, 1, 2**31, 2**63, 10**30, 10**400, 0.5, -0.0, 1e308, float("nan"), float("inf"), "",
-    "x", "../up", "/abs", "a\0b", "\ud800", "1", "nan", [], {}, [[]], [None], {"": None}, {"a": {"b": 1}},
-    [0] * 100, "9" * 5000,
-]  # fmt: skip
+    None,
+    True,
+    False,
+    0,
+    -1,
+    1,
+    2**31,
+    2**63,
+    10**30,
+    10**400,
+    0.5,
+    -0.0,
+    1e308,
+    float("nan"),
+    float("inf"),
+    "",
+    "x",
+    "../up",
+    "/abs",
+    "a\0b",
+    "\ud800",
+    "1",
+    "nan",
+    [],
+    {},
+    [[]],
+    [None],
+    {"": None},
+    {"a": {"b": 1}},
+    [0] * 100,
+    "9" * 5000,
+]
 
 
 def of_bytes(rng: random.Random, data: bytes) -> bytes:
@@ -169,7 +252,7 @@ def behind_gzip(rng: random.Random, data: bytes) -> bytes:
 
 
 def behind_zip(rng: random.Random, data: bytes) -> bytes:
-    """A member changed, doubled, renamed or left out, with sums that hold; or the archive itself."""
+    """A member changed, doubled, renamed or left out, its sums holding; or the archive itself."""
     if rng.random() < 0.2:
         return of_bytes(rng, data)
     try:
@@ -183,7 +266,10 @@ def behind_zip(rng: random.Random, data: bytes) -> bytes:
     name, body = members[at]
     how = rng.randrange(8)
     if how == 0:
-        members[at] = rng.choice(("x.npy", "y.npy", "X.npy", "../x.npy", "", "x_val.npy", name + "/")), body
+        members[at] = (
+            rng.choice(("x.npy", "y.npy", "X.npy", "../x.npy", "", "x_val.npy", name + "/")),
+            body,
+        )
     elif how == 1:
         del members[at]
     elif how == 2:
@@ -192,7 +278,9 @@ def behind_zip(rng: random.Random, data: bytes) -> bytes:
         head = rng.choice((128, len(body)))
         members[at] = name, of_bytes(rng, body[:head]) + body[head:]
     packed = io.BytesIO()
-    with zipfile.ZipFile(packed, "w", rng.choice((zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED))) as archive:
+    with zipfile.ZipFile(
+        packed, "w", rng.choice((zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED))
+    ) as archive:
         for name, body in members:
             archive.writestr(zipfile.ZipInfo(name or "_"), body)
     return packed.getvalue()

@@ -10,16 +10,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from fuzzed import changes
-from fuzzed.kinds import Case, Kind
 
 import jmlp
+from fuzzed import changes
+from fuzzed.kinds import Case, Kind
 from jmlp.checkpoint.checkpoints import Checkpoints
 from jmlp.errors import JmlpError
 from jmlp.parameter_server.ray_journal import Journal
 from jmlp.plots.run import run_curves
 from jmlp.population.export import export_member
-from jmlp.population.store import read_results, read_sweep, read_weights
+from jmlp.population.store import read_results, read_sweep
 from jmlp.population.sweep import sweep
 from jmlp.report import Reporter
 from jmlp.training.run_dir import read_config, read_events
@@ -31,7 +31,12 @@ SMALL = {
     "model": {"hidden": [4]},
     "train": {"epochs": 3, "batch_size": 64, "early_stopping": 9, "callbacks": []},
 }
-SEARCH = {"method": "halving", "trials": 4, "eta": 2, "space": {"optim.learning_rate": {"log": [1e-3, 0.1]}}}
+SEARCH = {
+    "method": "halving",
+    "trials": 4,
+    "eta": 2,
+    "space": {"optim.learning_rate": {"log": [1e-3, 0.1]}},
+}
 SEALED = "sealed.json"  # a checkpoint's metadata, to be sealed again when it was changed
 
 
@@ -47,7 +52,12 @@ def finished() -> Path:
 def swept() -> Path:
     """A small sweep that has ended."""
     folder = Path(tempfile.mkdtemp(prefix="fuzz-sweep-"))
-    sweep({key: SMALL[key] for key in ("data", "model", "train")}, SEARCH, run_dir=folder, report=Reporter.silent())
+    sweep(
+        {key: SMALL[key] for key in ("data", "model", "train")},
+        SEARCH,
+        run_dir=folder,
+        report=Reporter.silent(),
+    )
     return folder
 
 
@@ -79,7 +89,9 @@ def _seeds_of(source: Callable[[], Path], names: tuple[str, ...]) -> Callable[[]
         for pattern in names:
             for path in sorted(folder.glob(pattern)):
                 if path.is_file() and path.stat().st_size < 1 << 20:
-                    found.append(Case(str(path.relative_to(folder)).replace("/", "@"), path.read_bytes()))
+                    found.append(
+                        Case(str(path.relative_to(folder)).replace("/", "@"), path.read_bytes())
+                    )
         return found
 
     return seeds
@@ -109,9 +121,11 @@ def _read(folder: Path, case: Case) -> None:
     all_of(
         lambda: read_config(run),
         lambda: run_curves(read_events(run)),
-        checkpoints.readable_meta, checkpoints.told_best, checkpoints.best_step,
+        checkpoints.readable_meta,
+        checkpoints.told_best,
+        checkpoints.best_step,
         lambda: (kept_id(run, "wandb"), keep_id(run, "wandb", "x"), kept_id(run, "wandb")),
-    )  # fmt: skip
+    )
 
 
 def _open(folder: Path, case: Case) -> None:
@@ -134,7 +148,12 @@ def _open(folder: Path, case: Case) -> None:
         told = {**SMALL, "train": {**SMALL["train"], "epochs": 1, "init_from": str(run)}}
         jmlp.train(told, verbose=False)
 
-    ways: list[Callable[[], None]] = [lambda: opened("auto"), continued, begun, lambda: opened("best")]
+    ways: list[Callable[[], None]] = [
+        lambda: opened("auto"),
+        continued,
+        begun,
+        lambda: opened("best"),
+    ]
     ways[case.way]()
 
 
@@ -146,10 +165,15 @@ def _sweep(folder: Path, case: Case) -> None:
 
     def gone_on() -> None:
         found = sweep(
-            {key: SMALL[key] for key in ("data", "model", "train")}, SEARCH, run_dir=run, report=Reporter.silent()
+            {key: SMALL[key] for key in ("data", "model", "train")},
+            SEARCH,
+            run_dir=run,
+            report=Reporter.silent(),
         )
-        # Lines without a sum are of earlier versions, and believed; a sweep's config may be another.
-        sealed = all(b"crc32" in line for line in (run / "trials.jsonl").read_bytes().split(b"\n")[:-1])
+        # Lines without a sum are of earlier versions, and believed; a config may be another.
+        sealed = all(
+            b"crc32" in line for line in (run / "trials.jsonl").read_bytes().split(b"\n")[:-1]
+        )
         if sealed and case.name not in ("sweep.yaml", "machine.json"):
             told = [row._asdict() for row in found.leaderboard]
             assert json.loads(json.dumps(told)) == before, "another leaderboard"
@@ -184,7 +208,10 @@ def _safetensors_seeds() -> list[Case]:
     rng = np.random.default_rng(0)
     layers = {"0.weight": (4, 13), "0.bias": (4,), "2.weight": (3, 4), "2.bias": (3,)}
     whole = {name: rng.normal(size=shape).astype(np.float32) for name, shape in layers.items()}
-    return [Case("w.safetensors", save(whole)), Case("w.safetensors", save({"x": np.zeros((0, 2), np.float16)}))]
+    return [
+        Case("w.safetensors", save(whole)),
+        Case("w.safetensors", save({"x": np.zeros((0, 2), np.float16)})),
+    ]
 
 
 def _safetensors(folder: Path, case: Case) -> None:
@@ -229,16 +256,27 @@ def _change(name: str) -> changes.Change:
 def _checkpoint_seeds() -> list[Case]:
     folder = finished()
     step = f"checkpoints/{newest(folder).name}"
-    return [*_meta(), *_meta(), *_seeds_of(finished, ("config.yaml", f"{step}/*", f"{step}/**/*"))()]
+    return [
+        *_meta(),
+        *_meta(),
+        *_seeds_of(finished, ("config.yaml", f"{step}/*", f"{step}/**/*"))(),
+    ]
 
 
 _RUN = ("config.yaml", "metrics.jsonl", "summary.json")
 _SWEEP = ("*.yaml", "*.json", "*.jsonl", "weights/*.npz")
 KINDS = {
-    "run": Kind(lambda: [*_seeds_of(finished, _RUN)(), *_meta(), Case("trackers.json", b'{"wandb": "abc"}')],
-                _change, _read),
+    "run": Kind(
+        lambda: [
+            *_seeds_of(finished, _RUN)(),
+            *_meta(),
+            Case("trackers.json", b'{"wandb": "abc"}'),
+        ],
+        _change,
+        _read,
+    ),
     "open": Kind(_checkpoint_seeds, _change, _open, 4),
     "sweep": Kind(_seeds_of(swept, _SWEEP), _change, _sweep, 3),
     "journal": Kind(_journal_seeds, _change, _journal),
     "safetensors": Kind(_safetensors_seeds, _change, _safetensors),
-}  # fmt: skip
+}

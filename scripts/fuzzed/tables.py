@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from fuzzed import changes
-from fuzzed.kinds import Case, Kind
 from pyarrow import feather
 
+from fuzzed import changes
+from fuzzed.kinds import Case, Kind
 from jmlp.config.sections import DataConfig
 from jmlp.data.columns.inspect import config_text, inspect_file
 from jmlp.data.dataset import Dataset
@@ -36,19 +36,23 @@ WAYS: list[dict[str, object]] = [
     {"encoding": "latin-1", "separator": ";"},
     {"decimal": ",", "thousands": "."},
     {"folds": 3, "fold": 4},
-]  # fmt: skip
+]
 
 
 def _csv_seeds() -> list[Case]:
     plain = "a,b,t\n" + "".join(f"{i * 0.5},{'xyz'[i % 3]},{i % 2}\n" for i in range(24))
-    odd = 'a;b;t\n' + "".join(f'"1.{i:03},5";"0{i % 9 + 1}.01.2{i % 9}";"w""{i % 3}"\n' for i in range(24))
+    odd = "a;b;t\n" + "".join(
+        f'"1.{i:03},5";"0{i % 9 + 1}.01.2{i % 9}";"w""{i % 3}"\n' for i in range(24)
+    )
     dates = ",a,b,t\n" + "".join(
-        f"{i},2020-01-{i % 28 + 1:02} 10:0{i % 9},{('yes', 'no', '')[i % 3]},{i * 1.7}\n" for i in range(24)
+        f"{i},2020-01-{i % 28 + 1:02} 10:0{i % 9},{('yes', 'no', '')[i % 3]},{i * 1.7}\n"
+        for i in range(24)
     )
     marks = "a\tb\tt\n" + "".join(f"$1,{i:03}.5\t{i}%\té{i % 2}\n" for i in range(24))
-    return [
-        Case("t.csv", text.encode()) for text in (plain, odd, dates, marks)
-    ] + [Case("t.csv.gz", gzip.compress(plain.encode(), 1)), Case("t.tsv", marks.encode("utf-16"))]  # fmt: skip
+    return [Case("t.csv", text.encode()) for text in (plain, odd, dates, marks)] + [
+        Case("t.csv.gz", gzip.compress(plain.encode(), 1)),
+        Case("t.tsv", marks.encode("utf-16")),
+    ]
 
 
 def _jsonl_seeds() -> list[Case]:
@@ -59,14 +63,18 @@ def _jsonl_seeds() -> list[Case]:
 def _table(rng: random.Random) -> pa.Table:
     """Any columns of any of arrow's types, some of them named as a user's."""
     rows = rng.choice((0, 1, 2, 7, 24, 24, 24, 24))
-    names = rng.sample(("a", "b", "c", "", "é", "Unnamed: 0", "__index_level_0__", "x" * 300), rng.randint(0, 4))
+    names = rng.sample(
+        ("a", "b", "c", "", "é", "Unnamed: 0", "__index_level_0__", "x" * 300), rng.randint(0, 4)
+    )
     columns = [_column(rng, rows) for _ in names]
     names, columns = [*names, "t"], [*columns, _column(rng, rows, rng.random() < 0.7)]
     if rng.random() < 0.05:
         names[0] = "t"
     table = pa.Table.from_arrays(columns, names=names)
     if rng.random() < 0.1:
-        table = table.replace_schema_metadata({b"pandas": rng.choice((b"{}", b"[", b'{"index_columns": [5, "a"]}'))})
+        table = table.replace_schema_metadata(
+            {b"pandas": rng.choice((b"{}", b"[", b'{"index_columns": [5, "a"]}'))}
+        )
     if rng.random() < 0.3 and rows > 2:
         table = pa.concat_tables([table.slice(0, 1), table.slice(1)])
     return table
@@ -95,8 +103,16 @@ def _cast(rng: random.Random, kind: pa.DataType, numbers: list[int], mask: np.nd
         index = pa.array([n % 3 for n in numbers], pa.int8(), mask=mask)
         return pa.DictionaryArray.from_arrays(index, words)
     if types.is_string(kind) or types.is_large_string(kind) or types.is_binary(kind):
-        words = rng.choice((["x", "y"], ["1", "2.5", "nan"], ["yes", "no"], ["2020-01-01", "9999-12-31"], ["", " "],
-                            ["é\0", "x" * 500, "\u2028"]))  # fmt: skip
+        words = rng.choice(
+            (
+                ["x", "y"],
+                ["1", "2.5", "nan"],
+                ["yes", "no"],
+                ["2020-01-01", "9999-12-31"],
+                ["", " "],
+                ["é\0", "x" * 500, "\u2028"],
+            )
+        )
         texts = pa.array([words[n % len(words)] for n in numbers], mask=mask)
         return texts.cast(kind)
     if types.is_list(kind):
@@ -110,12 +126,35 @@ def _cast(rng: random.Random, kind: pa.DataType, numbers: list[int], mask: np.nd
 
 
 _TYPES = [
-    pa.bool_(), pa.int8(), pa.uint8(), pa.int16(), pa.uint32(), pa.int64(), pa.uint64(), pa.float16(), pa.float32(),
-    pa.float64(), pa.string(), pa.large_string(), pa.binary(), pa.dictionary(pa.int8(), pa.string()), pa.date32(),
-    pa.date64(), pa.timestamp("s"), pa.timestamp("ns", "Europe/Paris"), pa.timestamp("us", "+02:00"), pa.time32("s"),
-    pa.time64("ns"), pa.duration("ms"), pa.decimal128(9, 2), pa.decimal256(40, 3), pa.null(), pa.list_(pa.int64()),
-    pa.struct([("u", pa.int64())]), pa.map_(pa.string(), pa.int64()),
-]  # fmt: skip
+    pa.bool_(),
+    pa.int8(),
+    pa.uint8(),
+    pa.int16(),
+    pa.uint32(),
+    pa.int64(),
+    pa.uint64(),
+    pa.float16(),
+    pa.float32(),
+    pa.float64(),
+    pa.string(),
+    pa.large_string(),
+    pa.binary(),
+    pa.dictionary(pa.int8(), pa.string()),
+    pa.date32(),
+    pa.date64(),
+    pa.timestamp("s"),
+    pa.timestamp("ns", "Europe/Paris"),
+    pa.timestamp("us", "+02:00"),
+    pa.time32("s"),
+    pa.time64("ns"),
+    pa.duration("ms"),
+    pa.decimal128(9, 2),
+    pa.decimal256(40, 3),
+    pa.null(),
+    pa.list_(pa.int64()),
+    pa.struct([("u", pa.int64())]),
+    pa.map_(pa.string(), pa.int64()),
+]
 _PLAIN = [pa.int64(), pa.float64(), pa.string(), pa.bool_()]
 
 
@@ -123,7 +162,12 @@ def _parquet(rng: random.Random) -> Case:
     file = io.BytesIO()
     group = rng.choice((1, 5, 100))
     try:
-        pq.write_table(_table(rng), file, row_group_size=group, compression=rng.choice(("none", "snappy", "zstd")))
+        pq.write_table(
+            _table(rng),
+            file,
+            row_group_size=group,
+            compression=rng.choice(("none", "snappy", "zstd")),
+        )
     except pa.ArrowException:  # not every type has a place in Parquet
         return _parquet(rng)
     return Case("t.parquet", file.getvalue())
@@ -140,16 +184,43 @@ def _feather(rng: random.Random) -> Case:
 
 def _npz(rng: random.Random) -> Case:
     rows = rng.choice((0, 1, 12, 12, 12))
-    kinds = ("u1", "i1", "<i2", ">i4", "i8", "f2", "f4", ">f8", "?", "c8", "U3", "S2", "M8[s]", "m8[s]", "V3", "f16")
+    kinds = (
+        "u1",
+        "i1",
+        "<i2",
+        ">i4",
+        "i8",
+        "f2",
+        "f4",
+        ">f8",
+        "?",
+        "c8",
+        "U3",
+        "S2",
+        "M8[s]",
+        "m8[s]",
+        "V3",
+        "f16",
+    )
     names = ("x", "y", "x_val", "y_val", "X_test", "y_test", "weight", "z")
     arrays: dict[str, np.ndarray] = {}
     for name in ("x", "y", *rng.sample(names, rng.randint(0, 4))):
-        width = () if name[0] == "y" and rng.random() < 0.8 else rng.choice(((), (2,), (2, 3), (0,), (1, 1, 1)))
-        values = np.arange(rows * int(np.prod(width))).reshape(rows, *width) % rng.choice((2, 3, 200))
+        width = (
+            ()
+            if name[0] == "y" and rng.random() < 0.8
+            else rng.choice(((), (2,), (2, 3), (0,), (1, 1, 1)))
+        )
+        values = np.arange(rows * int(np.prod(width))).reshape(rows, *width) % rng.choice(
+            (2, 3, 200)
+        )
         kind = rng.choice(kinds) if rng.random() < 0.5 else "f8"
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            arrays[name] = values.astype("i8").astype(kind) if kind[0] != "V" else values.astype("u1").astype("V3")
+            arrays[name] = (
+                values.astype("i8").astype(kind)
+                if kind[0] != "V"
+                else values.astype("u1").astype("V3")
+            )
         if arrays[name].dtype.kind == "f" and rng.random() < 0.2 and values.size:
             arrays[name].flat[0] = rng.choice((np.nan, np.inf, -np.inf))
         if rng.random() < 0.1:
@@ -200,7 +271,11 @@ def _take(folder: Path, case: Case) -> None:
     table = case.name.endswith((".npz", "ubyte", "ubyte.gz")) is False
     way = dict(WAYS[case.way])
     if not table:
-        way = {key: value for key, value in way.items() if key in ("missing", "memory_limit", "scale", "task")}
+        way = {
+            key: value
+            for key, value in way.items()
+            if key in ("missing", "memory_limit", "scale", "task")
+        }
     target = {"target": ("t", "b") if way.get("task") == "multilabel" else ("t",)} if table else {}
     config = DataConfig(path=str(path), **target, **way)  # type: ignore[arg-type]
     if table and case.way == 0:
@@ -213,7 +288,9 @@ def _take(folder: Path, case: Case) -> None:
         assert whole.fingerprint == dataset.fingerprint, "other rows beyond the memory limit"
     features = read_features(str(path), dataset.schema)
     assert len(features.x) == len(features.valid), "rows to predict"
-    assert np.isfinite(np.asarray(features.x[features.valid], np.float64)).all(), "not finite, valid"
+    assert np.isfinite(np.asarray(features.x[features.valid], np.float64)).all(), (
+        "not finite, valid"
+    )
     read_labelled(str(path), dataset.schema)
 
 
@@ -229,9 +306,12 @@ def _predict_on(folder: Path, case: Case) -> None:
     try:
         features = read_features(str(path), dataset.schema)
     except DataError as error:
-        assert case.name in str(error), f"no file is named: {error}"
+        if case.name not in str(error):
+            raise AssertionError(f"no file is named: {error}") from None
         raise
-    assert np.isfinite(np.asarray(features.x[features.valid], np.float64)).all(), "not finite, valid"
+    assert np.isfinite(np.asarray(features.x[features.valid], np.float64)).all(), (
+        "not finite, valid"
+    )
 
 
 def _change(name: str) -> changes.Change:
@@ -252,8 +332,12 @@ KINDS = {
     "csv": Kind(_csv_seeds, _change, _take, len(WAYS)),
     "predict": Kind(lambda: _csv_seeds()[:4], _change, _predict_on, 4),
     "jsonl": Kind(_jsonl_seeds, _change, _take, len(WAYS)),
-    "parquet": Kind(lambda: [_parquet(random.Random(s)) for s in range(20)], _change, _take, len(WAYS), _parquet),
-    "feather": Kind(lambda: [_feather(random.Random(s)) for s in range(20)], _change, _take, len(WAYS), _feather),
+    "parquet": Kind(
+        lambda: [_parquet(random.Random(s)) for s in range(20)], _change, _take, len(WAYS), _parquet
+    ),
+    "feather": Kind(
+        lambda: [_feather(random.Random(s)) for s in range(20)], _change, _take, len(WAYS), _feather
+    ),
     "npz": Kind(lambda: [_npz(random.Random(s)) for s in range(20)], _change, _take, 6, _npz),
     "idx": Kind(_idx_seeds, _change, _take, 6),
-}  # fmt: skip
+}

@@ -10,7 +10,6 @@ from unittest import mock
 
 from fuzzed import changes
 from fuzzed.kinds import Case, Kind
-
 from jmlp.cli import main as command
 from jmlp.cli.commands import _config_of
 from jmlp.config import Config, load_config, parse_config
@@ -36,7 +35,9 @@ search:
 
 
 def _value(rng: random.Random) -> object:
-    return rng.choice((*changes.ODD, "none", "auto", "3e-3", [1, 2], ["a"], {"name": "x"}, {"name": 3}, "1GB", -5))
+    return rng.choice(
+        (*changes.ODD, "none", "auto", "3e-3", [1, 2], ["a"], {"name": "x"}, {"name": 3}, "1GB", -5)
+    )
 
 
 def _tree(rng: random.Random) -> Case:
@@ -60,7 +61,9 @@ def _config(folder: Path, case: Case) -> None:
         path = folder / case.name
         path.write_bytes(case.data)
         config = load_config(path)
-    assert parse_config(parse_yaml(dump_yaml(config.model_dump(mode="json")))) == config, "its dump is another"
+    assert parse_config(parse_yaml(dump_yaml(config.model_dump(mode="json")))) == config, (
+        "its dump is another"
+    )
 
 
 def _search(folder: Path, case: Case) -> None:
@@ -76,13 +79,74 @@ def _search(folder: Path, case: Case) -> None:
     assert isinstance(again, dict) and sweep_config(again)[1] == settings, "its dump is another"
 
 
-_ARGS = ["train", "sweep", "eval", "predict", "export", "inspect", "launch", "devices", "comm", "bench", "c.yaml",
-         "--run-dir", "--run-dir=x", "--cpu-devices", "--cpu-devices=2", "--json", "--plot", "--continue", "--wire",
-         "--help", "-h", "--", "-n", "2", "-n=2", "--elastic", "--restarts=1", "--out=p.csv", "--checkpoint=best",
-         "--carry", "a,b", "--rank=1", "--fold", "--format=onnx", "--export", "--to", "--explain", "=", "--=", "--=3",
-         "-", "---", "--.=1", "--x.y=1", "\0", "\ud800", "é", "[1,2", "'", "none", "--model.hidden", "32", "16",
-         "--model.hidden=[32,16]", "--model.residual", "--data.name=iris", "--devices-per-process", "-1", "1e999",
-         "9" * 400, "t.csv", "--data.path", "--train.epochs=2", "--mesh.data=auto", "", " "]  # fmt: skip
+_ARGS = [
+    "train",
+    "sweep",
+    "eval",
+    "predict",
+    "export",
+    "inspect",
+    "launch",
+    "devices",
+    "comm",
+    "bench",
+    "c.yaml",
+    "--run-dir",
+    "--run-dir=x",
+    "--cpu-devices",
+    "--cpu-devices=2",
+    "--json",
+    "--plot",
+    "--continue",
+    "--wire",
+    "--help",
+    "-h",
+    "--",
+    "-n",
+    "2",
+    "-n=2",
+    "--elastic",
+    "--restarts=1",
+    "--out=p.csv",
+    "--checkpoint=best",
+    "--carry",
+    "a,b",
+    "--rank=1",
+    "--fold",
+    "--format=onnx",
+    "--export",
+    "--to",
+    "--explain",
+    "=",
+    "--=",
+    "--=3",
+    "-",
+    "---",
+    "--.=1",
+    "--x.y=1",
+    "\0",
+    "\ud800",
+    "é",
+    "[1,2",
+    "'",
+    "none",
+    "--model.hidden",
+    "32",
+    "16",
+    "--model.hidden=[32,16]",
+    "--model.residual",
+    "--data.name=iris",
+    "--devices-per-process",
+    "-1",
+    "1e999",
+    "9" * 400,
+    "t.csv",
+    "--data.path",
+    "--train.epochs=2",
+    "--mesh.data=auto",
+    "",
+    " ",
+]
 
 
 def _args(rng: random.Random) -> Case:
@@ -91,10 +155,19 @@ def _args(rng: random.Random) -> Case:
     for _ in range(rng.randint(0, 6)):
         key = rng.choice(keys)
         value = _value(rng)
-        said.append(rng.choice((
-            rng.choice(_ARGS), rng.choice(_ARGS), f"--{key}={value}", f"--{key}", str(value)[:50], f"--{key}.x={value}",
-            f"--{key}={json.dumps(value)}",
-        )))  # fmt: skip
+        said.append(
+            rng.choice(
+                (
+                    rng.choice(_ARGS),
+                    rng.choice(_ARGS),
+                    f"--{key}={value}",
+                    f"--{key}",
+                    str(value)[:50],
+                    f"--{key}.x={value}",
+                    f"--{key}={json.dumps(value)}",
+                )
+            )
+        )
     return Case("args.json", json.dumps(said).encode())
 
 
@@ -114,20 +187,58 @@ def _flags(folder: Path, case: Case) -> None:
 
     stubs = {name: (flags, read) for name, (flags, _) in command.COMMANDS.items()}
     quiet = io.StringIO()
-    with mock.patch.object(command, "COMMANDS", stubs), contextlib.chdir(folder):
-        with contextlib.redirect_stderr(quiet), contextlib.redirect_stdout(io.StringIO()):
-            code = command.main([str(text) for text in said])
+    with (
+        mock.patch.object(command, "COMMANDS", stubs),
+        contextlib.chdir(folder),
+        contextlib.redirect_stderr(quiet),
+        contextlib.redirect_stdout(io.StringIO()),
+    ):
+        code = command.main([str(text) for text in said])
     lines = quiet.getvalue().splitlines()
     assert code in (0, 2), f"exit code {code}"
     assert code == 0 or 1 <= len(lines) <= 25, f"{len(lines)} lines of errors"
     quiet.getvalue().encode("utf-8", "backslashreplace")
 
 
-_NAMES = ["JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID", "OMPI_COMM_WORLD_SIZE",
-          "OMPI_COMM_WORLD_RANK", "PMI_SIZE", "PMI_RANK", "SLURM_NTASKS", "SLURM_PROCID", "WORLD_SIZE", "RANK",
-          "MASTER_ADDR", "MASTER_PORT", "JOB_COMPLETION_INDEX", "SLURM_STEP_NODELIST", "KUBERNETES_SERVICE_HOST",
-          "JMLP_HEARTBEAT_SECONDS", "JMLP_RENDEZVOUS_SECONDS", "OMPI_MCA_orte_hnp_uri"]  # fmt: skip
-_SAID = ["0", "1", "2", "-1", "x", "", " 2", "2 ", "²", "٣", "9" * 5000, "1.5", "1e3", "0x2", "127.0.0.1:1", "a:b:c"]
+_NAMES = [
+    "JAX_COORDINATOR_ADDRESS",
+    "JAX_NUM_PROCESSES",
+    "JAX_PROCESS_ID",
+    "OMPI_COMM_WORLD_SIZE",
+    "OMPI_COMM_WORLD_RANK",
+    "PMI_SIZE",
+    "PMI_RANK",
+    "SLURM_NTASKS",
+    "SLURM_PROCID",
+    "WORLD_SIZE",
+    "RANK",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+    "JOB_COMPLETION_INDEX",
+    "SLURM_STEP_NODELIST",
+    "KUBERNETES_SERVICE_HOST",
+    "JMLP_HEARTBEAT_SECONDS",
+    "JMLP_RENDEZVOUS_SECONDS",
+    "OMPI_MCA_orte_hnp_uri",
+]
+_SAID = [
+    "0",
+    "1",
+    "2",
+    "-1",
+    "x",
+    "",
+    " 2",
+    "2 ",
+    "²",
+    "٣",
+    "9" * 5000,
+    "1.5",
+    "1e3",
+    "0x2",
+    "127.0.0.1:1",
+    "a:b:c",
+]
 
 
 def _env(rng: random.Random) -> Case:
@@ -139,8 +250,14 @@ def _environment(folder: Path, case: Case) -> None:
     from jmlp.distributed import joining
 
     given = json.loads(case.data)
-    env = {name: str(given[name]) for name in _NAMES if name in given} if isinstance(given, dict) else {}
-    env = {name: text for name, text in env.items() if text.isprintable()}  # what an environment may hold
+    env = (
+        {name: str(given[name]) for name in _NAMES if name in given}
+        if isinstance(given, dict)
+        else {}
+    )
+    env = {
+        name: text for name, text in env.items() if text.isprintable()
+    }  # what an environment may hold
     find_cluster(env)
     with mock.patch.dict(os.environ, env):
         heartbeat_s()

@@ -17,7 +17,9 @@ def table(a, t=None):
 
 def saved(tmp_path, made, kind="parquet"):
     path = tmp_path / f"t.{kind}"
-    pq.write_table(made, path) if kind == "parquet" else feather.write_feather(made, path, "uncompressed")
+    pq.write_table(made, path) if kind == "parquet" else feather.write_feather(
+        made, path, "uncompressed"
+    )
     return path
 
 
@@ -52,7 +54,9 @@ def test_times_of_any_unit_are_seconds(tmp_path, kind):
 
 @pytest.mark.parametrize("kind", ["parquet", "feather"])
 def test_what_is_neither_number_nor_word_is_named(tmp_path, kind):
-    made = table(pa.array(range(ROWS)), pa.array([i * 10**6 for i in range(ROWS)], pa.timestamp("s")))
+    made = table(
+        pa.array(range(ROWS)), pa.array([i * 10**6 for i in range(ROWS)], pa.timestamp("s"))
+    )
     with pytest.raises(DataError, match=r"column 't' is timestamp\[(s|ms)\]; expected numbers"):
         load_file(saved(tmp_path, made, kind), target=("t",))
     made = table(pa.array([{"u": i} for i in range(ROWS)]))
