@@ -2,6 +2,7 @@
 
 import errno
 import logging
+import re
 import shutil
 import subprocess
 import sys
@@ -116,3 +117,21 @@ def test_failed_writes_in_a_line(capsys):
     logging.getLogger("asyncio").error("never retrieved: /orbax/checkpoint/_src/serialization.py")
     logging.getLogger("absl").error("Failed to run 5 Handler Commit operations")
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("fault", ["another step's", "another run's"])
+def test_a_checkpoint_in_the_place_of_another_is_passed_over(blobs, tmp_path, no_pictures, fault):
+    """Whole, and sealed, but not this run's: it was taken for it without a word."""
+    whole = jmlp.train(SMALL, blobs, run_dir=tmp_path / "run").summary["fingerprint"]
+    steps = sorted((tmp_path / "run" / "checkpoints").iterdir(), key=lambda path: int(path.name))
+    other = steps[0]
+    if fault == "another run's":
+        jmlp.train({**SMALL, "seed": 1}, blobs, run_dir=tmp_path / "other")
+        other = tmp_path / "other" / "checkpoints" / steps[-1].name
+    shutil.rmtree(steps[-1])
+    shutil.copytree(other, steps[-1])
+    opened = jmlp.open_run(tmp_path / "run", which="last")
+    said = "of step" if fault == "another step's" else "of a run with seed=1; .*config.yaml says 0"
+    assert opened.step == int(steps[-2].name)
+    assert re.search(said, opened.problems[0])
+    assert jmlp.train(SMALL, blobs, run_dir=tmp_path / "run").summary["fingerprint"] == whole
