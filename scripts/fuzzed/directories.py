@@ -205,6 +205,7 @@ def _journal(folder: Path, case: Case) -> None:
 def _safetensors_seeds() -> list[Case]:
     from safetensors.numpy import save
 
+    _fresh()  # which takes seconds, once
     rng = np.random.default_rng(0)
     layers = {"0.weight": (4, 13), "0.bias": (4,), "2.weight": (3, 4), "2.bias": (3,)}
     whole = {name: rng.normal(size=shape).astype(np.float32) for name, shape in layers.items()}

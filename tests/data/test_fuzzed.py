@@ -1,12 +1,17 @@
 """What fuzzing found in tables: each was an error of Python's own, or ended the process."""
 
+import json
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from files import load_file
 from pyarrow import feather
 
-from jmlp.errors import DataError
+from jmlp.config.sections import DataConfig
+from jmlp.data.columns.inspect import inspect_file
+from jmlp.errors import ConfigError, DataError
+from jmlp.training.transfer import _of_torch
 
 ROWS = 24
 
@@ -62,3 +67,18 @@ def test_what_is_neither_number_nor_word_is_named(tmp_path, kind):
     made = table(pa.array([{"u": i} for i in range(ROWS)]))
     with pytest.raises(DataError, match=r"column 'a' is struct<u: int64>; expected numbers"):
         load_file(saved(tmp_path, made, kind), target=("t",))
+
+
+def test_a_date_beyond_python_s_years_is_shown(tmp_path):
+    seconds = pa.array([7_695_801_600_000 + 86_400 * i for i in range(ROWS)], pa.timestamp("s"))
+    path = saved(tmp_path, table(seconds), "feather")
+    found = inspect_file(DataConfig(path=str(path), target=("t",)))
+    assert found["columns"][0]["example"].startswith("245838-")
+
+
+def test_weights_whose_header_numpy_does_not_take_are_refused(tmp_path):
+    head = json.dumps({"w": {"dtype": "F32", "shape": [0] * 100, "data_offsets": [0, 0]}}).encode()
+    path = tmp_path / "w.safetensors"
+    path.write_bytes(len(head).to_bytes(8, "little") + head)
+    with pytest.raises(ConfigError, match="is no safetensors file: maximum supported dimension"):
+        _of_torch(path, None)

@@ -73,9 +73,9 @@ def _example(words: Sequence[str], plan: Plan, x: np.ndarray) -> str:
         return ", ".join(word[:16] for word in words[:3])
     given = [float(value) for value in x[:200] if value == value]
     if plan.cell.kind == "datetime":
-        import datetime
-
-        return str(datetime.datetime.fromtimestamp(given[0], datetime.UTC))[:19] if given else ""
+        # numpy's dates go on where Python's years end.
+        whole = [np.datetime64(int(second), "s") for second in given[:1] if abs(second) < 2**62]
+        return " ".join(str(second).replace("T", " ") for second in whole)
     return ", ".join(f"{value:g}" for value in dict.fromkeys(given))[:32].rpartition(", ")[0] or (
         f"{given[0]:g}" if given else ""
     )
