@@ -116,10 +116,12 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", choices=list(PARTS), default=list(PARTS))
     parser.add_argument("--scale", type=float, default=1.0, help="of the sizes")
     args = parser.parse_args()
-    found: dict[str, Counts] = json.loads(COUNTS.read_text()) if COUNTS.exists() else {}
+    found: dict[str, Counts] = {}
     for name in args.only:
         print(f"{name}:", flush=True)
-        found[name] = run(name, args.scale)
+        counts = run(name, args.scale)
+        known: dict[str, Counts] = json.loads(COUNTS.read_text()) if COUNTS.exists() else {}
+        found = {**known, name: counts}
         COUNTS.write_text(json.dumps(found, indent=1) + "\n")
         write(found)
     wrong = sum(

@@ -73,7 +73,7 @@ def test_a_date_beyond_python_s_years_is_shown(tmp_path):
     seconds = pa.array([7_695_801_600_000 + 86_400 * i for i in range(ROWS)], pa.timestamp("s"))
     path = saved(tmp_path, table(seconds), "feather")
     found = inspect_file(DataConfig(path=str(path), target=("t",)))
-    assert found["columns"][0]["example"].startswith("245838-")
+    assert found["columns"][0]["example"] == "245840-03-30 18:40:00"
 
 
 def test_weights_whose_header_numpy_does_not_take_are_refused(tmp_path):
