@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from jmlp.data import SOURCES
     from jmlp.distributed.joining import join
     from jmlp.errors import JmlpError
-    from jmlp.estimators import MLPClassifier, MLPRegressor
+    from jmlp.estimators import MLPClassifier, MLPRegressor, PopulationSearchCV
     from jmlp.inference import evaluate, open_run, predict
     from jmlp.model import MLP
     from jmlp.parallel import STEPS
@@ -31,6 +31,7 @@ _HOME = {
     "join": "distributed.joining", "make_mesh": "sharding.mesh",
     "simulate_devices": "sharding.devices", "MLP": "model",
     "MLPClassifier": "estimators", "MLPRegressor": "estimators",
+    "PopulationSearchCV": "estimators",
     "STEPS": "parallel", "Callback": "training.callbacks",
     "evaluate": "inference", "open_run": "inference", "predict": "inference",
     "prepare": "training.setup", "sweep": "population.sweep", "train": "training.run",
@@ -38,8 +39,8 @@ _HOME = {
 
 __all__ = [
     "MLP", "SOURCES", "STEPS", "Callback", "Config", "JmlpError", "MLPClassifier", "MLPRegressor",
-    "evaluate", "join", "load_config", "make_mesh", "open_run", "predict", "prepare",
-    "simulate_devices", "sweep", "train",
+    "PopulationSearchCV", "evaluate", "join", "load_config", "make_mesh", "open_run", "predict",
+    "prepare", "simulate_devices", "sweep", "train",
 ]  # fmt: skip
 
 

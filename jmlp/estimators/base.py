@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, Self
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Self, TypeAlias
 
 import numpy as np
 from sklearn.base import BaseEstimator
@@ -13,6 +13,7 @@ from sklearn.model_selection import train_test_split
 from sklearn.utils import check_random_state, indexable
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
+from jmlp.config import Config
 from jmlp.data.dataset import Dataset, Schema
 from jmlp.data.frames import is_frame
 from jmlp.data.load import labelled_of, load
@@ -28,6 +29,17 @@ class Rows(NamedTuple):
     """(N, F): an array, or a DataFrame as it was given"""
     y: np.ndarray
     weight: np.ndarray | None
+
+
+class Prepared(NamedTuple):
+    """What a fit is given."""
+
+    config: Config
+    dataset: Dataset
+    stopping: fitting.Stopping
+
+
+LoadRows: TypeAlias = Callable[[Config, Rows, fitting.Fitted | None], Dataset]
 
 
 class BaseMLP(BaseEstimator):
@@ -100,6 +112,17 @@ class BaseMLP(BaseEstimator):
         self, X: Any, y: Any, sample_weight: Any, going_on: bool, epochs: int, classes: Any = None
     ) -> Self:
         """Args: epochs: of a `partial_fit`; 0: as `max_iter` and the stopping say."""
+        made = self._prepared(X, y, sample_weight, going_on, epochs, classes)
+        before = self._fitted if going_on else None
+        fitted = fitting.fit(made.config, made.dataset, made.stopping, before, whole=bool(epochs))
+        self._end(made, fitted, going_on, epochs)
+        return self
+
+    def _prepared(
+        self, X: Any, y: Any, sample_weight: Any, going_on: bool = False, epochs: int = 0,
+        classes: Any = None, load_rows: LoadRows | None = None,
+    ) -> Prepared:  # fmt: skip
+        """What a fit is given. Args: load_rows: in place of `_dataset`, where rows are at hand."""
         parameters.check(self)
         rows = self._checked(X, y, sample_weight, going_on, classes)
         before = self._fitted if going_on else None
@@ -114,26 +137,32 @@ class BaseMLP(BaseEstimator):
         if epochs:
             once = config.train.model_copy(update={"epochs": epochs, "steps": None})
             config = config.model_copy(update={"train": once})
-        dataset = self._dataset(config, rows, before)
+        dataset = (load_rows or self._dataset)(config, rows, before)
         patience = np.inf if epochs else self.n_iter_no_change
         stopping = fitting.Stopping(self.tol, patience, bool(self.verbose))
         if before is not None:
             self._resume(stopping, before)
         if held_out is not None:
             stopping.rows = fitting.prepared(dataset.schema, held_out.x)
-            stopping.score = lambda found: self._score_of(found, dataset.schema, held_out)
-        fitted = fitting.fit(config, dataset, stopping, before, whole=bool(epochs))
+            truth = held_out._replace(x=None)  # which are kept once, as the model takes them
+            stopping.score = lambda found: self._score_of(found, dataset.schema, truth)
+        return Prepared(config, dataset, stopping)
+
+    def _end(
+        self, made: Prepared, fitted: fitting.Fitted, going_on: bool = False, epochs: int = 0
+    ) -> None:
+        """Keeps what a fit came to, and warns where it was cut short."""
         self._fitted = fitted
-        self._keep(stopping, dataset, going_on)
-        assert config.train.epochs != "auto"  # which `config_of` refuses
-        if not epochs and not stopping.stopped and self.n_iter_ >= config.train.epochs:
+        self._keep(made.stopping, made.dataset, going_on)
+        most = made.config.train.epochs
+        assert most != "auto"  # which `config_of` refuses
+        if not epochs and not made.stopping.stopped and self.n_iter_ >= most:
             warnings.warn(
                 f"Stochastic Optimizer: Maximum iterations ({self.n_iter_}) reached and the "
                 "optimization hasn't converged yet.",
                 ConvergenceWarning,
-                stacklevel=3,
+                stacklevel=4,
             )
-        return self
 
     def _checked(self, X: Any, y: Any, sample_weight: Any, going_on: bool, classes: Any) -> Rows:
         if is_frame(X):  # jmlp reads its columns
@@ -190,7 +219,7 @@ class BaseMLP(BaseEstimator):
             raise ConfigError(f"batch_size={self.batch_size!r}; expected 'auto' or a number from 1")
         if self.batch_size > rows:
             warnings.warn(
-                f"Got `batch_size` larger than the {rows} rows; it is clipped", stacklevel=4
+                f"Got `batch_size` larger than the {rows} rows; it is clipped", stacklevel=5
             )
         return min(int(self.batch_size), rows)
 

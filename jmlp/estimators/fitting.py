@@ -20,6 +20,7 @@ from jmlp.estimators.sharing import (
     training_programs,
     with_numbers,
 )
+from jmlp.losses import Loss
 from jmlp.parallel import TrainState
 from jmlp.programs.bundle import Programs
 from jmlp.programs.evaluation import evaluated
@@ -44,8 +45,9 @@ class Open(NamedTuple):
     """A model on the devices that are here."""
 
     schema: Schema
-    programs: Programs
-    state: TrainState
+    loss: Loss
+    outputs: Callable[[np.ndarray], np.ndarray]
+    """(N, O) of prepared rows (N, F)"""
 
 
 @dataclass(eq=False)
@@ -74,7 +76,8 @@ class Fitted:
             config = parse_config(json.loads(self.config))
             schema = Schema.model_validate_json(self.schema)
             programs = prediction_programs(config, schema)
-            self._open = Open(schema, programs, _placed(programs, self.weights))
+            outputs = partial(programs.outputs, _placed(programs, self.weights))
+            self._open = Open(schema, programs.evaluation.loss, outputs)
         return self._open
 
     def estimates(self, x: object) -> np.ndarray:
@@ -83,20 +86,18 @@ class Fitted:
         Raises:
           DataError: a row cannot be predicted.
         """
-        schema, programs, state = self.open()
+        schema, loss, outputs = self.open()
         rows, valid, _ = features_of(x, schema)
         if not valid.all():
             raise DataError(
                 f"x row {int(np.flatnonzero(~valid)[0])}: a value is missing "
                 f"({int((~valid).sum())} such rows), which data.missing=drop leaves out"
             )
-        return in_units(schema, estimates_of(programs, state, rows))
+        return in_units(schema, estimates_of(loss, outputs(rows)))
 
 
-def estimates_of(programs: Programs, state: TrainState, rows: np.ndarray) -> np.ndarray:
-    """(N, K) float64 of prepared rows: logits of classes (one of two), else scaled estimates."""
-    outputs = programs.outputs(state, rows)
-    loss = programs.evaluation.loss
+def estimates_of(loss: Loss, outputs: np.ndarray) -> np.ndarray:
+    """(N, K) float64 of a model's: logits of classes (one of two), else scaled estimates."""
     if loss.member is not None:  # of an ensemble, which is one model to whoever asks
         outputs, loss = _estimates(loss.combined, outputs), loss.member
     if loss.tasks == ("classification",):  # one logit of two classes stays one
@@ -161,42 +162,54 @@ class Stopping(Callback):
     name = "stopping"
 
     def on_evaluation(self, view: RunView, metrics: Metrics) -> None:
-        self.losses.append(float(metrics["train"]["loss"]))
-        epoch = len(self.losses)
+        score = None
+        if self.score is not None:
+            assert self.rows is not None
+            programs = view.setup.programs
+            outputs = programs.outputs(view.state, self.rows)
+            score = self.score(estimates_of(programs.evaluation.loss, outputs))
+        if self.judge(float(metrics["train"]["loss"]), score):
+            self.best = weights_of(view.state)
+        if self.stopped:
+            view.stop(self._said)
+
+    def judge(self, loss: float, score: float | None) -> bool:
+        """Takes account of an epoch; whether its score is the best.
+
+        Args:
+          score: of the rows that are held out; None: none are.
+        """
+        self.losses.append(loss)
         if self.verbose:
-            print(f"Iteration {epoch}, loss = {self.losses[-1]:.8f}")
-        if self.score is None:
-            self._judge_loss(self.losses[-1])
-            what = "Training loss"
+            print(f"Iteration {len(self.losses)}, loss = {loss:.8f}")
+        best = False
+        if score is None:
+            self.stale = self.stale + 1 if loss > self.best_loss - self.tol else 0
+            self.best_loss = min(self.best_loss, loss)
         else:
-            self._judge_score(view)
-            what = "Validation score"
+            self.scores.append(score)
+            if self.verbose:
+                print(f"Validation score: {score:f}")
+            self.stale = self.stale + 1 if score < self.best_score + self.tol else 0
+            best = score > self.best_score
+            self.best_score = max(self.best_score, score)
         if self.stale > self.patience:
             self.stopped = True
-            said = (
-                f"{what} did not improve more than tol={self.tol:f} for {self.patience} "
-                "consecutive epochs."
-            )
             if self.verbose:
-                print(f"{said} Stopping.")
-            view.stop(said)
+                print(f"{self._said} Stopping.")
+        return best
 
-    def _judge_loss(self, loss: float) -> None:
-        self.stale = self.stale + 1 if loss > self.best_loss - self.tol else 0
-        self.best_loss = min(self.best_loss, loss)
-
-    def _judge_score(self, view: RunView) -> None:
-        assert self.rows is not None and self.score is not None
-        score = self.score(estimates_of(view.setup.programs, view.state, self.rows))
-        self.scores.append(score)
-        if self.verbose:
-            print(f"Validation score: {score:f}")
-        self.stale = self.stale + 1 if score < self.best_score + self.tol else 0
-        if score > self.best_score:
-            self.best_score, self.best = score, _weights_of(view.state)
+    @property
+    def _said(self) -> str:
+        what = "Training loss" if self.score is None else "Validation score"
+        return (
+            f"{what} did not improve more than tol={self.tol:f} for {self.patience} "
+            "consecutive epochs."
+        )
 
 
-def _weights_of(state: TrainState) -> Weights:
+def weights_of(state: TrainState) -> Weights:
+    """Those to predict with."""
     return Weights(*jax.device_get(evaluated(state)))
 
 
@@ -242,7 +255,7 @@ def fit(
     return Fitted(
         json.dumps(setup.config.model_dump(mode="json")),
         setup.dataset.schema.model_dump_json(),
-        stopping.best or _weights_of(result.state),
+        stopping.best or weights_of(result.state),
         (stopping.best or last, _leaves(result.state.opt_state)),
         before.calls + 1 if before else 1,
     )

@@ -13,7 +13,7 @@ import json
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax
 import numpy as np
@@ -32,6 +32,8 @@ from jmlp.programs.bundle import Programs
 from jmlp.programs.placement import Order
 from jmlp.training.setup import make_programs
 from jmlp.types import Grads, OptState, Params, PyTree
+
+T = TypeVar("T")
 
 _KEPT = 64  # programs; the one that was not used for longest goes first
 _NUMBERS = ("learning_rate", "weight_decay", "l2", "momentum", "b1", "b2", "eps")
@@ -143,8 +145,8 @@ def training_programs(
 
     if not shared:
         return make()
-    key = _training_key(settings, schema, mesh, total_steps, updates)
-    programs = copy.copy(_kept(_train, key, make))
+    key = training_key(settings, schema, mesh, total_steps, updates)
+    programs = copy.copy(kept(_train, key, make))
     # What the loop reads of them is this run's; what is compiled is not.
     programs.config, programs.schema = config, schema
     place, place_index = programs.place, programs.place_index
@@ -172,9 +174,10 @@ def _longer(array: np.ndarray, value: int) -> np.ndarray:
     return np.concatenate([array, np.full((more, *array.shape[1:]), value, array.dtype)])
 
 
-def _training_key(
+def training_key(
     config: Config, schema: Schema, mesh: Mesh, total_steps: int, updates: int
 ) -> Hashable:
+    """What a program holds of a fit, less its numbers."""
     tree = config.model_dump(mode="json")
     for key in ("seed", "data", "mesh"):
         tree.pop(key)
@@ -185,10 +188,10 @@ def _training_key(
     endless = strategy_of(config).name in _ENDLESS
     endless = endless and config.model.dropout_schedule == "constant"
     ends = (None if plain else updates, None if endless else total_steps)
-    return json.dumps(tree), _shapes(schema), mesh, ends
+    return json.dumps(tree), shapes_of(schema), mesh, ends
 
 
-def _shapes(schema: Schema) -> Hashable:
+def shapes_of(schema: Schema) -> Hashable:
     """What a program holds of a schema."""
     pixels = (schema.x_mean, schema.x_scale) if schema.raw_uint8 else ()
     inputs = inputs_of(schema.columns)
@@ -203,18 +206,17 @@ def prediction_programs(config: Config, schema: Schema) -> Programs:
     config = for_reading(config)
     tree = config.model_dump(mode="json")
     parts = [tree["model"], tree["mesh"], tree["train"]["loss"], config.reproducible]
-    key = (json.dumps(parts), _shapes(schema), jax.device_count())
+    key = (json.dumps(parts), shapes_of(schema), jax.device_count())
 
     def make() -> Programs:
         _, programs = reading_programs(config, schema, False, None, None, ())
         return programs
 
-    return _kept(_read, key, make)
+    return kept(_read, key, make)
 
 
-def _kept(
-    cache: OrderedDict[Hashable, Programs], key: Hashable, make: Callable[[], Programs]
-) -> Programs:
+def kept(cache: OrderedDict[Hashable, T], key: Hashable, make: Callable[[], T]) -> T:
+    """What `cache` has by this key, made if need be."""
     with _lock:
         if key not in cache:
             cache[key] = make()

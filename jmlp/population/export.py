@@ -13,7 +13,8 @@ from jmlp.config.fields import expanded
 from jmlp.errors import ConfigError, RunDirError
 from jmlp.parallel import TrainState
 from jmlp.population.leaderboard import read_board
-from jmlp.population.pack import Course, course_of
+from jmlp.population.course import Course
+from jmlp.population.pack import course_of
 from jmlp.population.running import member_config
 from jmlp.population.store import Result, read_results, read_sweep, read_weights
 from jmlp.population.sweep import sweep_config

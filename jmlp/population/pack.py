@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
 
 import jax
 import numpy as np
 
 from jmlp.config import Config
-from jmlp.data import weights
-from jmlp.data.batches import PAD, Span, batch_index, batch_totals, epoch_index, padded_size
-from jmlp.data.dataset import Split
-from jmlp.metrics import Metric, better
+from jmlp.data.batches import Span
 from jmlp.parallel import TrainState
 from jmlp.population.course import Course
+from jmlp.population.feed import WINDOW, Feed
+from jmlp.population.judge import Judge
 from jmlp.population.numbers import Leaf, Numbers, numbers_of
-from jmlp.population.program import MemberRows, PopulationProgram
+from jmlp.population.program import PopulationProgram
 from jmlp.population.slots import deal, units
 from jmlp.population.store import Result
 from jmlp.population.widths import pad
-from jmlp.programs.evaluation import EVAL_ROWS, rows_of, values_of, weights_of
-from jmlp.training.setup import Setup, selects_best
+from jmlp.programs.evaluation import rows_of
+from jmlp.training.plan import RunPlan
 from jmlp.types import PyTree
-
-_WINDOW = 1024  # most steps a call: the size of the buffers of orders and losses
 
 
 def course_of(result: Result) -> Course:
@@ -48,37 +45,32 @@ class Ended(NamedTuple):
     """arrays of the host"""
     selected: TrainState
     """the weights that members end with: the same, or the best"""
-    val: list[dict[str, float]]
-    test: list[dict[str, float]]
 
 
 class Pack:
     """Trains members of one group.
 
     Args:
-      setup: of one of them: rows, metrics, plan. Its programs are for one member.
       configs: of the members.
+      plan: of each of them.
+      feed: their rows.
+      judge: says which are better, and which have ended.
       stopped: asked between calls; then the pack is given up.
     """
 
     def __init__(
         self,
         program: PopulationProgram,
-        setup: Setup,
         configs: Sequence[Config],
-        stopped: Callable[[], bool],
+        plan: RunPlan,
+        feed: Feed,
+        judge: Judge,
+        stopped: Callable[[], bool] = lambda: False,
     ):
-        self.program, self.setup, self.configs = program, setup, configs
+        self.program, self.plan, self._feed, self._judge = program, plan, feed, judge
         self._stopped = stopped
-        config, self.plan = setup.config, setup.plan
-        self.select_best = selects_best(config)
-        self.monitor = setup.programs.evaluation.metric(config.train.monitor)
-        seeds = sorted({one.seed for one in configs})
-        self._seeds = seeds
-        self._orders = [seeds.index(one.seed) for one in configs]
-        self._numbers = numbers_of(configs, self._orders)
-        self._train = weights.in_training(setup.dataset.train, setup.dataset.schema)
-        self._rows: dict[str, MemberRows] = {}
+        self._numbers = numbers_of(configs, feed.of)
+        self.courses = [Course() for _ in configs]
         self._saved: dict[int, TrainState] = {}  # members that have left the program's arrays
         self._saved_best: dict[int, TrainState] = {}
 
@@ -88,17 +80,16 @@ class Pack:
         Args:
           starts: where members are, if not at their beginning.
         """
-        self.courses = (
-            [start.course for start in starts] if starts else [Course() for _ in self.configs]
-        )
+        if starts:
+            self.courses = [start.course for start in starts]
         step = self.courses[0].step
         alive = [i for i, course in enumerate(self.courses) if course.live]
         self._begin(alive, starts)
         while step < until and self.slots.live.size:
             if self._stopped():
                 return None
-            span = self.plan.span(step, min(_WINDOW, until - step))
-            losses = self._call(span.epoch, span.start, span.steps)
+            span = self.plan.span(step, min(WINDOW, until - step))
+            losses = self._call(span)
             self._account(losses, span)
             step += span.steps
             for member in self.slots.member[self.slots.live]:
@@ -114,17 +105,20 @@ class Pack:
     def _begin(self, alive: Sequence[int], starts: Sequence[Start] | None) -> None:
         program = self.program
         self._arrange(alive)
+        self.ended: TrainState | None = None  # of members that have ended where they still stand
+        self._over: set[int] = set()  # which these are
+        self.best = None
         if starts is None:
             self.state = program.init(self.numbers)
-            self.best = None
-            if self.select_best:
-                self.best = jax.tree.map(lambda leaf: leaf.copy(), self.state)
+            if self._judge.selects:
+                self.best = _copied(self.state)
             return
         like = program.abstract._replace(key=())
         last = [pad(start.last, like) for start in starts]
         best = [pad(start.selected, like) for start in starts]
-        self.state = self._placed(last)
-        self.best = self._placed(best) if self.select_best else None
+        self.state = self._placed(_stack(last))
+        if self._judge.selects:
+            self.best = self._placed(_stack(best))
         for member, course in enumerate(self.courses):
             if not course.live:
                 self._saved[member], self._saved_best[member] = last[member], best[member]
@@ -132,21 +126,27 @@ class Pack:
     def _arrange(self, members: Sequence[int]) -> None:
         """Deals members to places, and their numbers with them."""
         program = self.program
-        parts = units(self._orders, members, program.shape.chunk, program.shape.one_order)
+        parts = units(self._feed.of, members, program.shape.chunk, program.shape.one_order)
         self.slots = deal(parts, program.shape.chunk, program.mesh.size, program.shape.capacity)
-        self._place_numbers()
-
-    def _placed(self, states: Sequence[PyTree]) -> PyTree:
-        """The states of members, on the host and without keys, in their places."""
-        at = np.maximum(self.slots.member, 0)
-        taken = jax.tree.map(lambda leaf: leaf[at], _stack(states))
-        return self.program.place(_with_key(taken, self.numbers.seed))
-
-    def _place_numbers(self) -> None:
         at = np.maximum(self.slots.member, 0)
         taken: Numbers = jax.tree.map(lambda leaf: np.asarray(leaf)[at], self._numbers)
-        self.numbers: Numbers = self.program.place(taken)
-        self._count = jax.device_put(self.slots.counts, self.program.sharding)
+        self.numbers: Numbers = program.place(taken)
+        self.count = jax.device_put(self.slots.counts, program.sharding)
+
+    def arranged(self, members: Sequence[int], states: PyTree) -> PyTree:
+        """The states of some members, in the places that they are now dealt.
+
+        Args:
+          states: of all, on the host, members first.
+        """
+        self._arrange(members)
+        return self._placed(states)
+
+    def _placed(self, states: PyTree) -> PyTree:
+        """The states of members, on the host and without keys, in their places."""
+        at = np.maximum(self.slots.member, 0)
+        taken = jax.tree.map(lambda leaf: leaf[at], states)
+        return self.program.place(_with_key(taken, self.numbers.seed))
 
     def _compact(self) -> None:
         """Packs members together where half of them have ended."""
@@ -171,164 +171,99 @@ class Pack:
         if not gone:
             return
         host, best = to_host(self.state), to_host(self.best) if self.best is not None else None
+        ended = to_host(self.ended) if self.ended is not None else host
         for i, member in gone:
-            self._saved[member] = jax.tree.map(lambda leaf, i=i: leaf[i], host)
+            mine = ended if member in self._over else host
+            self._saved[member] = jax.tree.map(lambda leaf, i=i: leaf[i], mine)
             if best is not None:
                 self._saved_best[member] = jax.tree.map(lambda leaf, i=i: leaf[i], best)
+        self.ended, self._over = None, set()
 
     # Steps.
 
-    def _call(self, epoch: int, start: int, steps: int) -> np.ndarray:
+    def _call(self, span: Span) -> np.ndarray:
         """(places, steps) losses of these steps of an epoch."""
-        rows = self._orders_of(epoch, start, steps)
+        rows = self._feed.batches(self.program, span)
         self.state, losses = self.program.run(
-            self.state, self.numbers, self._count, rows, np.int32(0), np.int32(steps)
+            self.state, self.numbers, self.count, rows, np.int32(0), np.int32(span.steps)
         )
-        return np.asarray(losses)[:, :steps]
-
-    def _orders_of(self, epoch: int, start: int, steps: int) -> MemberRows:
-        split, train = self._train, self.setup.config.train
-        width = padded_size(train.batch_size, self.setup.config.optim.accumulate)
-        window = min(_WINDOW, self.plan.per_epoch)
-        index = np.full((len(self._seeds), window, width), PAD, np.int32)
-        for order, seed in enumerate(self._seeds):
-            whole = epoch_index(seed, epoch, split.rows, train.batch_size, width)
-            index[order, :steps] = whole[start : start + steps]
-        weight = None if split.weight is None else weights.of_batches(split.weight, index)
-        x, y = self._resident("train", split)
-        place = self.program.everywhere
-        placed = None if weight is None else jax.device_put(weight, place)
-        return MemberRows(x, y, jax.device_put(index, place), placed)
-
-    def _resident(self, name: str, split: Split) -> tuple[Leaf, Leaf]:
-        if name not in self._rows:
-            empty = np.zeros((1, 1, 1), np.int32)
-            self._rows[name] = self.program.place_rows(MemberRows(split.x, split.y, empty, None))
-        return self._rows[name].x, self._rows[name].y
+        return np.asarray(losses)[:, : span.steps]
 
     def _account(self, losses: np.ndarray, span: Span) -> None:
         """Adds up losses, and marks members whose loss is not finite."""
-        config, weight = self.setup.config.train, self._train.weight
-        places = np.arange(span.start, span.start + span.steps)
-        each = np.minimum(config.batch_size, self._train.rows - places * config.batch_size)
-        weighs = [each.astype(np.float64)] * len(self._seeds)  # of each order
-        if weight is not None:
-            weighs = [
-                batch_totals(weight, seed, span.epoch, config.batch_size)[places]
-                for seed in self._seeds
-            ]
+        weighs = self._feed.weigh(span)
         for i in self.slots.live:
             member = int(self.slots.member[i])
             course = self.courses[member]
             if course.live and not np.isfinite(losses[i]).all():
                 course.status = "diverged"
-            mine = weighs[self._orders[member]]
+            mine = weighs[self._feed.of[member]]
             course.loss_sum += float((losses[i].astype(np.float64) * mine).sum())
             course.loss_rows += float(mine.sum())
 
     # Evaluations.
 
     def _evaluate(self, step: int) -> None:
-        """Judges the members by the monitored metric, as the loop of a run does."""
-        val, patience = self.setup.dataset.val, self.setup.config.train.early_stopping
-        better_now = np.zeros(len(self.slots.member), bool)
-        found = self._metrics(self.state, "val", [self.monitor]) if val else None
-        for i in self.slots.live:
-            course = self.courses[int(self.slots.member[i])]
-            value = found[i][self.monitor.name] if found is not None else float("nan")
-            mean = course.loss_sum / (course.loss_rows or 1)
+        """Has the members judged, and keeps the states of those that are at their best, or end."""
+        means: dict[int, float] = {}
+        here = [int(member) for member in self.slots.member[self.slots.live]]
+        for member in here:
+            course = self.courses[member]
+            if course.live:
+                means[member] = course.loss_sum / (course.loss_rows or 1)
             course.loss_sum = course.loss_rows = 0.0
-            if not course.live:
-                continue
-            course.curve.append([step, mean, value])
-            if not better(self.monitor, value, course.best):
-                course.stale += 1
-                if patience is not None and course.stale >= patience:
-                    course.status = "stopped"
-                continue
-            course.best, course.best_step, course.stale = value, step, 0
-            better_now[i] = True
-        if self.best is not None and better_now.any():
-            mask = jax.device_put(better_now, self.program.sharding)
-            self.best = self.program.keep(self.best, self.state, mask)
+        best = self._judge(self, step, means)
+        if self.best is not None:
+            self.best = self._kept(self.best, best)
+        now = {m for m in here if not self.courses[m].live} - self._over
+        # They are trained on where they stand, until places are dealt anew.
+        self.ended = self._kept(self.ended, now)
+        self._over |= now
 
-    def _metrics(
-        self, state: PyTree, name: str, metrics: Sequence[Metric]
-    ) -> dict[int, dict[str, float]]:
-        """Of each place that holds a member, metrics over the rows of a split."""
-        schema, split = self.setup.dataset.schema, getattr(self.setup.dataset, name)
-        kinds, sums = self.program.kinds, list[dict[str, np.ndarray]]()
-        if any(metric.sums for metric in metrics):
-            sums = self._sums(state, name)
-        estimates = None
-        if any(metric.of_outputs for metric in metrics):
-            estimates = self._estimates(state, split)
-        found: dict[int, dict[str, float]] = {}
-        for i in map(int, self.slots.live):
-            totals = {
-                kind: kind.add_up({key: value[i] for key, value in of_kind.items()})
-                for kind, of_kind in zip(kinds, sums, strict=False)
-            }
-            mine = None if estimates is None else estimates[i]
-            found[i] = values_of(metrics, schema, split, totals, mine)
-        return found
+    def _kept(self, kept: PyTree | None, members: Collection[int]) -> PyTree | None:
+        """`kept` with the present states of these members."""
+        if not members:
+            return kept
+        if kept is None:
+            return _copied(self.state)
+        mask = np.isin(self.slots.member, list(members))
+        return self.program.keep(kept, self.state, jax.device_put(mask, self.program.sharding))
 
-    def _sums(self, state: PyTree, name: str) -> list[dict[str, np.ndarray]]:
-        split: Split = getattr(self.setup.dataset, name)
-        width = rows_of(split.rows)
-        index = batch_index(np.arange(split.rows, dtype=np.int32), width, width)[None]
-        weight = weights_of(split, index)
-        rows = MemberRows(*self._resident(name, split), index, weight)
-        batches = np.int32(index.shape[1])
-        return jax.device_get(self.program.measure(state, self.numbers, self._count, rows, batches))
-
-    def _estimates(self, state: PyTree, split: Split) -> np.ndarray:
-        """(places, N, K) logits, or estimates of scaled targets."""
-        loss, parts = self.program.loss, []
-        for start in range(0, split.rows, EVAL_ROWS):
-            x = split.x[start : start + EVAL_ROWS]
-            real = len(x)
-            if split.rows > EVAL_ROWS:
-                x = np.concatenate([x, np.zeros((EVAL_ROWS - real, *x.shape[1:]), x.dtype)])
-            made = self.program.outputs(state, self.numbers, self._count, x)
-            parts.append(np.asarray(jax.vmap(loss.estimates)(made))[:, :real])
+    def outputs_of(self, state: PyTree, x: np.ndarray) -> np.ndarray:
+        """(places, N, O) of rows (N, F), or of rows (orders, N, F) each member its order's."""
+        parts: list[np.ndarray] = []
+        width = rows_of(x.shape[-2])
+        for start in range(0, x.shape[-2], width):
+            part = x[..., start : start + width, :]
+            real = part.shape[-2]
+            part = np.pad(part, [(0, 0)] * (x.ndim - 2) + [(0, width - real), (0, 0)])
+            made = self.program.outputs(state, self.numbers, self.count, part)
+            parts.append(np.asarray(made)[:, :real])
         return np.concatenate(parts, 1)
 
     # The end.
 
     def _ended(self) -> Ended:
-        """Metrics of all splits, of the weights that members end with; states on the host."""
-        members = range(len(self.configs))
+        """Courses, and states on the host."""
         self._leave(set())
-        last = [self._saved[m] for m in members]
-        chosen = last
-        if self.select_best:
-            chosen = [
-                self._saved_best[m] if self.courses[m].best is not None else self._saved[m]
-                for m in members
-            ]
-        val, test = self._final(chosen)
-        return Ended(self.courses, _stack(last), _stack(chosen), val, test)
-
-    def _final(
-        self, chosen: Sequence[PyTree]
-    ) -> tuple[list[dict[str, float]], list[dict[str, float]]]:
-        metrics = self.setup.programs.evaluation.metrics
-        splits = [n for n in ("val", "test") if getattr(self.setup.dataset, n) is not None]
-        found: dict[str, list[dict[str, float]]] = {
-            name: [{} for _ in self.configs] for name in ("val", "test")
-        }
-        self._arrange(range(len(self.configs)))
-        state = self._placed(chosen)
-        for name in splits:
-            for i, values in self._metrics(state, name, metrics).items():
-                found[name][int(self.slots.member[i])] = values
-        return found["val"], found["test"]
+        members = range(len(self.courses))
+        last = _stack([self._saved[m] for m in members])
+        if not self._judge.selects:
+            return Ended(self.courses, last, last)
+        chosen = [
+            self._saved_best[m] if self.courses[m].best is not None else self._saved[m]
+            for m in members
+        ]
+        return Ended(self.courses, last, _stack(chosen))
 
 
 def to_host(state: PyTree) -> PyTree:
     """Arrays of the host; the key is left out, since the seed says it."""
     return jax.device_get(state._replace(key=()))
+
+
+def _copied(state: PyTree) -> PyTree:
+    return jax.tree.map(lambda leaf: leaf.copy(), state)
 
 
 def _with_key(state: PyTree, seeds: Leaf) -> PyTree:

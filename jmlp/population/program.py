@@ -278,25 +278,24 @@ class PopulationProgram:
     def _outputs(
         self, state: TrainState, numbers: Numbers, count: jax.Array, x: jax.Array
     ) -> jax.Array:
-        """(M, B, O) of rows x (B, F) as the data has them."""
+        """(M, B, O) of rows x (B, F) as the data has them, or (orders, B, F): each its order's."""
         x = scaled(self.schema, x)
         outputs = self.loss.outputs(self.schema)
-        found = jnp.zeros((self.shape.capacity, len(x), outputs), jnp.float32)
+        found = jnp.zeros((self.shape.capacity, x.shape[-2], outputs), jnp.float32)
+
+        def of_member(state: TrainState, mine: Numbers) -> jax.Array:
+            return self._forward(state, mine, x[mine.order] if x.ndim == 3 else x)
 
         def chunk(at: jax.Array, found: jax.Array) -> jax.Array:
             members = self._part((state, numbers), at)
-            made = jax.vmap(lambda state, mine: self._forward(state, mine, x))(*members)
+            made = jax.vmap(of_member)(*members)
             return lax.dynamic_update_slice_in_dim(found, made, at, 0)
 
         return self._chunks(count, chunk, found)
 
     def place(self, tree: PyTree) -> PyTree:
         """Arrays (members, ...) of the host, each device's share on it."""
-        return jax.tree.map(lambda leaf: jax.device_put(leaf, self.sharding), tree)
-
-    def place_rows(self, rows: MemberRows) -> MemberRows:
-        """Rows and orders on every device."""
-        return jax.tree.map(lambda leaf: jax.device_put(leaf, self.everywhere), rows)
+        return jax.device_put(tree, self.sharding)
 
 
 def _keep(best: PyTree, state: PyTree, better: jax.Array) -> PyTree:

@@ -241,8 +241,8 @@ class Running:
                     point=want.point,
                     fold=want.fold,
                     epochs=epochs[want.member],
-                    val=ended.val[place],
-                    test=ended.test[place],
+                    val=done.val[place],
+                    test=done.test[place],
                     fingerprint=fingerprint_of(
                         {p.removeprefix("params/"): leaf for p, leaf in own.items()}
                     ),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -25,11 +25,13 @@ class Slots(NamedTuple):
         return np.flatnonzero(self.member != EMPTY)
 
 
-def units(orders: Sequence[int], members: Sequence[int], chunk: int, one: bool) -> list[list[int]]:
+def units(
+    orders: Sequence[Hashable], members: Sequence[int], chunk: int, one: bool
+) -> list[list[int]]:
     """Members by chunks; all of a chunk have one order of rows, if `one`."""
     if not one:
         return [list(members[i : i + chunk]) for i in range(0, len(members), chunk)]
-    found: dict[int, list[int]] = {}
+    found: dict[Hashable, list[int]] = {}
     for member in members:
         found.setdefault(orders[member], []).append(member)
     return [part[i : i + chunk] for part in found.values() for i in range(0, len(part), chunk)]

@@ -13,11 +13,15 @@ from jax.sharding import Mesh
 
 from jmlp.checkpoint.digest import fingerprint_of
 from jmlp.config import Config
+from jmlp.data import weights
+from jmlp.data.batches import padded_size
 from jmlp.data.dataset import Dataset
 from jmlp.data.spool import available_bytes
 from jmlp.errors import ConfigError, RunDirError
 from jmlp.parallel import TrainState
+from jmlp.population.feed import Feed, Order
 from jmlp.population.groups import Group, group_members
+from jmlp.population.judge import ByMonitor, Measured
 from jmlp.population.numbers import numbers_of
 from jmlp.population.pack import Ended, Pack, Start, course_of
 from jmlp.population.program import AXIS, PopulationProgram, Shape
@@ -73,6 +77,9 @@ class Done(NamedTuple):
     setup: Setup
     wants: list[Want]
     ended: Ended
+    val: list[dict[str, float]]
+    """metrics of the weights that each member ends with"""
+    test: list[dict[str, float]]
 
 
 class Trainer:
@@ -86,7 +93,7 @@ class Trainer:
     def __init__(self, data: object = None, pack_bytes: int | None = None):
         self._data = data
         self.mesh = Mesh(np.array(jax.local_devices()), (AXIS,))
-        self.pack_bytes = pack_bytes or _room()
+        self.pack_bytes = pack_bytes or room()
         self._datasets: dict[str, Dataset] = {}
         self._setups: dict[str, Setup] = {}
         self._programs: dict[Hashable, PopulationProgram] = {}
@@ -116,21 +123,12 @@ class Trainer:
         steps = [want.until - want.begun for want in wants]
         for group in group_members(configs, schema.features, schema.outputs, steps, begun):
             mine = [wants[at] for at in group.members]
-            values = _values(group.config, schema.features, schema.outputs)
-            on_cpu = self.mesh.devices.flat[0].platform == "cpu"
-            chunk = chunk_of(values, len(mine), self.mesh.size, on_cpu)
-            seeds = len({want.config.seed for want in mine})
-            one_order = seeds == 1 or len(mine) >= seeds * chunk
+            seeds = [want.config.seed for want in mine]
+            values = values_of_member(group.config, schema.features, schema.outputs)
             most = max(1, self.pack_bytes // (values * 4 * 6 + 1))
             most = min(most, max(1, int(len(mine) * _PACK_S / max(group.seconds, 1e-9))))
-            size = max(
-                chunk * self.mesh.size, most // (chunk * self.mesh.size) * chunk * self.mesh.size
-            )
-            for first in range(0, len(mine), size):
-                part = mine[first : first + size]
-                parts = units([w.config.seed for w in part], range(len(part)), chunk, one_order)
-                capacity = capacity_for(len(parts), chunk, self.mesh.size)
-                yield Planned(group, part, chunk, capacity, one_order)
+            for part, shape in cut_into_packs(seeds, values, most, self.mesh):
+                yield Planned(group, [mine[at] for at in part], *shape)
 
     def train(
         self,
@@ -146,9 +144,18 @@ class Trainer:
         configs = [want.config for want in pack.wants]
         setup = self.setup(pack.group.config)
         program = self._program(pack, setup, configs)
-        running = Pack(program, setup, configs, stopped)
+        train = weights.in_training(setup.dataset.train, setup.dataset.schema)
+        batch = setup.config.train.batch_size
+        width = padded_size(batch, setup.config.optim.accumulate)
+        orders = [Order(0, one.seed, batch) for one in configs]
+        feed = Feed([train], orders, width, setup.plan.per_epoch)
+        measured = Measured(setup)
+        judge = ByMonitor(setup, measured)
+        running = Pack(program, configs, setup.plan, feed, judge, stopped)
         ended = running.train(max(want.until for want in pack.wants), starts)
-        return None if ended is None else Done(setup, pack.wants, ended)
+        if ended is None:
+            return None
+        return Done(setup, pack.wants, ended, *measured.at_the_end(running, ended.selected))
 
     def setup(self, config: Config) -> Setup:
         """A run of the group's config on one device: its checks, rows, metrics and plan."""
@@ -167,15 +174,7 @@ class Trainer:
     def _program(self, pack: Planned, setup: Setup, configs: Sequence[Config]) -> PopulationProgram:
         config = pack.group.config
         numbers = numbers_of(configs, [0] * len(configs))
-        shape = Shape(
-            capacity=pack.capacity,
-            chunk=pack.chunk,
-            one_order=pack.one_order,
-            pads=pack.group.pads,
-            drops=config.model.block == "plain"
-            and any(may_be_on(one.model.dropout) for one in configs),
-            smooths=any(may_be_on(one.train.label_smoothing) for one in configs),
-        )
+        shape = shape_of(pack, configs)
         shared = config.model_dump(mode="json") | {"seed": 0, "data": None}
         if config.model.block == "plain":
             shared["model"] |= {"dropout": None}
@@ -193,9 +192,49 @@ class Trainer:
         return self._programs[key]
 
 
+def cut_into_packs(
+    orders: Sequence[Hashable], values: int, most: int, mesh: Mesh
+) -> Iterator[tuple[Sequence[int], tuple[int, int, bool]]]:
+    """(members, (chunk, capacity, one order)) of each pack of a group.
+
+    Args:
+      orders: of rows, of each member.
+      values: parameters of a member.
+      most: members of a pack, about.
+    """
+    on_cpu = mesh.devices.flat[0].platform == "cpu"
+    chunk = chunk_of(values, len(orders), mesh.size, on_cpu)
+    different = len(set(orders))
+    one_order = different == 1 or len(orders) >= different * chunk
+    turn = chunk * mesh.size
+    size = max(turn, most // turn * turn)
+    for first in range(0, len(orders), size):
+        part = range(first, min(first + size, len(orders)))
+        parts = units([orders[at] for at in part], range(len(part)), chunk, one_order)
+        yield part, (chunk, capacity_for(len(parts), chunk, mesh.size), one_order)
+
+
+def shape_of(pack: Planned, configs: Sequence[Config]) -> Shape:
+    """What the program of a pack of members with these configs is compiled for."""
+    plain = pack.group.config.model.block == "plain"
+    return Shape(
+        capacity=pack.capacity,
+        chunk=pack.chunk,
+        one_order=pack.one_order,
+        pads=pack.group.pads,
+        drops=plain and any(may_be_on(one.model.dropout) for one in configs),
+        smooths=any(may_be_on(one.train.label_smoothing) for one in configs),
+    )
+
+
 def leaves_of(state: PyTree) -> dict[str, np.ndarray]:
     """The arrays of a state by path, in its order, without the key."""
-    leaves = jax.tree_util.tree_leaves_with_path(state._replace(key=()))
+    return leaves_of_tree(state._replace(key=()))
+
+
+def leaves_of_tree(tree: PyTree) -> dict[str, np.ndarray]:
+    """The arrays of a tree by path, in its order."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {path_of(path): np.asarray(leaf) for path, leaf in leaves}
 
 
@@ -208,13 +247,19 @@ def own_leaves(
       arrays: by path, members first.
       setup: of any member of its group, or of its own.
     """
-    schema, hidden = setup.dataset.schema, config.model.hidden
+    return true_leaves({path: leaf[place] for path, leaf in arrays.items()}, config, setup)
+
+
+def true_leaves(
+    leaves: Mapping[str, np.ndarray], config: Config, setup: Setup
+) -> dict[str, np.ndarray]:
+    """The arrays of a member by path, at its own widths."""
+    hidden = config.model.hidden
     if config.model.block != "plain" or not hidden:  # padded by nothing
-        return {path: leaf[place] for path, leaf in arrays.items()}
+        return dict(leaves)
     features = setup.programs.abstract.params["blocks"][0]["linear"]["kernel"].shape[0]
-    outputs = setup.programs.evaluation.loss.outputs(schema)
-    mine = {path: leaf[place] for path, leaf in arrays.items()}
-    return cut(mine, hidden, features, outputs)
+    outputs = setup.programs.evaluation.loss.outputs(setup.dataset.schema)
+    return cut(leaves, hidden, features, outputs)
 
 
 def member_weights(
@@ -276,13 +321,13 @@ def _data_key(config: Config) -> str:
     ])  # fmt: skip
 
 
-def _values(config: Config, features: int, outputs: int) -> int:
+def values_of_member(config: Config, features: int, outputs: int) -> int:
     """Parameters of a member, about."""
     sizes = [features, *config.model.hidden, outputs]
     return sum((a + 1) * b for a, b in zip(sizes, sizes[1:], strict=False))
 
 
-def _room() -> int:
+def room() -> int:
     """Bytes that members may take on each device."""
     devices = jax.local_devices()
     stats = devices[0].memory_stats() or {}

@@ -122,5 +122,6 @@ def scaled(schema: Schema, x: jax.Array) -> jax.Array:
     """`x` as the model takes it: uint8 pixels become float32 by the schema's statistics."""
     if x.dtype != jnp.uint8:
         return x
-    mean, scale = (np.array([v]) for v in (schema.x_mean, schema.x_scale))
+    shape = (1,) * (x.ndim - 1) + (-1,)
+    mean, scale = (np.reshape(v, shape) for v in (schema.x_mean, schema.x_scale))
     return (x.astype(jnp.float32) - np.float32(mean)) * np.float32(1 / scale)

@@ -199,13 +199,8 @@ def make_setup(
       make: called as `make_programs` is, and may have the programs already.
       dataset: of this config, where it is loaded already.
     """
-    loaded = dataset or load_dataset(config, data, loss)
-    config = settled(config, loaded.schema.task)
-    dataset = _fitted(loaded, config)
+    config, dataset = resolved(config, dataset or load_dataset(config, data, loss))
     rows = dataset.train.rows
-    if config.train.epochs == "auto":
-        told = config.train.model_copy(update={"epochs": epochs_of(config, rows)})
-        config = config.model_copy(update={"train": told})
     plan = make_plan(config, rows)
     _check(config, dataset, loss_of(config.train.loss, dataset.schema, loss), metrics)
     updates = strategy_of(config).updates(config, mesh.size, plan.total, rows)
@@ -216,6 +211,16 @@ def make_setup(
     _check_statistics(config, programs.train.statistics)
     check_patterns("train.freeze", config.train.freeze, programs.abstract.params)
     return Setup(config, dataset, programs, plan)
+
+
+def resolved(config: Config, loaded: Dataset) -> tuple[Config, Dataset]:
+    """Both as a run has them: the config by what the rows are, and the rows as its model wants."""
+    config = settled(config, loaded.schema.task)
+    dataset = _fitted(loaded, config)
+    if config.train.epochs == "auto":
+        told = config.train.model_copy(update={"epochs": epochs_of(config, dataset.train.rows)})
+        config = config.model_copy(update={"train": told})
+    return config, dataset
 
 
 def load_dataset(config: Config, data: Any = None, loss: LossLike = None) -> Dataset:

@@ -9,6 +9,7 @@ from helpers import merged
 
 import jmlp
 from jmlp.config import parse_config
+from jmlp.data.batches import Span
 from jmlp.population.pack import Pack
 from jmlp.population.trainer import Trainer, Want, leaves_of, member_weights
 
@@ -77,6 +78,8 @@ def check(trees, data, atol=3e-6, base=BASE):
     seen = set()
     for pack in trainer.plan(wants):
         done = trainer.train(pack)
+        # Who has ended is not trained on, though its neighbours are.
+        assert list(done.ended.last.step) == [course.step for course in done.ended.courses]
         last, chosen = leaves_of(done.ended.last), leaves_of(done.ended.selected)
         arrays = {f"last/{k}": v for k, v in last.items()}
         arrays |= {f"selected/{k}": v for k, v in chosen.items()}
@@ -98,7 +101,7 @@ def check(trees, data, atol=3e-6, base=BASE):
                 arrays, place, want.config, setup)[0].items() if "params" in k)  # fmt: skip
             assert padded == pytest.approx(own, rel=1e-6), "padding is not zero"
             for split in ("val", "test"):
-                found = getattr(done.ended, split)[place]
+                found = getattr(done, split)[place]
                 assert found == pytest.approx(solo.summary[split], rel=1e-3, abs=1e-5)
     assert seen == set(range(len(configs)))
 
@@ -129,8 +132,9 @@ def test_weights(tree):
 
 
 @pytest.mark.slow
-def test_early_stopping_ends_with_the_best_of_each():
-    train = {"early_stopping": 2, "epochs": 12}
+@pytest.mark.parametrize("ties", ["first", "last"])
+def test_early_stopping_ends_with_the_best_of_each(ties):
+    train = {"early_stopping": 2, "epochs": 12, "monitor": "accuracy", "ties": ties}
     trees = [
         {"optim": {"learning_rate": rate}, "model": {"hidden": [width]}, "train": train}
         for rate, width in ((1.0, 5), (1e-6, 3), (0.05, 8))
@@ -138,18 +142,21 @@ def test_early_stopping_ends_with_the_best_of_each():
     check(trees, rows())
 
 
-def test_there_is_no_collective_in_the_program():
+def test_there_is_no_collective_in_the_program(monkeypatch):
     configs = [parse_config(merged(BASE, tree)) for tree in variants()]
     trainer = Trainer(rows())
     wants = [Want(i, c, trainer.total_steps(c)) for i, c in enumerate(configs)]
     (pack,) = trainer.plan(wants)
-    trainer.train(pack)
-    (program,) = trainer._programs.values()
+    calls = []
+    with monkeypatch.context() as patched:
+        call = Pack._call
+        patched.setattr(Pack, "_call", lambda self, span: calls.append(self) or call(self, span))
+        trainer.train(pack)
+    running, program = calls[0], calls[0].program
     assert program.mesh.size == jax.device_count() == 8
-    running = Pack(program, trainer.setup(pack.group.config), configs, lambda: False)
     running.train(0)  # to its places
-    rows_ = running._orders_of(0, 0, 1)
-    call = (running.state, running.numbers, running._count, rows_, np.int32(0), np.int32(1))
+    rows_ = running._feed.batches(program, Span(0, 0, 1))
+    call = (running.state, running.numbers, running.count, rows_, np.int32(0), np.int32(1))
     text = program.run.__wrapped__.lower(*call).compile().as_text()
     assert "while" in text
     assert not re.search(
