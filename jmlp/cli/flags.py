@@ -148,6 +148,8 @@ class Sweep:
     """with --export: of the leaderboard"""
     fold: int = 0
     """with --export: of a cross-validation, which of its folds"""
+    ensemble: Annotated[int | None, tyro.conf.arg(metavar="K", help_behavior_hint="")] = None
+    """with --export: of the whole leaderboard, K members that are best together, as one run"""
     to: Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")] = None
     """with --export: the run directory to write"""
     cpu_devices: Devices = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jmlp.cli.commands import finish, reporter, start_devices
@@ -25,9 +26,9 @@ def run_sweep(flags: Sweep, overrides: list[str]) -> int:
     """Sweeps, explains, or exports a member."""
     if flags.export:
         return _export(flags, overrides)
-    if flags.to or flags.config is None:
+    if flags.to or flags.ensemble is not None or flags.config is None:
         raise ConfigError(
-            "--to goes with --export DIR" if flags.to else
+            "--to and --ensemble go with --export DIR" if flags.config is not None or flags.to else
             "sweep: expected a config with a search section, or --export DIR --to RUN_DIR"
         )  # fmt: skip
     tree = with_settings(read_tree(flags.config), overrides)
@@ -73,17 +74,41 @@ def with_settings(tree: JsonObject, settings: Sequence[str]) -> JsonObject:
 
 def _export(flags: Sweep, overrides: Sequence[str]) -> int:
     if flags.config or overrides or flags.explain or flags.run_dir:
-        raise ConfigError("--export takes --rank, --fold and --to alone: its sweep says the rest")
+        raise ConfigError(
+            "--export takes --rank, --fold, --ensemble and --to alone: its sweep says the rest"
+        )
     if flags.to is None:
         raise ConfigError("--export: say where to: --to RUN_DIR")
     start_devices(flags.cpu_devices, MeshConfig())
     from jmlp.population.export import export_member
 
     assert flags.export is not None
+    if flags.ensemble is not None:
+        return _export_ensemble(flags, flags.export, flags.to, flags.ensemble)
     made = export_member(flags.export, flags.to, flags.rank, flags.fold)
     report = reporter(flags.json_)
     report.note(f"member {made.member} is in {made.run_dir}: jmlp eval {made.run_dir}")
     return finish(flags.json_, made.summary | {"run_dir": str(made.run_dir), "member": made.member})
+
+
+def _export_ensemble(flags: Sweep, sweep: Path, to: Path, picks: int) -> int:
+    from jmlp.population.ensemble import export_ensemble
+
+    made, report = export_ensemble(sweep, to, picks), reporter(flags.json_)
+    for one in made.members:
+        report.note(
+            f"member {one.member} (rank {one.rank}): weight {one.weight:.3g}, "
+            f"val {made.monitor} {one.val:.5g}"
+        )
+    if made.left_out:
+        report.note(
+            f"{made.left_out} of the leaderboard were not chosen among: they diverged, or have "
+            "other columns, scales or losses"
+        )
+    report.note(
+        f"together: val {made.monitor} {made.val:.5g}; in {made.run_dir}: jmlp eval {made.run_dir}"
+    )
+    return finish(flags.json_, made.summary | {"run_dir": str(made.run_dir)})
 
 
 def _explain(packs: Sequence[Planned], report: Reporter) -> list[dict[str, object]]:

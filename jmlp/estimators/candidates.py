@@ -27,10 +27,10 @@ from jmlp.errors import TrainingError
 from jmlp.estimators.base import BaseMLP, LoadRows, Prepared
 from jmlp.estimators.fitting import Fitted, Open, Stopping, Weights, estimates_of
 from jmlp.estimators.sharing import kept, padded, shapes_of, training_key
+from jmlp.population.course import Course
 from jmlp.population.feed import Feed, Order
 from jmlp.population.groups import group_members
 from jmlp.population.numbers import numbers_of
-from jmlp.population.course import Course
 from jmlp.population.pack import Ended, Pack
 from jmlp.population.program import AXIS, PopulationProgram
 from jmlp.population.trainer import (

@@ -15,6 +15,7 @@ from jmlp.export.onnx_features import features, weights
 from jmlp.export.onnx_graph import Graph, Output
 from jmlp.export.onnx_ranks import ranked
 from jmlp.losses import Loss
+from jmlp.model.average import Average
 from jmlp.model.ensemble import EnsembleBlock, EnsembleHead
 from jmlp.model.mlp import MLP, BatchNorm, Block
 from jmlp.model.ntk import NtkBlock, NtkLinear
@@ -33,11 +34,23 @@ def onnx_bytes(model: nnx.Module, schema: Schema, loss: Loss) -> bytes:
     Raises:
       ConfigError: the model is not jmlp's, or has a part or a loss that no node is known for.
     """
-    if not isinstance(model, MLP):
-        raise ConfigError(f"--format onnx: {type(model).__name__} is not jmlp.MLP; {_INSTEAD}")
     graph = Graph()
     inputs = prepared(graph, schema)
-    h = features(graph, model.columns, ranked(graph, schema, inputs.columns))
+    columns = ranked(graph, schema, inputs.columns)
+    if isinstance(model, Average):
+        made = [_outputs(graph, one, columns) for one in model.models]
+        pairs = zip(made, model.counts, strict=True)
+        each = [name for name, count in pairs for _ in range(count)]
+        outputs = graph.add("Concat", *each, axis=1)
+    else:
+        outputs = _outputs(graph, model, columns)
+    return graph.bytes(_predictions(graph, outputs, schema, loss, inputs), repr(schema))
+
+
+def _outputs(graph: Graph, model: nnx.Module, columns: list[str]) -> str:
+    if not isinstance(model, MLP):
+        raise ConfigError(f"--format onnx: {type(model).__name__} is not jmlp.MLP; {_INSTEAD}")
+    h = features(graph, model.columns, columns)
     if isinstance(model.head, EnsembleHead):
         h = graph.add("Unsqueeze", h, graph.constant(np.array([1])))
         if not model.blocks:
@@ -45,8 +58,7 @@ def onnx_bytes(model: nnx.Module, schema: Schema, loss: Loss) -> bytes:
             h = graph.add("Expand", h, graph.constant(shape))
     for block in model.blocks:
         h = _block(graph, block, h)
-    outputs = _head(graph, model.head, h)
-    return graph.bytes(_predictions(graph, outputs, schema, loss, inputs), repr(schema))
+    return _head(graph, model.head, h)
 
 
 def _linear(graph: Graph, linear: nnx.Linear | NtkLinear, h: str) -> str:

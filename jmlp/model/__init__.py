@@ -2,8 +2,8 @@
 
 the MLP, its plain hidden layer, batch norm, dropout, what a step calls: `mlp`. Columns of a table
 as features: `features`; embeddings of numbers (PLE, PLR, PBLD): `numbers`. RealMLP's layers, and
-first weights that are fitted to rows: `ntk`. TabM's members: `ensemble`. Their settings and
-lines: `kinds`. Recipes: `recipes`.
+first weights that are fitted to rows: `ntk`. TabM's members: `ensemble`; several models as one:
+`average`. Their settings and lines: `kinds`. Recipes: `recipes`.
 
 Activations, norms, initialisers, embeddings and kinds of hidden layer are lines of the tables
 below, so that a config can be checked against them without loading jax: the names of `mlp` load
@@ -60,6 +60,8 @@ class BlockKind:
     """of the first hidden layer, where it is made otherwise"""
     head: BlockMaker | None = None
     """of the layer behind them, from its features to the outputs; None: a linear layer"""
+    whole: Callable[..., Any] | None = None
+    """(schema, section, outputs, steps, streams) -> a module, where it is no layers in a row"""
     settings: type[ModelConfig] = ModelConfig
     """a config's `model` section with it; the keys that it adds are the settings of its own"""
     cut_by_hand: bool = False
@@ -139,6 +141,7 @@ BLOCKS: Lines[BlockKind] = Lines({
     "plain": BlockKind(make=_plain, cut_by_hand=True),
     "ntk": "jmlp.model.kinds:NTK",
     "ensemble": "jmlp.model.kinds:ENSEMBLE",
+    "average": "jmlp.model.kinds:AVERAGE",
 }, whole=_block)  # fmt: skip
 """The hidden layers by the names that `model.block` takes; one's own may be added, also a
 function `(features in, features out, config, rngs) -> nnx.Module` alone."""

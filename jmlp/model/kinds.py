@@ -7,8 +7,10 @@ is checked without jax.
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
+import pydantic
 from pydantic import Field
 
 from jmlp.config.fields import Bool, Count, Float, Int
@@ -42,6 +44,43 @@ class EnsembleConfig(ModelConfig):
 
     members: Annotated[Int, Field(ge=1, le=4096)] = 32
     """MLPs that share their kernels."""
+
+
+class AverageConfig(ModelConfig):
+    """The `model` section with average."""
+
+    models: tuple[dict[str, Any], ...] = ({},)
+    """The `model` section of each model; other keys than models and counts are not read."""
+    counts: tuple[Count, ...] = (1,)
+    """How often each counts in the mean; not said: once."""
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _once_each(cls, tree: Any) -> Any:
+        if isinstance(tree, Mapping) and tree.get("models") and not tree.get("counts"):
+            return {**tree, "counts": [1] * len(tree["models"])}
+        return tree
+
+    @pydantic.model_validator(mode="after")
+    def _alike(self) -> AverageConfig:
+        if not self.models or len(self.models) != len(self.counts):
+            raise ValueError(
+                f"block=average: {len(self.models)} models and {len(self.counts)} counts; expected "
+                "one or more models, each a `model` section, and as many counts"
+            )
+        if any(one.block == self.block for one in self.sections):
+            raise ValueError("block=average: its models are averages themselves: name theirs")
+        return self
+
+    @property
+    def sections(self) -> tuple[ModelConfig, ...]:
+        """Of each model."""
+        return tuple(ModelConfig.model_validate(one) for one in self.models)
+
+    @property
+    def members(self) -> int:
+        """Models, as often as they count."""
+        return sum(self.counts)
 
 
 class PiecewiseLinearConfig(NumbersConfig):
@@ -87,6 +126,11 @@ ENSEMBLE = BlockKind(
     first=_later("jmlp.model.ensemble:first_block"),
     head=_later("jmlp.model.ensemble:EnsembleHead"),
     settings=EnsembleConfig,
+)
+AVERAGE = BlockKind(
+    make=_later("jmlp.model.average:Average"),
+    whole=_later("jmlp.model.average:Average"),
+    settings=AverageConfig,
 )
 PIECEWISE_LINEAR = NumberEmbedding(
     make=_later("jmlp.model.numbers:PiecewiseLinear"),

@@ -309,8 +309,10 @@ class MLP(nnx.Module):
         return (x_BF if self.columns is None else self.columns(x_BF)).astype(self.dtype)
 
 
-def mlp_of(schema: Schema, config: ModelConfig, outputs: int, steps: int, rngs: nnx.Rngs) -> MLP:
-    """The MLP of a config for rows of this schema; arguments as of `MLP`."""
+def mlp_of(schema: Schema, config: ModelConfig, outputs: int, steps: int, rngs: nnx.Rngs) -> Any:
+    """The MLP, or several, of a config for rows of this schema; arguments as of `MLP`."""
+    if (whole := BLOCKS[config.block].whole) is not None:
+        return whole(schema, config, outputs, steps, rngs)
     return MLP(
         schema.features, config.hidden, outputs, config=config, levels=inputs_of(schema.columns),
         numbers=Numbers(schema.numbers, schema.edges), steps=steps, rngs=rngs,

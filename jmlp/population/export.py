@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, cast
 
@@ -12,8 +13,8 @@ import numpy as np
 from jmlp.config.fields import expanded
 from jmlp.errors import ConfigError, RunDirError
 from jmlp.parallel import TrainState
-from jmlp.population.leaderboard import read_board
 from jmlp.population.course import Course
+from jmlp.population.leaderboard import read_board
 from jmlp.population.pack import course_of
 from jmlp.population.running import member_config
 from jmlp.population.store import Result, read_results, read_sweep, read_weights
@@ -64,13 +65,12 @@ def export_member(
     folds = (search.folds or 1) * search.repeats
     if not 0 <= fold < folds:
         raise ConfigError(f"--fold={fold}: the sweep has {folds} fold{'s' * (folds > 1)}, from 0")
-    result = _newest(source, rows[rank - 1].member + fold)
+    result = newest(source, read_results(source), rows[rank - 1].member + fold)
     course = course_of(result)
     if course.status == "diverged":
         raise RunDirError(f"member {result.member} diverged: its loss was not finite")
     config = with_full_paths(member_config(tree, search, result.point, result.fold))
-    if any((target / name).exists() for name in ("config.yaml", "checkpoints", "sweep.yaml")):
-        raise RunDirError(f"{target} holds a run already. Choose another directory.")
+    check_free(target)
     setup = make_setup(config, make_mesh(config.mesh, jax.local_devices()[:1]), data)
     arrays = read_weights(source, result.pack)
     last, selected = verified_weights(source, arrays, result, config, setup)
@@ -80,12 +80,18 @@ def export_member(
     return Exported(target, result.member, summary)
 
 
-def _newest(directory: Path, member: int) -> Result:
+def newest(directory: Path, results: Sequence[Result], member: int) -> Result:
     """A member's result of its longest training."""
-    mine = [result for result in read_results(directory) if result.member == member]
+    mine = [result for result in results if result.member == member]
     if not mine:
         raise RunDirError(f"{directory}: member {member} is not on record")
     return max(mine, key=lambda result: result.epochs)
+
+
+def check_free(run_dir: Path) -> None:
+    """Raises RunDirError where there is a run already."""
+    if any((run_dir / name).exists() for name in ("config.yaml", "checkpoints", "sweep.yaml")):
+        raise RunDirError(f"{run_dir} holds a run already. Choose another directory.")
 
 
 def _state(setup: Setup, leaves: dict[str, np.ndarray]) -> TrainState:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import csv
+import importlib
 import io
 import json
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pydantic
 
@@ -16,6 +17,9 @@ from jmlp.errors import ConfigError, RunDirError, TrainingError
 from jmlp.report import Reporter
 from jmlp.training.files import to_json, write_atomically
 from jmlp.types import Json, JsonObject
+
+if TYPE_CHECKING:
+    from jmlp.population.ensemble import Ensemble
 
 
 class Row(NamedTuple):
@@ -65,6 +69,22 @@ class Sweep(NamedTuple):
         if not self.leaderboard:
             raise ConfigError(f"{self.run_dir}: no trial has ended: give it more search.seconds")
         return self.leaderboard[0]
+
+    def ensemble(self, picks: int, to: Path | str, data: object = None) -> Ensemble:
+        """Writes the best ensemble of `picks` members as the run directory `to`.
+
+        Members are picked one by one, some perhaps again, for the monitored metric of all of them
+        together on the validation rows (Caruana et al. 2004).
+
+        Args:
+          data: as of `sweep`, if it was given there.
+
+        Raises:
+          RunDirError, ConfigError: as of `jmlp sweep --ensemble`.
+        """
+        # By name: it reads leaderboards.
+        module = importlib.import_module("jmlp.population.ensemble")
+        return module.export_ensemble(self.run_dir, to, picks, data)
 
     def __repr__(self) -> str:
         lines = [f"Sweep of {self.members} members, by val {self.monitor}; {self.run_dir}"]

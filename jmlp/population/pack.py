@@ -116,9 +116,9 @@ class Pack:
         like = program.abstract._replace(key=())
         last = [pad(start.last, like) for start in starts]
         best = [pad(start.selected, like) for start in starts]
-        self.state = self._placed(_stack(last))
+        self.state = self._placed(stack(last))
         if self._judge.selects:
-            self.best = self._placed(_stack(best))
+            self.best = self._placed(stack(best))
         for member, course in enumerate(self.courses):
             if not course.live:
                 self._saved[member], self._saved_best[member] = last[member], best[member]
@@ -247,14 +247,14 @@ class Pack:
         """Courses, and states on the host."""
         self._leave(set())
         members = range(len(self.courses))
-        last = _stack([self._saved[m] for m in members])
+        last = stack([self._saved[m] for m in members])
         if not self._judge.selects:
             return Ended(self.courses, last, last)
         chosen = [
             self._saved_best[m] if self.courses[m].best is not None else self._saved[m]
             for m in members
         ]
-        return Ended(self.courses, last, _stack(chosen))
+        return Ended(self.courses, last, stack(chosen))
 
 
 def to_host(state: PyTree) -> PyTree:
@@ -270,5 +270,6 @@ def _with_key(state: PyTree, seeds: Leaf) -> PyTree:
     return state._replace(key=jax.vmap(jax.random.key)(seeds))
 
 
-def _stack(states: Sequence[PyTree]) -> PyTree:
+def stack(states: Sequence[PyTree]) -> PyTree:
+    """One tree of these, whose leaves have a leading dim of them."""
     return jax.tree.map(lambda *leaves: np.stack(leaves), *states)

@@ -23,11 +23,11 @@ from jmlp.population.feed import Feed, Order
 from jmlp.population.groups import Group, group_members
 from jmlp.population.judge import ByMonitor, Measured
 from jmlp.population.numbers import numbers_of
-from jmlp.population.pack import Ended, Pack, Start, course_of
+from jmlp.population.pack import Ended, Pack, Start, course_of, stack
 from jmlp.population.program import AXIS, PopulationProgram, Shape
 from jmlp.population.slots import capacity_for, chunk_of, units
 from jmlp.population.store import Result
-from jmlp.population.widths import cut
+from jmlp.population.widths import cut, pad
 from jmlp.sharding.layout import path_of
 from jmlp.sharding.mesh import make_mesh
 from jmlp.training.plan import make_plan
@@ -141,6 +141,29 @@ class Trainer:
         Args:
           starts: of its members, if they have been trained before.
         """
+        setup, running, measured = self._running(pack, stopped)
+        ended = running.train(max(want.until for want in pack.wants), starts)
+        if ended is None:
+            return None
+        return Done(setup, pack.wants, ended, *measured.at_the_end(running, ended.selected))
+
+    def outputs(
+        self, pack: Planned, states: Sequence[Sequence[np.ndarray]], x: np.ndarray
+    ) -> np.ndarray:
+        """(members, N, O) of prepared rows (N, F).
+
+        Args:
+          states: leaves of the state of each member, at its own widths and without the key.
+        """
+        _, running, _ = self._running(pack, lambda: False)
+        padded = [pad(state, running.program.abstract._replace(key=())) for state in states]
+        state = running.arranged(range(len(padded)), stack(padded))
+        made, slots = running.outputs_of(state, x), running.slots
+        found = np.zeros((len(padded), *made.shape[1:]), made.dtype)
+        found[slots.member[slots.live]] = made[slots.live]
+        return found
+
+    def _running(self, pack: Planned, stopped: Callable[[], bool]) -> tuple[Setup, Pack, Measured]:
         configs = [want.config for want in pack.wants]
         setup = self.setup(pack.group.config)
         program = self._program(pack, setup, configs)
@@ -151,11 +174,7 @@ class Trainer:
         feed = Feed([train], orders, width, setup.plan.per_epoch)
         measured = Measured(setup)
         judge = ByMonitor(setup, measured)
-        running = Pack(program, configs, setup.plan, feed, judge, stopped)
-        ended = running.train(max(want.until for want in pack.wants), starts)
-        if ended is None:
-            return None
-        return Done(setup, pack.wants, ended, *measured.at_the_end(running, ended.selected))
+        return setup, Pack(program, configs, setup.plan, feed, judge, stopped), measured
 
     def setup(self, config: Config) -> Setup:
         """A run of the group's config on one device: its checks, rows, metrics and plan."""

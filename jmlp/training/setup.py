@@ -36,7 +36,7 @@ from jmlp.metrics import (
     check_weighted,
     metrics_of,
 )
-from jmlp.model import MLP, NUMBER_EMBEDDINGS, BatchNorm, mlp_of
+from jmlp.model import NUMBER_EMBEDDINGS, BatchNorm, mlp_of
 from jmlp.model.recipes import settled
 from jmlp.optim import hold, make_optimizer
 from jmlp.parallel import strategy_named, strategy_of
@@ -111,7 +111,7 @@ def make_programs(
     start_cache()
     hidden = config.model.hidden
 
-    def make_mlp(rngs: nnx.Rngs) -> MLP:
+    def make_mlp(rngs: nnx.Rngs) -> Any:
         return mlp_of(schema, config.model, chosen.outputs(schema), total_steps, rngs)
 
     if model is None and rules is None:

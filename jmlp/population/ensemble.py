@@ -1,0 +1,232 @@
+"""An ensemble of a sweep's members as a run directory of its own, which holds one model.
+
+Members are chosen by `greedy`, for what they do together on the validation rows.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from jmlp.config import Config, parse_config
+from jmlp.config.fields import expanded
+from jmlp.config.load import read_tree
+from jmlp.data.dataset import Schema
+from jmlp.errors import ConfigError, RunDirError
+from jmlp.model.recipes import settled
+from jmlp.parallel import TrainState
+from jmlp.population.export import check_free, newest
+from jmlp.population.greedy import Together, greedy
+from jmlp.population.leaderboard import read_board
+from jmlp.population.pack import course_of
+from jmlp.population.running import member_config
+from jmlp.population.store import Result, read_results, read_sweep, read_weights
+from jmlp.population.sweep import sweep_config
+from jmlp.population.trainer import Trainer, Want, verified_weights
+from jmlp.programs.evaluation import evaluated
+from jmlp.programs.precision import in_32_bits
+from jmlp.sharding.mesh import make_mesh
+from jmlp.training.progress import Progress
+from jmlp.training.resume import metadata
+from jmlp.training.run_dir import RunDir
+from jmlp.training.setup import (
+    Setup,
+    make_setup,
+    open_checkpoints,
+    resolved,
+    with_full_paths,
+)
+from jmlp.training.summary import summarize
+from jmlp.types import PyTree, Summary
+
+_OUTPUT_BYTES = 1 << 30  # of the outputs that are chosen among
+
+
+class Candidate(NamedTuple):
+    """A member that may be picked."""
+
+    rank: int
+    result: Result
+    config: Config
+    weights: PyTree
+    """(parameters, model state) that it predicts with"""
+    outputs: np.ndarray
+    """(N, O) of the validation rows"""
+
+
+class Pick(NamedTuple):
+    """A member of an ensemble."""
+
+    member: int
+    rank: int
+    weight: float
+    """its share of the mean"""
+    val: float
+    """of it alone"""
+
+
+class Ensemble(NamedTuple):
+    """What `export_ensemble` has written."""
+
+    run_dir: Path
+    members: list[Pick]
+    monitor: str
+    val: float
+    """the monitored metric of all together, on the validation rows"""
+    left_out: int
+    """members of the leaderboard that it could not choose among"""
+    summary: Summary
+
+
+@in_32_bits
+def export_ensemble(
+    directory: Path | str, run_dir: Path | str, picks: int, data: object = None
+) -> Ensemble:
+    """Writes an ensemble of a sweep's members as a run directory, which is one model.
+
+    Args:
+      directory: of the sweep.
+      run_dir: to be written; it must hold no run yet.
+      picks: at most; a member may be picked several times.
+      data: as of `sweep`, if it was given there.
+
+    Raises:
+      RunDirError: there is no such sweep, or `run_dir` holds something.
+      ConfigError: the sweep has folds, no validation rows, or `picks` is below 1.
+    """
+    source, target = expanded(directory), expanded(run_dir)
+    tree, search = sweep_config(read_sweep(source))
+    if picks < 1:
+        raise ConfigError(f"--ensemble={picks}: expected a number of picks, from 1")
+    if search.folds:
+        raise ConfigError(
+            f"--ensemble: the sweep has search.folds={search.folds}: its members have other "
+            "validation rows and scales each. Sweep without folds, or export a member"
+        )
+    check_free(target)
+    board, trainer = read_board(source), Trainer(data)
+    results = read_results(source)
+    found: list[tuple[int, Result, Config]] = []
+    for row in board:
+        result = newest(source, results, row.member)
+        if course_of(result).status != "diverged":
+            config = with_full_paths(member_config(tree, search, result.point, result.fold))
+            task = trainer.dataset(config).schema.task
+            found.append((row.rank, result, settled(config, task)))
+    if not found:
+        raise RunDirError(f"{source}: no member has ended with a finite loss")
+    candidates, first = _candidates(source, trainer, found)
+    setup = trainer.setup(first)
+    val, evaluation = setup.dataset.val, setup.programs.evaluation
+    assert val is not None  # which `_candidates` checks
+    monitor = first.train.monitor
+    judge = Together(evaluation.metric(monitor), evaluation.loss, setup.dataset.schema, val)
+    chosen = greedy([one.outputs for one in candidates], picks, judge)
+    counts = sorted(Counter(chosen).items())
+    members = [candidates[at] for at, _ in counts]
+    listed = [
+        Pick(one.result.member, one.rank, count / len(chosen), one.result.val[monitor])
+        for one, (_, count) in zip(members, counts, strict=True)
+    ]
+    made = _setup(first, members, [count for _, count in counts], setup, data)
+    summary = _write(target, made, members, listed)
+    left = len(board) - len(candidates)
+    return Ensemble(target, listed, monitor, summary["val"][monitor], left, summary)
+
+
+def _candidates(
+    source: Path, trainer: Trainer, found: Sequence[tuple[int, Result, Config]]
+) -> tuple[list[Candidate], Config]:
+    """Members whose outputs mean the same as those of the best, and the config of that one."""
+    first = found[0][2]
+    setup = trainer.setup(first)
+    schema, val = setup.dataset.schema, setup.dataset.val
+    if val is None:
+        raise ConfigError("--ensemble: the sweep has no validation rows to choose members by")
+    schemas: dict[str, Schema] = {}
+
+    def alike(config: Config) -> bool:
+        key = config.model_copy(update={"optim": first.optim, "seed": 0}).model_dump_json()
+        if key not in schemas:
+            schemas[key] = resolved(config, trainer.dataset(config))[1].schema
+        return config.train.loss == first.train.loss and schemas[key] == schema
+
+    size = 4 * val.rows * setup.programs.evaluation.loss.outputs(schema)
+    most = max(1, _OUTPUT_BYTES // size)
+    kept = [one for one in found if alike(one[2])][:most]
+    files = {name: read_weights(source, name) for name in {one[1].pack for one in kept}}
+    candidates: dict[int, Candidate] = {}
+    for pack in trainer.plan([Want(at, one[2], 0) for at, one in enumerate(kept)]):
+        mine, of_group = [want.member for want in pack.wants], trainer.setup(pack.group.config)
+        states: list[list[np.ndarray]] = []
+        for at in mine:
+            _, result, config = kept[at]
+            arrays = verified_weights(source, files[result.pack], result, config, of_group)[1]
+            states.append(list(arrays.values()))
+        outputs = trainer.outputs(pack, states, val.x)
+        for at, leaves, made in zip(mine, states, outputs, strict=True):
+            candidates[at] = Candidate(*kept[at], _weights(of_group, leaves), made)
+    return [candidates[at] for at in range(len(kept))], first
+
+
+def _weights(setup: Setup, leaves: Sequence[np.ndarray]) -> PyTree:
+    """(parameters, model state) to predict with, of the leaves of a state."""
+    structure = jax.tree.structure(setup.programs.abstract._replace(key=()))
+    state: TrainState = jax.tree.unflatten(structure, leaves)
+    return jax.tree.map(np.asarray, evaluated(state))
+
+
+# The run directory.
+
+
+def _setup(
+    first: Config, members: Sequence[Candidate], counts: Sequence[int], setup: Setup, data: object
+) -> Setup:
+    """A run whose model is all of them: the best one's config, but for the model."""
+    tree = read_tree(first.model_dump(mode="json"))
+    model = first.model.model_dump(mode="json")
+    tree["model"] = {
+        "block": "average",
+        "models": [one.config.model.model_dump(mode="json") for one in members],
+        "counts": list(counts),
+        # What the schema and the arithmetic go by.
+        **{key: model[key] for key in ("number_embedding", "dtype")},
+    }
+    tree["optim"] = {**first.optim.model_dump(mode="json"), "ema": 0.0}
+    ends = {"select": "last", "early_stopping": None}
+    tree["train"] = {**first.train.model_dump(mode="json"), **ends}
+    config = parse_config(tree, "ensemble")
+    mesh = make_mesh(config.mesh, jax.local_devices()[:1])
+    return make_setup(config, mesh, data, dataset=setup.dataset)
+
+
+def _write(
+    target: Path, setup: Setup, members: Sequence[Candidate], listed: Sequence[Pick]
+) -> Summary:
+    programs, config = setup.programs, setup.config
+    fresh = programs.init(config.seed)
+    params, model_state = (
+        {"models": {number: one.weights[part] for number, one in enumerate(members)}}
+        for part in (0, 1)
+    )
+    made = fresh._replace(params=params, step=np.asarray(setup.plan.total, fresh.step.dtype))
+    if jax.tree.leaves(model_state):
+        made = made._replace(model_state=model_state)
+    state = jax.device_put(made, programs.shardings)
+    splits = [n for n in ("train", "val", "test") if getattr(setup.dataset, n) is not None]
+    metrics = {n: programs.evaluate(state, getattr(setup.dataset, n)) for n in splits}
+    progress = Progress()
+    with RunDir(target) as run:
+        run.adopt(config)
+        with open_checkpoints(config, run.checkpoints, programs) as checkpoints:
+            checkpoints.save(state, metadata(setup, progress, []), metrics.get("val", {}))
+            checkpoints.wait()
+        summary = summarize(setup, progress, state, setup.plan.total, metrics)
+        summary["ensemble"] = {"members": [pick._asdict() for pick in listed]}
+        run.finish(summary)
+    return summary
