@@ -26,12 +26,12 @@ class Average(nnx.Module):
     ):
         if outputs % config.members:
             raise ConfigError(
-                f"model.counts={list(config.counts)} with {outputs} outputs in all; expected as "
+                f"model.counts={dict(config.counts)} with {outputs} outputs in all; expected as "
                 "many of each"
             )
         each = outputs // config.members
         self.models = nnx.List([mlp_of(schema, one, each, steps, rngs) for one in config.sections])
-        self.counts = config.counts
+        self.counts = config.times
 
     def __call__(self, x_BF: jax.Array, rows: Rows | None = None) -> jax.Array:
         made = [model(x_BF, rows) for model in self.models]

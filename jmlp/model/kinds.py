@@ -7,7 +7,6 @@ is checked without jax.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 import pydantic
@@ -49,38 +48,34 @@ class EnsembleConfig(ModelConfig):
 class AverageConfig(ModelConfig):
     """The `model` section with average."""
 
-    models: tuple[dict[str, Any], ...] = ({},)
-    """The `model` section of each model; other keys than models and counts are not read."""
-    counts: tuple[Count, ...] = (1,)
-    """How often each counts in the mean; not said: once."""
-
-    @pydantic.model_validator(mode="before")
-    @classmethod
-    def _once_each(cls, tree: Any) -> Any:
-        if isinstance(tree, Mapping) and tree.get("models") and not tree.get("counts"):
-            return {**tree, "counts": [1] * len(tree["models"])}
-        return tree
+    models: dict[str, dict[str, Any]] = {}
+    """By a name of each model its `model` section. none: one that has every default."""
+    counts: dict[str, Count] = {}
+    """By these names, how often each counts in the mean: once where it is not said."""
 
     @pydantic.model_validator(mode="after")
-    def _alike(self) -> AverageConfig:
-        if not self.models or len(self.models) != len(self.counts):
-            raise ValueError(
-                f"block=average: {len(self.models)} models and {len(self.counts)} counts; expected "
-                "one or more models, each a `model` section, and as many counts"
-            )
+    def _known(self) -> AverageConfig:
+        if unknown := sorted(self.counts.keys() - self.models.keys()):
+            raise ValueError(f"block=average: counts of {unknown[0]}, which is none of its models")
         if any(one.block == self.block for one in self.sections):
-            raise ValueError("block=average: its models are averages themselves: name theirs")
+            raise ValueError("block=average: one of its models is an average: name its models")
         return self
 
     @property
     def sections(self) -> tuple[ModelConfig, ...]:
-        """Of each model."""
-        return tuple(ModelConfig.model_validate(one) for one in self.models)
+        """Of each model, in the order of their names."""
+        found = [self.models[name] for name in sorted(self.models)]
+        return tuple(ModelConfig.model_validate(one) for one in found or [{}])
+
+    @property
+    def times(self) -> tuple[int, ...]:
+        """How often each counts, in that order."""
+        return tuple(self.counts.get(name, 1) for name in sorted(self.models)) or (1,)
 
     @property
     def members(self) -> int:
         """Models, as often as they count."""
-        return sum(self.counts)
+        return sum(self.times)
 
 
 class PiecewiseLinearConfig(NumbersConfig):

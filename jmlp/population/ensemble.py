@@ -58,6 +58,10 @@ class Candidate(NamedTuple):
     outputs: np.ndarray
     """(N, O) of the validation rows"""
 
+    @property
+    def name(self) -> str:
+        return f"member_{self.result.member}"
+
 
 class Pick(NamedTuple):
     """A member of an ensemble."""
@@ -127,7 +131,8 @@ def export_ensemble(
     monitor = first.train.monitor
     judge = Together(evaluation.metric(monitor), evaluation.loss, setup.dataset.schema, val)
     chosen = greedy([one.outputs for one in candidates], picks, judge)
-    counts = sorted(Counter(chosen).items())
+    # As the config names them: in that order they are the model's.
+    counts = sorted(Counter(chosen).items(), key=lambda one: candidates[one[0]].name)
     members = [candidates[at] for at, _ in counts]
     listed = [
         Pick(one.result.member, one.rank, count / len(chosen), one.result.val[monitor])
@@ -192,8 +197,8 @@ def _setup(
     model = first.model.model_dump(mode="json")
     tree["model"] = {
         "block": "average",
-        "models": [one.config.model.model_dump(mode="json") for one in members],
-        "counts": list(counts),
+        "models": {one.name: one.config.model.model_dump(mode="json") for one in members},
+        "counts": dict(zip((one.name for one in members), counts, strict=True)),
         # What the schema and the arithmetic go by.
         **{key: model[key] for key in ("number_embedding", "dtype")},
     }
@@ -227,6 +232,7 @@ def _write(
             checkpoints.save(state, metadata(setup, progress, []), metrics.get("val", {}))
             checkpoints.wait()
         summary = summarize(setup, progress, state, setup.plan.total, metrics)
-        summary["ensemble"] = {"members": [pick._asdict() for pick in listed]}
+        by_weight = sorted(listed, key=lambda pick: (-pick.weight, pick.rank))
+        summary["ensemble"] = {"members": [pick._asdict() for pick in by_weight]}
         run.finish(summary)
     return summary

@@ -80,7 +80,9 @@ def test_an_ensemble_is_one_model_to_whoever_asks(swept, tmp_path, capsys):
     assert made.val < swept.best.val and made.monitor == "loss"
     assert made.members[0].val == pytest.approx(swept.leaderboard[made.members[0].rank - 1].val)
     said = json.loads((tmp_path / "run" / "summary.json").read_text())
-    assert said["ensemble"]["members"] == [one._asdict() for one in made.members]
+    listed = said["ensemble"]["members"]
+    assert sorted(map(str, listed)) == sorted(str(one._asdict()) for one in made.members)
+    assert [one["weight"] for one in listed] == sorted((one.weight for one in made.members))[::-1]
     assert {"train", "val", "test"} <= said.keys()
 
     x, want = rows()["x"], 0
@@ -132,6 +134,7 @@ def test_mistakes(swept, tmp_path, capsys):
         swept.ensemble(0, tmp_path / "run", data=rows())
     assert main(["sweep", "x.yaml", "--ensemble=3"]) == 2
     assert "--ensemble go with --export DIR" in capsys.readouterr().err
-    with pytest.raises(ConfigError, match="2 models and 1 counts"):
-        jmlp.train({"model": {"block": "average", "models": [{}, {}], "counts": [1]}}, rows())
+    model = {"block": "average", "models": {"a": {}}, "counts": {"b": 2}}
+    with pytest.raises(ConfigError, match="counts of b, which is none of its models"):
+        jmlp.train({"model": model}, rows())
     assert not (tmp_path / "run").exists()
