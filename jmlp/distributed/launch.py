@@ -21,7 +21,13 @@ from typing import NamedTuple
 from jmlp.config import Config
 from jmlp.errors import ConfigError, PeerLost
 
-COMMANDS = ("train", "eval", "predict", "devices")  # what else stands behind -- is a program
+COMMANDS = (
+    "train",
+    "sweep",
+    "eval",
+    "predict",
+    "devices",
+)  # what else stands behind -- is a program
 GRACE_S = 1.0  # for the others to say what they saw before they are killed
 _POLL_S = 0.02
 # A process that ends so has only noticed that another is gone: jax aborts, gloo raises.

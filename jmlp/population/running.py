@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
 from jmlp.checkpoint.digest import fingerprint_of
 from jmlp.config import Config, parse_config
 from jmlp.data.batches import steps_per_epoch
+from jmlp.distributed.agreement import agree, first, gather_texts
 from jmlp.losses import loss_of
 from jmlp.metrics import check_monitor, metrics_of
 from jmlp.model.recipes import settled
@@ -21,7 +24,14 @@ from jmlp.population.leaderboard import Row, Sweep, ranked
 from jmlp.population.methods import Job, make_method
 from jmlp.population.pack import Start, course_of
 from jmlp.population.space import SearchConfig, ends, with_point
-from jmlp.population.store import Machine, Result, SweepDir, read_weights
+from jmlp.population.store import (
+    Machine,
+    Result,
+    SweepDir,
+    as_line,
+    read_weights,
+    results_of,
+)
 from jmlp.population.trainer import (
     Done,
     Planned,
@@ -29,6 +39,7 @@ from jmlp.population.trainer import (
     Want,
     leaves_of,
     own_leaves,
+    shares,
     verified_weights,
 )
 from jmlp.report import Reporter
@@ -116,14 +127,7 @@ class Running:
         self._know(directory.results())
         if self.known:
             self.report.note(f"{len(self.known)} results are on record: going on from there")
-        rows, devices = self.trainer.dataset(self.base).fingerprint, self.trainer.mesh.size
-        then = directory.machine(Machine(rows, devices, self.trainer.pack_bytes))
-        self.trainer.pack_bytes = then.pack_bytes
-        if then.devices != devices:
-            self.report.warn(
-                f"the sweep was begun on {then.devices} devices, here are {devices}: "
-                "it goes on, but no longer bit for bit"
-            )
+        self._check_machine(directory)
 
         def over() -> bool:
             seconds, epochs = self.search.seconds, self.search.epochs
@@ -141,8 +145,24 @@ class Running:
             monitor=self.monitor.name,
             run_dir=directory.path,
             seconds=time.monotonic() - begun,
-            interrupted=stopped(),
+            interrupted=agree(float(stopped()))[0] > 0,
         )
+
+    def _check_machine(self, directory: SweepDir) -> None:
+        """Cuts packs as where the sweep was begun, and says if that was elsewhere."""
+        rows, devices = self.trainer.dataset(self.base).fingerprint, jax.device_count()
+        now = Machine(rows, devices, self.trainer.pack_bytes, self.trainer.processes)
+        then = Machine(**first(lambda: directory.machine(now)._asdict()))
+        self.trainer.pack_bytes = then.pack_bytes
+        old, new = (
+            f"{one.devices} devices of {one.processes} process{'es' * (one.processes > 1)}"
+            for one in (then, now)
+        )
+        if old != new:
+            self.report.warn(
+                f"the sweep was begun on {old}, here are {new}: it goes on, but no longer bit for "
+                "bit"
+            )
 
     def _train(
         self, jobs: Sequence[Job], over: Callable[[], bool], stopped: Callable[[], bool]
@@ -157,18 +177,30 @@ class Running:
             programs = len({id(pack.group) for pack in todo})
             members = sum(len(pack.wants) for pack in todo)
             self.report.note(f"{members} members, {programs} programs, {len(todo)} packs")
-        done = 0
+        mine = shares(todo, self.trainer.processes)[jax.process_index()]
+        done, begun = 0, self._epochs
+        whole, found = True, list[Result]()
         with self.report.progress(0, max(steps, 1)):
-            for pack in todo:
-                if over():
-                    return False
-                ended = self.trainer.train(pack, stopped, self._starts(pack))
+            for pack in mine:
+                ended = None if over() else self.trainer.train(pack, stopped, self._starts(pack))
                 if ended is None:
-                    return False
-                self._keep(_name(ended, epochs), ended, epochs)
+                    whole = False
+                    break
+                found += self._keep(_name(ended, epochs), ended, epochs)
                 done += pack.steps
                 self.report.advance(done, self._best_so_far(), 0.0)
-        return True
+        return self._told(whole, found, self._epochs - begun)
+
+    def _told(self, whole: bool, found: Sequence[Result], epochs: float) -> bool:
+        """Tells the other processes what this one has found, and is told; whether all is done."""
+        if self.trainer.processes == 1:
+            return whole
+        for process, text in enumerate(gather_texts(json.dumps([whole, epochs, as_line(found)]))):
+            if process != jax.process_index():
+                its, more, line = json.loads(text)
+                whole, self._epochs = whole and its, self._epochs + more
+                self._know(results_of(line))
+        return whole
 
     def _left(self, wants: Sequence[Want], epochs: Mapping[int, float]) -> list[Planned]:
         """The packs that are not on record.
@@ -223,7 +255,7 @@ class Running:
                 starts[want.member] = Start(course_of(before), last, selected)
         return [starts[want.member] for want in pack.wants] if starts else None
 
-    def _keep(self, name: str, done: Done, epochs: dict[int, float]) -> None:
+    def _keep(self, name: str, done: Done, epochs: dict[int, float]) -> list[Result]:
         """Writes a pack's weights, then its results."""
         ended = done.ended
         last, selected = leaves_of(ended.last), leaves_of(ended.selected)
@@ -255,6 +287,7 @@ class Running:
         self.directory.save(name, arrays)
         self.directory.record(results)
         self._know(results)
+        return results
 
     def _know(self, results: Sequence[Result]) -> None:
         for result in results:

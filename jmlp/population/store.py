@@ -2,7 +2,8 @@
 
 - sweep.yaml: the config with its `search` section
 - machine.json: the rows and the devices that it was begun with
-- trials.jsonl: a line a pack, with the result of each of its members
+- trials.jsonl: a line a pack, with the result of each of its members; trials_1.jsonl and so on of
+  the other processes, where there are several
 - weights/PACK.npz: states of the members of a pack, one array a leaf, members first
 - leaderboard.csv, summary.json: at the end
 - LOCK: held by the one writer
@@ -16,12 +17,14 @@ from __future__ import annotations
 import io
 import json
 import os
+import time
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from socket import gethostname
+from typing import Annotated, Any, NamedTuple, Self
 
 import numpy as np
 import pydantic
@@ -42,6 +45,7 @@ class Machine(NamedTuple):
     devices: int
     pack_bytes: int
     """of members in flight"""
+    processes: int = 1
 
 
 class Result(NamedTuple):
@@ -66,6 +70,8 @@ class Result(NamedTuple):
 
 class SweepDir(RunDir):
     """A sweep's directory, which this process writes. Use it in `with`: it holds the lock."""
+
+    records = "trials.jsonl"
 
     def begin(self, tree: JsonObject) -> None:
         """Writes sweep.yaml, or checks that it says the same.
@@ -101,13 +107,12 @@ class SweepDir(RunDir):
 
     def record(self, results: Sequence[Result]) -> None:
         """Appends the results of a pack; they are on disk when this returns."""
-        path = self.path / "trials.jsonl"
-        line = _sealed(to_json([dict(result._asdict()) for result in results]).encode())
+        path = self.path / self.records
         with _written(path), open(path, "ab") as file:
             if file.tell() and not _ends_whole(path):
                 file.truncate(_whole_lines(path))
                 file.seek(0, os.SEEK_END)
-            file.write(line)
+            file.write(as_line(results).encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
 
@@ -123,8 +128,8 @@ class SweepDir(RunDir):
                 write_atomically(path, to_json(dict(now._asdict())) + "\n")
         try:
             then = _MACHINE.validate_json(path.read_bytes(), strict=True)
-            if then.devices < 1 or then.pack_bytes < 1:
-                raise ValueError(f"devices={then.devices}, pack_bytes={then.pack_bytes}")
+            if min(then.devices, then.pack_bytes, then.processes) < 1:
+                raise ValueError(f"{then._asdict()}: expected numbers from 1")
         except (OSError, ValueError) as error:
             said = str(error).splitlines()[0]
             raise RunDirError(f"{path}: damaged: {said}. Delete it to go on.") from None
@@ -152,6 +157,31 @@ class SweepDir(RunDir):
                     temporary.unlink(missing_ok=True)
 
 
+class SweepShare(SweepDir):
+    """The directory to a process beside the first: it adds weights, and a file of results."""
+
+    def __init__(self, path: Path | str, process: int):
+        super().__init__(path)
+        self.records = f"trials_{process}.jsonl"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def begin(self, tree: JsonObject) -> None:
+        """Returns when what the first process makes is seen here."""
+        deadline = time.monotonic() + 30
+        while not (self.path / "weights").is_dir():
+            if time.monotonic() > deadline:
+                raise RunDirError(
+                    f"{gethostname()} does not see {self.path.absolute()}, which process 0 has "
+                    "made: --run-dir must lie on a file system that all processes share"
+                )
+            time.sleep(0.1)
+
+
 def read_sweep(path: Path | str) -> JsonObject:
     """The config of the sweep in a directory. Raises RunDirError if there is none."""
     file = Path(path) / "sweep.yaml"
@@ -166,25 +196,36 @@ def read_results(path: Path | str) -> list[Result]:
     Raises:
       RunDirError: a line before the last is damaged.
     """
-    file = Path(path) / "trials.jsonl"
-    try:
-        lines = file.read_bytes().split(b"\n")
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        raise RunDirError(f"{file}: cannot be read: {error.strerror}") from None
     found: list[Result] = []
-    for number, line in enumerate(lines[:-1], 1):  # what follows the last newline is torn
+    for file in [Path(path) / "trials.jsonl", *sorted(Path(path).glob("trials_*.jsonl"))]:
         try:
-            pack = json.loads(_unsealed(line))
-            if not isinstance(pack, list):
-                raise ValueError
-            found += map(_result, pack)
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-            raise RunDirError(
-                f"{file} line {number}: damaged. Take the line out to have its trials run again."
-            ) from None
+            lines = file.read_bytes().split(b"\n")
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise RunDirError(f"{file}: cannot be read: {error.strerror}") from None
+        for number, line in enumerate(lines[:-1], 1):  # what follows the last newline is torn
+            try:
+                found += results_of(line)
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+                raise RunDirError(
+                    f"{file} line {number}: damaged. Take the line out to have its trials run "
+                    "again."
+                ) from None
     return found
+
+
+def as_line(results: Sequence[Result]) -> str:
+    """Results as JSON with their checksum, without a newline."""
+    return _sealed(to_json([dict(result._asdict()) for result in results]).encode()).decode()
+
+
+def results_of(line: bytes | str) -> list[Result]:
+    """What `as_line` wrote. Raises ValueError, KeyError, TypeError, AttributeError: it did not."""
+    pack = json.loads(_unsealed(line.encode() if isinstance(line, str) else line))
+    if not isinstance(pack, list):
+        raise ValueError
+    return [_result(tree) for tree in pack]
 
 
 def _result(tree: JsonObject) -> Result:
@@ -221,7 +262,7 @@ _SEAL = b', {"crc32": "'
 
 def _sealed(pack: bytes) -> bytes:
     """A line of a JSON list, with its checksum as one more object of it."""
-    return pack[:-1] + _SEAL + f'{zlib.crc32(pack):08x}"}}]\n'.encode()
+    return pack[:-1] + _SEAL + f'{zlib.crc32(pack):08x}"}}]'.encode()
 
 
 def _unsealed(line: bytes) -> bytes:

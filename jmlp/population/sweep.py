@@ -18,12 +18,13 @@ import pydantic
 from jmlp.config import parse_config
 from jmlp.config.fields import expanded
 from jmlp.config.load import read_tree
+from jmlp.distributed.agreement import is_first, peers, together
 from jmlp.distributed.forks import refuse_forked
 from jmlp.errors import ConfigError
 from jmlp.population.leaderboard import Sweep
 from jmlp.population.running import Running
 from jmlp.population.space import SearchConfig, check_space, with_point
-from jmlp.population.store import SweepDir
+from jmlp.population.store import SweepDir, SweepShare
 from jmlp.population.trainer import Planned
 from jmlp.programs.precision import in_32_bits
 from jmlp.report import Reporter
@@ -56,18 +57,19 @@ def sweep(
     """
     refuse_forked()
     tree, settings = sweep_config(config, search)
-    report = report or Reporter.heard(verbose)
+    report = (report or Reporter.heard(verbose)) if is_first() else Reporter.silent()
     path = expanded(run_dir) if run_dir is not None else default_dir(config)
-    if jax.process_count() > 1:
-        raise ConfigError("jmlp sweep runs in one process, over all of its devices")
     with ExitStack() as stack:
         stop = stack.enter_context(stop_on_signal(hand_on=True))
         stack.enter_context(np.errstate(all="warn", under="ignore"))
-        directory = stack.enter_context(SweepDir(path))
-        running = Running(tree, settings, data, report)
-        directory.begin({**tree, "search": settings.model_dump(mode="json")})
-        found = running.run(directory, lambda: stop.number > 0)
-        found.write()
+        mine = SweepDir(path) if is_first() else SweepShare(path, jax.process_index())
+        directory = together(stack.enter_context, mine)
+        running = together(Running, tree, settings, data, report)
+        together(directory.begin, {**tree, "search": settings.model_dump(mode="json")})
+        with peers():
+            found = running.run(directory, lambda: stop.number > 0)
+        if is_first():
+            found.write()
         if found.interrupted:
             stop.said = (
                 f"stopped after {found.members} members; saved in {path}: "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -20,7 +21,7 @@ from jmlp.data.spool import available_bytes
 from jmlp.errors import ConfigError, RunDirError
 from jmlp.parallel import TrainState
 from jmlp.population.feed import Feed, Order
-from jmlp.population.groups import Group, group_members
+from jmlp.population.groups import COMPILE_S, Group, group_members
 from jmlp.population.judge import ByMonitor, Measured
 from jmlp.population.numbers import numbers_of
 from jmlp.population.pack import Ended, Pack, Start, course_of, stack
@@ -70,6 +71,11 @@ class Planned(NamedTuple):
         """Steps of all its members together."""
         return sum(want.until - want.begun for want in self.wants)
 
+    @property
+    def seconds(self) -> float:
+        """Estimated, of training."""
+        return self.group.seconds * len(self.wants) / max(1, len(self.group.members))
+
 
 class Done(NamedTuple):
     """A pack when it has been trained."""
@@ -92,6 +98,7 @@ class Trainer:
 
     def __init__(self, data: object = None, pack_bytes: int | None = None):
         self._data = data
+        self.processes = jax.process_count()
         self.mesh = Mesh(np.array(jax.local_devices()), (AXIS,))
         self.pack_bytes = pack_bytes or room()
         self._datasets: dict[str, Dataset] = {}
@@ -127,7 +134,7 @@ class Trainer:
             values = values_of_member(group.config, schema.features, schema.outputs)
             most = max(1, self.pack_bytes // (values * 4 * 6 + 1))
             most = min(most, max(1, int(len(mine) * _PACK_S / max(group.seconds, 1e-9))))
-            for part, shape in cut_into_packs(seeds, values, most, self.mesh):
+            for part, shape in cut_into_packs(seeds, values, most, self.mesh, self.processes):
                 yield Planned(group, [mine[at] for at in part], *shape)
 
     def train(
@@ -211,8 +218,26 @@ class Trainer:
         return self._programs[key]
 
 
+def shares(packs: Sequence[Planned], processes: int) -> list[list[Planned]]:
+    """The packs of each process: each to the one with least to do, the costliest first.
+
+    A process that has a program of a pack already need not compile it.
+    """
+    found: list[list[Planned]] = [[] for _ in range(processes)]
+    load = [0.0] * processes
+    for pack in sorted(packs, key=lambda pack: -pack.seconds):
+        costs = [
+            load[at] + pack.seconds + COMPILE_S * all(one.group is not pack.group for one in mine)
+            for at, mine in enumerate(found)
+        ]
+        least = costs.index(min(costs))
+        found[least].append(pack)
+        load[least] = costs[least]
+    return found
+
+
 def cut_into_packs(
-    orders: Sequence[Hashable], values: int, most: int, mesh: Mesh
+    orders: Sequence[Hashable], values: int, most: int, mesh: Mesh, processes: int = 1
 ) -> Iterator[tuple[Sequence[int], tuple[int, int, bool]]]:
     """(members, (chunk, capacity, one order)) of each pack of a group.
 
@@ -220,9 +245,14 @@ def cut_into_packs(
       orders: of rows, of each member.
       values: parameters of a member.
       most: members of a pack, about.
+      mesh: of each of the processes.
     """
     on_cpu = mesh.devices.flat[0].platform == "cpu"
     chunk = chunk_of(values, len(orders), mesh.size, on_cpu)
+    if processes > 1:  # a pack for each, at least
+        most = min(most, math.ceil(len(orders) / processes))
+        fits = max(1, most // mesh.size)
+        chunk = min(chunk, 1 << (fits.bit_length() - 1)) if on_cpu else min(chunk, fits)
     different = len(set(orders))
     one_order = different == 1 or len(orders) >= different * chunk
     turn = chunk * mesh.size

@@ -82,7 +82,7 @@ def test_an_ensemble_is_one_model_to_whoever_asks(swept, tmp_path, capsys):
     said = json.loads((tmp_path / "run" / "summary.json").read_text())
     listed = said["ensemble"]["members"]
     assert sorted(map(str, listed)) == sorted(str(one._asdict()) for one in made.members)
-    assert [one["weight"] for one in listed] == sorted((one.weight for one in made.members))[::-1]
+    assert [one["weight"] for one in listed] == sorted(one.weight for one in made.members)[::-1]
     assert {"train", "val", "test"} <= said.keys()
 
     x, want = rows()["x"], 0
