@@ -1,0 +1,136 @@
+"""What one device holds and does in a step, of a config: shapes and traces, nothing allocated.
+
+The state is that of the real set-up, by `jax.eval_shape`; the step of one device is traced once
+for each way that layers are cut, over `liveness.ROWS` rows, and serves all numbers of rows.
+"""
+
+# optax has no stubs.
+# pyright: reportMissingTypeStubs=false
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AbstractMesh, AxisType
+from flax import nnx
+
+from jmlp.config import Config
+from jmlp.config.sections import MeshConfig
+from jmlp.data.dataset import Schema
+from jmlp.data.preparation import dtype_of
+from jmlp.losses import Loss, loss_of
+from jmlp.losses.members import clipped, of_members
+from jmlp.model import MLP, mlp_of
+from jmlp.optim import make_optimizer
+from jmlp.parallel import strategy_of
+from jmlp.parallel.single import SINGLE
+from jmlp.parallel.state import TrainState, init_state
+from jmlp.parallel.strategy import StepContext
+from jmlp.planner.liveness import ROWS, Program, program_of
+from jmlp.programs.precision import in_32_bits
+from jmlp.sharding import layout
+from jmlp.sharding.mesh import AXES
+from jmlp.sharding.tensor_parallel import kinds
+
+STEPS = 1000  # of a run, where only shapes count
+
+
+class Workload(NamedTuple):
+    """What is to be trained, whatever it is trained on."""
+
+    config: Config
+    schema: Schema
+    rows: int
+    """of the training split"""
+
+    @property
+    def row_bytes(self) -> int:
+        """Of a row and its target, as they lie on devices."""
+        targets = 1 if self.schema.task == "classification" else self.schema.outputs
+        return self.schema.features * np.dtype(dtype_of(self.schema)).itemsize + 4 * targets
+
+
+def abstract_mesh(config: MeshConfig) -> AbstractMesh:
+    """The mesh of a config whose sizes are numbers, of devices that need not be there."""
+    sizes = tuple(getattr(config, axis) for axis in AXES)
+    return AbstractMesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def rules_of(config: Config) -> list[layout.Rule]:
+    """How parameters are split over `mesh.model`."""
+    rules = layout.mlp_rules(config.model.hidden, config.mesh.model)
+    return rules + (layout.TABLE_RULES if strategy_of(config).by_compiler(config) else [])
+
+
+class Traced(NamedTuple):
+    """One device's step, and the whole state."""
+
+    state: TrainState
+    """shapes of all of it, on one device"""
+    program: Program
+    """of this device's layers, over `ROWS` rows a micro-batch"""
+
+
+def loss_for(config: Config, schema: Schema) -> Loss:
+    """What is differentiated."""
+    chosen = clipped(loss_of(config.train.loss, schema), schema)
+    return of_members(chosen, schema, getattr(config.model, "members", 1))
+
+
+class Tracer:
+    """Traces steps of configs, once for all that differ in nothing that a trace depends on."""
+
+    def __init__(self) -> None:
+        self._kept: dict[str, Traced] = {}
+
+    @in_32_bits
+    def of(self, config: Config, schema: Schema) -> Traced:
+        """The state and the step of a config."""
+        parts = (config.model, config.optim, config.train, schema)
+        key = "\n".join([*(part.model_dump_json() for part in parts), str(config.mesh.model)])
+        if key not in self._kept:
+            state = _state(config, schema, config.model.hidden)
+            self._kept[key] = Traced(state, _program(config, schema))
+        return self._kept[key]
+
+
+def _make(config: Config, schema: Schema, hidden: tuple[int, ...], rngs: nnx.Rngs) -> MLP:
+    outputs = loss_for(config, schema).outputs(schema)
+    model = config.model.model_copy(update={"hidden": hidden})
+    return mlp_of(schema, model, outputs, STEPS, rngs)
+
+
+def _state(config: Config, schema: Schema, hidden: tuple[int, ...]) -> TrainState:
+    tx = make_optimizer(config.optim, STEPS, config.train.freeze)
+    make = functools.partial(_make, config, schema, hidden)
+    return jax.eval_shape(lambda seed: init_state(make, tx, seed), np.uint32(0))
+
+
+def _program(config: Config, schema: Schema) -> Program:
+    """One device's step: layers that `mesh.model` cuts are as wide as its share."""
+    parts, hidden = config.mesh.model, config.model.hidden
+    cut = tuple(
+        width // parts if kind == "column" else width
+        for width, kind in zip(hidden, kinds(hidden, parts), strict=False)
+    )
+    state = _state(config, schema, cut)
+    graphdef = nnx.graphdef(
+        nnx.eval_shape(lambda: _make(config, schema, cut, nnx.Rngs(0)))
+    )
+    tx = make_optimizer(config.optim, STEPS, config.train.freeze)
+    alone = config.model_copy(update={"mesh": MeshConfig(data=1)})
+    loss = loss_for(config, schema).in_training(config.train.label_smoothing)
+    step = SINGLE.build(StepContext(graphdef, tx, None, alone, (), loss))  # type: ignore[arg-type]  # one device needs no mesh
+    rows = ROWS * config.optim.accumulate
+    number = schema.task == "classification"
+    batch = {
+        "x": jax.ShapeDtypeStruct((rows, schema.features), jnp.float32),
+        "y": jax.ShapeDtypeStruct((rows,), jnp.int32) if number
+        else jax.ShapeDtypeStruct((rows, schema.outputs), jnp.float32),
+        "weight": jax.ShapeDtypeStruct((rows,), jnp.float32),
+    }  # fmt: skip
+    return program_of(jax.make_jaxpr(step)(state, batch))
