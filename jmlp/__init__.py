@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from jmlp.distributed import forks as forks  # it sees forks from here on
 
 if TYPE_CHECKING:
+    from jmlp.analysis.plans import plan
     from jmlp.config import Config, load_config
     from jmlp.data import SOURCES
     from jmlp.distributed.joining import join
@@ -33,14 +34,15 @@ _HOME = {
     "MLPClassifier": "estimators", "MLPRegressor": "estimators",
     "PopulationSearchCV": "estimators",
     "STEPS": "parallel", "Callback": "training.callbacks",
-    "evaluate": "inference", "open_run": "inference", "predict": "inference",
+    "evaluate": "inference", "open_run": "inference", "plan": "analysis.plans",
+    "predict": "inference",
     "prepare": "training.setup", "sweep": "population.sweep", "train": "training.run",
 }  # fmt: skip
 
 __all__ = [
     "MLP", "SOURCES", "STEPS", "Callback", "Config", "JmlpError", "MLPClassifier", "MLPRegressor",
-    "PopulationSearchCV", "evaluate", "join", "load_config", "make_mesh", "open_run", "predict",
-    "prepare", "simulate_devices", "sweep", "train",
+    "PopulationSearchCV", "evaluate", "join", "load_config", "make_mesh", "open_run", "plan",
+    "predict", "prepare", "simulate_devices", "sweep", "train",
 ]  # fmt: skip
 
 

@@ -35,6 +35,7 @@ from jmlp.cli.flags import (
     train_help,
     with_full_paths,
 )
+from jmlp.cli.plan import Plan, run_plan
 from jmlp.cli.search import run_sweep
 from jmlp.errors import JmlpError
 
@@ -67,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     flags_type, run = COMMANDS[name]
     overrides: list[str] = []
     try:
-        if name in ("train", "sweep", "eval", "predict", "export", "inspect"):
+        if name in ("train", "sweep", "plan", "eval", "predict", "export", "inspect"):
             rest, overrides = split_overrides(rest, flags_type)
         elif name == "launch" and "--" in rest:
             rest, overrides = rest[: rest.index("--")], rest[rest.index("--") + 1 :]
@@ -102,6 +103,7 @@ def _first_line(flags: type) -> str:
 COMMANDS: dict[str, tuple[type, Callable[[Any, list[str]], int]]] = {
     "train": (Train, run_train),
     "sweep": (Sweep, run_sweep),
+    "plan": (Plan, run_plan),
     "eval": (Eval, run_eval),
     "predict": (Predict, run_predict),
     "export": (Export, run_export),

@@ -131,8 +131,14 @@ def sent_in_step(config: Config, traced: Traced, target: Target, rows: int) -> l
     if mesh.fsdp > 1:
         line = line_of("fsdp", config, target)
         share = (line.n - 1) / line.n * 4 * parameters / mesh.model
-        # Gathered once for use, gradients scattered once.
-        found.append(_sent(line, "parameters and gradients", 2 * (line.n - 1), 2 * share))
+        # Gathered once for use, kernel by kernel; gradients scattered once.
+        kernels = sum(leaf.ndim > 1 for leaf in leaves)
+        rounds = (line.n - 1) * (kernels + 1)
+        found.append(_sent(line, "parameters and gradients", rounds, 2 * share))
+    if config.model.norm == "batch" and config.step != "local":
+        for axis in ("data", "fsdp"):
+            if getattr(mesh, axis) > 1:
+                found.append(_of_batch_norm(config, line_of(axis, config, target)))
     itemsize = 2 if config.model.dtype == "bfloat16" else 4
     if mesh.model > 1:
         line = line_of("model", config, target)
@@ -154,6 +160,14 @@ def sent_in_step(config: Config, traced: Traced, target: Target, rows: int) -> l
 def _sent(line: Line, what: str, rounds: int, nbytes: float) -> Sent:
     latency, transfer = line.simple(rounds, nbytes)
     return Sent(line.axis, what, nbytes, latency, transfer, line.slow is not None)
+
+
+def _of_batch_norm(config: Config, line: Line) -> Sent:
+    """Sums of a mean and a variance forward, and of both backward, layer by layer."""
+    hidden = config.model.hidden
+    nbytes = 2 * (line.n - 1) / line.n * 4 * 4 * sum(hidden)
+    rounds = 4 * len(hidden) * 2 * math.ceil(math.log2(line.n))
+    return _sent(line, "statistics of batch norm", rounds, nbytes)
 
 
 def _over_data(

@@ -146,6 +146,10 @@ class Target(NamedTuple):
         room = hardware.memory_bytes.value * hardware.memory_share.value
         return room / self.devices if hardware.shared else room
 
+    def devices_sharing(self, used: int) -> int:
+        """How many devices' work one machine's rates serve."""
+        return used if self.hardware.shared else 1
+
 
 def kinds() -> list[str]:
     """The names of files that come with jmlp."""

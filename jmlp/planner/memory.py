@@ -3,13 +3,15 @@
 State and rows lie as `sharding.layout` has them. What a step needs besides follows from who is
 alive when in its trace (`liveness`), and from copies that exchanges make:
 
-- gradients that were summed over devices are written beside the devices' own;
+- a batch is looked up in the rows, or cut from a block, and written;
+- gradients that were summed over devices are written beside the devices' own, when activations
+  are gone: the larger of the two moments counts;
 - fsdp gathers parameters for use, and they stay until the backward pass is done;
 - a pipeline keeps the inputs of its stages, and layers in use beside those at rest.
 
-`BESIDE` is what the compiler was seen to write besides: constants of measurement, not of theory,
-from XLA for processors. On accelerators it may do with less, so that what fits by this formula
-should fit there; `jmlp plan --compile` asks the compiler.
+The constants below were measured: they are what XLA for processors was seen to write besides. On
+accelerators it may do with less, so that what fits by this formula should fit there;
+`jmlp plan --compile` asks the compiler.
 """
 
 # jax's trees have no type.
@@ -26,17 +28,32 @@ from jmlp.config import Config
 from jmlp.data.batches import padded_size
 from jmlp.parallel import strategy_of
 from jmlp.parallel.pipeline import make_plan
+from jmlp.parallel.pipeline_handover import Handover
 from jmlp.parallel.pipeline_stages import kept_bytes
 from jmlp.planner.exchange import make_reducer
+from jmlp.planner.liveness import ROWS
 from jmlp.planner.workload import Traced, Workload, abstract_mesh, rules_of
 from jmlp.sharding import layout
 from jmlp.sharding.layout import bytes_per_device
+from jmlp.sharding.tensor_parallel import kinds
 from jmlp.types import PyTree
 
-BESIDE = {"layer": 4.0, "rms": 3.0, "batch": 1.0, "dropout": 1.0}
-"""arrays of a hidden layer's rows and features, by what the layer has, as measured"""
+BESIDE = {"layer": 2.2, "rms": 1.2, "batch": 1.0, "dropout": 1.1}
+"""arrays of a hidden layer's rows and features, by what the layer has"""
+BESIDE_MANY = BESIDE | {"layer": 3.9, "rms": 3.1}
+"""the same from `MANY` rows on"""
+MANY = 3072
+SPLIT_NORM = 2.0
+"""such arrays more, of layers whose input is split over `model` and whose norm is whole"""
 MUON = 5.0
-"""copies of the kernels that the optimizer works on, as measured"""
+"""copies of the kernels that the optimizer works on"""
+EXCHANGED = {"psum": 0.9, "local": 0.8, "vectors": 1.5, "coded": 5.3}
+"""copies of the gradients beside those that are alive: by XLA's own sum one by one; under
+step=local; as vectors of a topology; by a reducer that compresses"""
+STAGE = 4.0
+"""copies of a stage's layers in use: on their way there, in use, their gradients, and back"""
+BRANCH = 1.15
+"""what a branch of a switch keeps, by what a layer keeps elsewhere"""
 BLOCK_BYTES = 16 << 20
 """of rows that are sent from the host, as training.feed has it"""
 RESIDENT_SHARE = 0.25
@@ -102,19 +119,21 @@ def memory_of(
     parameters = held((params, state.model_state), (places.params, places.model_state))
     optimizer = held(state.opt_state, places.opt_state)
     used = in_use(traced, config)
-    exchange, gradients = 0.0, used
-    if strategy.name == "local":
-        own = 2 if config.local.method == "diloco" and config.local.outer_momentum else 1
-        exchange += own * parameters
+    rows = local_rows(config)
+    batch = rows * (4 * work.schema.features + 8.0)
+    kept = _kept_by_exchange(traced, config, parameters)
     if strategy.stages:
-        activations, gradients, copies = _of_pipeline(traced, config, used)
-        exchange += copies
+        alive, used = _of_pipeline(traced, config)
+        alive += batch  # once more, cut into microbatches
     else:
-        activations = _alive(traced, config) - gradients
-        exchange += _copies(traced, config, used)
-    activations += local_rows(config) * (4 * work.schema.features + 8)
+        alive = _alive(traced, config)
+    most = _with_copies(config, alive + batch, used)
+    if config.mesh.fsdp > 1:
+        kept += used
+    if config.optim.accumulate > 1 and layout.batch_parts(mesh) > 1:
+        kept += used  # each micro-batch's, summed over devices, beside the sum so far
     return Memory(
-        parameters, optimizer, gradients, activations, exchange,
+        parameters, optimizer, used, alive + batch - used, kept + most - alive - batch,
         rows_bytes(work, config, room_bytes, blocks),
     )  # fmt: skip
 
@@ -127,10 +146,15 @@ def _alive(traced: Traced, config: Config) -> float:
 
 def _beside(config: Config, rows: int) -> float:
     model, parts = config.model, config.mesh.model
-    arrays = BESIDE.get(model.norm, 0.0) + (BESIDE["dropout"] if model.dropout else 0.0)
+    beside = BESIDE if rows < MANY else BESIDE_MANY
+    arrays = beside.get(model.norm, 0.0) + (beside["dropout"] if model.dropout else 0.0)
     itemsize = 2 if model.dtype == "bfloat16" else 4
     features = sum(width / (parts if width % parts == 0 else 1) for width in model.hidden)
-    return arrays * rows * features * itemsize
+    split = 0.0
+    if parts > 2 and model.norm in ("layer", "rms"):
+        cuts = zip(model.hidden, kinds(model.hidden, parts), strict=False)
+        split = SPLIT_NORM * sum(width for width, kind in cuts if kind == "row")
+    return (arrays * features + split) * rows * itemsize
 
 
 def _of_optimizer(traced: Traced, config: Config) -> float:
@@ -140,35 +164,54 @@ def _of_optimizer(traced: Traced, config: Config) -> float:
     return MUON * 4 * sum(leaf.size for leaf in kernels)
 
 
-def _copies(traced: Traced, config: Config, used: float) -> float:
-    """Of what is sent over `data` and `fsdp`, and what a reducer keeps."""
-    mesh, copies = config.mesh, 0.0
-    if config.step == "single":
-        return copies
-    if mesh.fsdp > 1:
-        copies += used
-    if layout.batch_parts(abstract_mesh(mesh)) > 1:
-        copies += used / (mesh.fsdp if mesh.fsdp > 1 else 1)
+def _with_copies(config: Config, alive: float, used: float) -> float:
+    """What is alive at most, with the gradients' copies while they are summed over devices."""
+    parts = layout.batch_parts(abstract_mesh(config.mesh))
+    if strategy_of(config).exchanges_itself:
+        coded = config.comm.reducer.name != "none"
+        by_topology = "psum" if config.comm.all_reduce == "psum" else "vectors"
+        way = "coded" if coded else "local" if config.step == "local" else by_topology
+        return alive + EXCHANGED[way] * used
+    if parts == 1 or strategy_of(config).stages:
+        return alive
+    return max(alive, used * (1 + 1 / config.mesh.fsdp))
+
+
+def _kept_by_exchange(traced: Traced, config: Config, parameters: float) -> float:
+    """State that a way of exchanging adds to the run's."""
+    kept = 0.0
+    if config.step == "local":  # each device's own parameters, and the outer step's momentum
+        outer = config.local.method == "diloco" and config.local.outer_momentum
+        kept += (2 if outer else 1) * parameters
     if strategy_of(config).exchanges_itself:
         reducer = make_reducer(config, None)
-        kept = jax.eval_shape(lambda: reducer.init(traced.state.params, int(mesh.data)))
-        copies += sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(kept))
-    return copies
+        state = jax.eval_shape(lambda: reducer.init(traced.state.params, int(config.mesh.data)))
+        kept += sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+    return kept
 
 
-def _of_pipeline(traced: Traced, config: Config, used: float) -> tuple[float, float, float]:
-    """(activations, gradients, copies) under step=pipeline."""
-    mesh = abstract_mesh(config.mesh)
-    plan = make_plan(traced.state.params, mesh, config)  # type: ignore[arg-type]  # sizes are enough
+def _of_pipeline(traced: Traced, config: Config) -> tuple[float, float]:
+    """(what is alive, gradients in it) under step=pipeline."""
+    mesh, params = abstract_mesh(config.mesh), traced.state.params
+    plan = make_plan(params, mesh, config)  # type: ignore[arg-type]  # sizes are enough
+    shardings = layout.param_shardings(params, mesh, rules_of(config))
+    handover = Handover(plan, jax.tree.map(lambda place: place.spec, shardings))
+    makes = {slot: plan.layers[number].params for number, slot in handover.slot.items()}
+    used = 4.0 * sum(makes.values())
     rows = local_rows(config) // config.pipeline.microbatches
     itemsize = 2 if config.model.dtype == "bfloat16" else 4
-    kept = kept_bytes(plan, rows, itemsize, config.pipeline.remat)
-    one = max(sum(plan.layers[n].width for n in plan.layers_of(s)) for s in range(len(plan.stages)))
-    working = 3.0 * rows * one * itemsize
-    most = 4 * max(
-        sum(plan.layers[n].params for n in plan.layers_of(s)) for s in range(len(plan.stages))
-    )
-    return kept + working, float(most), 2.0 * most
+    ticks = plan.schedule.ticks
+    row = traced.program.peak(2 * ROWS) - traced.program.peak(ROWS)
+    working = row / ROWS * rows + _beside(config, rows)  # of all layers: one program serves stages
+    if config.pipeline.remat:
+        kept = kept_bytes(plan, rows, itemsize, True)
+        share = max(plan.cost(stage) for stage in range(len(plan.stages)))
+        share /= sum(layer.flops for layer in plan.layers)
+        return STAGE * used + kept + BRANCH * share * working, used
+    # Each tick keeps what its stage's products need, the layers themselves included: all but the
+    # first, whose input needs no gradient.
+    again = used - 4.0 * plan.layers[0].params
+    return used + ticks * (again + BRANCH * working), used
 
 
 def rows_bytes(work: Workload, config: Config, room_bytes: float, blocks: int) -> float:

@@ -1,0 +1,181 @@
+"""`jmlp plan` and `jmlp.plan`: what to train a config as, before it is trained."""
+
+import os
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jmlp.analysis.compiled import Compiled, compile_plan
+from jmlp.config import Config, parse_config
+from jmlp.data.dataset import Schema
+from jmlp.errors import ConfigError, DataError
+from jmlp.model.recipes import settled
+from jmlp.planner.candidates import ALSO, Also
+from jmlp.planner.hardware import Target, target
+from jmlp.planner.here import here
+from jmlp.planner.memory import RESIDENT_SHARE
+from jmlp.planner.planning import Plan, Plans, plan_all
+from jmlp.planner.workload import Workload
+from jmlp.training.setup import load_dataset
+from jmlp.types import Device, Json, JsonObject
+
+
+class Sizes(NamedTuple):
+    """What is asked of data that are not here."""
+
+    features: int
+    outputs: int
+    """classes, or targets of a regression"""
+    rows: int
+    """to train on"""
+
+
+def plan(
+    config: Config | Mapping[str, Any] | Path | str,
+    on: str = "here",
+    data: Any = None,
+    *,
+    sizes: Sizes | tuple[int, int, int] | None = None,
+    also: Sequence[Also] = (),
+) -> Plans:
+    """Every way to train a config on some devices, priced by formula, best first.
+
+    Nothing is compiled or allocated, whatever the model's size.
+
+    Args:
+      config: as of `train`; its mesh and step are what is asked for.
+      on: devices, as of `jmlp plan --on`: `h100:8`, `h200:8x4`, `v5e:4x4`, `cpu:8`, `here`, or
+        `FILE.yaml:8`.
+      data: in place of what the config names, as of `train`.
+      sizes: (features, outputs, rows), in place of reading any data.
+      also: what may change besides: `bfloat16`, `reducers`, `local`.
+
+    Raises:
+      ConfigError: unknown devices, or a config that cannot be planned.
+      DataError: the data cannot be read.
+    """
+    for word in also:
+        if word not in ALSO:
+            raise ConfigError(f"also={word!r}: expected {', '.join(ALSO)}")
+    parsed = parse_config(config)
+    where = here() if on == "here" else target(on)
+    return plan_all(workload(parsed, data, sizes), where, also)
+
+
+def workload(
+    config: Config, data: Any = None, sizes: Sizes | tuple[int, int, int] | None = None
+) -> Workload:
+    """What a config trains, of its data or of sizes."""
+    if sizes is not None:
+        return _sized(config, Sizes(*sizes))
+    try:
+        dataset = load_dataset(config, data)
+    except DataError as error:
+        way = "Or say what it has: --features, --outputs and --rows (sizes= in Python)"
+        raise DataError(f"{error}\n{way}") from None
+    return Workload(settled(config, dataset.schema.task), dataset.schema, dataset.train.rows)
+
+
+def _sized(config: Config, sizes: Sizes) -> Workload:
+    if min(sizes) < 1:
+        raise ConfigError(f"{sizes}: features, outputs and rows are at least 1")
+    task = "regression" if config.data.task == "regression" else "classification"
+    if config.data.task == "multilabel":
+        task = "multilabel"
+    if task == "classification" and sizes.outputs < 2:
+        raise ConfigError(
+            f"--outputs={sizes.outputs}: a classification has 2 classes at least; of a regression "
+            "say data.task: regression"
+        )
+    classes = tuple(range(sizes.outputs)) if task == "classification" else ()
+    schema = Schema(task=task, features=sizes.features, outputs=sizes.outputs, classes=classes)
+    return Workload(settled(config, task), schema, sizes.rows)
+
+
+def as_json(found: Plans, compiled: Mapping[int, Compiled | str] | None = None) -> JsonObject:
+    """`{"plans": [...], "best": index}`, best first; `best` is None where nothing fits."""
+    rows: list[Json] = [_row(plan, found) for plan in found.plans]
+    for index, told in (compiled or {}).items():
+        row = rows[index]
+        assert isinstance(row, dict)
+        row["compiled"] = told if isinstance(told, str) else {**told._asdict()}
+    return {
+        "plans": rows, "best": 0 if found.best else None, "on": found.target.text,
+        "hardware": found.target.hardware.name, "refused": {**found.refused},
+        "measured": found.target.hardware.measured,
+    }  # fmt: skip
+
+
+def _row(plan: Plan, found: Plans) -> Json:
+    steps = -(-found.work.rows // plan.config.train.batch_size)
+    mesh: JsonObject = {axis: size for axis, size in plan.config.mesh if size != 1}
+    return {
+        "step": plan.config.step, "mesh": mesh, "devices": plan.devices, "fits": plan.fits,
+        "bytes_per_device": round(plan.memory.total), "room_bytes": round(plan.room_bytes),
+        "memory": {name: round(value) for name, value in plan.memory._asdict().items()},
+        "seconds_per_step": plan.seconds.expected,
+        "seconds_low": plan.seconds.low, "seconds_high": plan.seconds.high,
+        "seconds_per_epoch": plan.seconds.expected * steps,
+        "bound": plan.seconds.bound, "seconds_by_bound": {**plan.seconds.parts},
+        "bubble": plan.seconds.bubble, "flops_per_device": plan.seconds.flops,
+        "sent": [
+            {"axis": one.axis, "what": one.what, "bytes": round(one.bytes),
+             "seconds": one.seconds, "between_hosts": one.between_hosts}
+            for one in plan.sent
+        ],
+        "config": plan.changes,
+    }  # fmt: skip
+
+
+_TPU = {
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_ID": "0",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-8", "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_MIN_LOG_LEVEL": "3", "TPU_STDERR_LOG_LEVEL": "3",
+}  # fmt: skip
+
+
+def compiler_devices(where: Target) -> list[Device] | str:
+    """Devices to compile for, or why there are none.
+
+    For a TPU it sets libtpu's environment, which is read when it is loaded.
+    """
+    import jax
+
+    if where.text == "here" or where.hardware.platform == "cpu":
+        devices = jax.devices()
+        if len(devices) < where.devices or (where.text != "here" and devices[0].platform != "cpu"):
+            return f"{len(devices)} {devices[0].platform} devices here, of {where.devices}"
+        return list(devices)
+    if where.hardware.platform != "tpu" or where.text.partition(":")[0].endswith(".yaml"):
+        return f"no compiler for {where.hardware.name} is known to jmlp here: by formula alone"
+    if find_spec("libtpu") is None:
+        return "programs for TPUs are compiled by libtpu: pip install 'jmlp[aot]'"
+    for name, value in _TPU.items():
+        os.environ.setdefault(name, value)
+    from jax.experimental import topologies
+
+    try:
+        return list(topologies.get_topology_desc(where.text, platform="tpu").devices)
+    except Exception as error:  # libtpu's own, of no common kind
+        return f"libtpu knows no topology {where.text}: {str(error).splitlines()[0][:100]}"
+
+
+def compile_best(found: Plans, most: int) -> dict[int, Compiled | str]:
+    """Compiles the first plans that fit: by index, what the compiler says or why it does not."""
+    devices = compiler_devices(found.target)
+    told: dict[int, Compiled | str] = {}
+    for index, one in enumerate(found.plans[:most]):
+        if isinstance(devices, str):
+            told[index] = devices
+            continue
+        rows = found.work.rows * found.work.row_bytes
+        placed = one.config.data.placement
+        resident = placed == "device" or (
+            placed == "auto" and rows <= RESIDENT_SHARE * one.room_bytes
+        )
+        try:
+            told[index] = compile_plan(found.work, one.config, devices, resident)
+        except Exception as error:  # a compiler's refusal, of no common kind: out of memory, ...
+            told[index] = f"not compiled: {str(error).splitlines()[0][:200]}"
+    return told

@@ -1,0 +1,183 @@
+"""What `jmlp plan` prints."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from jmlp.analysis.compiled import Compiled
+from jmlp.config.yaml12 import dump_yaml
+from jmlp.planner.hardware import Hardware
+from jmlp.planner.planning import Plan, Plans
+from jmlp.report import Reporter
+from jmlp.types import Json, JsonObject
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+_REASONS = 3  # of refusals, shown
+
+
+def print_plans(
+    found: Plans, most: int, compiled: Mapping[int, Compiled | str], report: Reporter
+) -> None:
+    """The table, the best in full, and the lines to paste."""
+    hardware = found.target.hardware
+    report.note(
+        f"{found.target.devices} x {hardware.name}"
+        + (f" on {found.target.hosts} hosts" if found.target.hosts > 1 else "")
+        + f", {size(found.target.room_bytes)} a device for a program"
+    )
+    if not found.plans:
+        report.warn("every way is refused")
+    else:
+        report.table(_table(found, most, compiled))
+        if len(found.plans) > most:
+            report.note(f"and {len(found.plans) - most} more: --top")
+        _print_best(found, compiled, report)
+    _print_refused(found, report)
+    report.note(_origin(hardware))
+
+
+def _table(found: Plans, most: int, compiled: Mapping[int, Compiled | str]) -> "Table":
+    from rich.table import Table
+
+    columns = ["step", "mesh", "fits", "a device", "of which state", "ms a step", "bound",
+               "s an epoch", "sent a step"]  # fmt: skip
+    if compiled:
+        columns.append("compiled")
+    table = Table(*columns, title="ways to train, best first", title_justify="left")
+    for index, plan in enumerate(found.plans[:most]):
+        steps = -(-found.work.rows // plan.config.train.batch_size)
+        memory, seconds = plan.memory, plan.seconds
+        over = memory.total - plan.room_bytes
+        cells = [
+            way(plan), mesh(plan), "yes" if plan.fits else f"no, by {size(over)}",
+            size(memory.total), size(memory.parameters + memory.optimizer),
+            milliseconds(plan), seconds.bound, f"{seconds.expected * steps:.3g}",
+            size(sum(one.bytes for one in plan.sent)) if plan.sent else "nothing",
+        ]  # fmt: skip
+        if compiled:
+            told = compiled.get(index, "")
+            cells.append(told if isinstance(told, str) else size(told.bytes))
+        table.add_row(*cells)
+    return table
+
+
+def way(plan: Plan) -> str:
+    """The step, with what goes with it."""
+    config, more = plan.config, []
+    if config.step == "pipeline":
+        more.append(f"{config.pipeline.microbatches} microbatches")
+        more += [] if config.pipeline.remat else ["no remat"]
+    if config.step in ("explicit", "local") and config.comm.reducer.name != "none":
+        more.append(config.comm.reducer.name)
+    if config.optim.accumulate > 1:
+        more.append(f"accumulate {config.optim.accumulate}")
+    if "model.dtype" in plan.changes:
+        more.append(config.model.dtype)
+    return ", ".join([config.step, *more])
+
+
+def mesh(plan: Plan) -> str:
+    sizes = [f"{axis}={size}" for axis, size in plan.config.mesh if size != 1]
+    return " x ".join(sizes) or "one device"
+
+
+def milliseconds(plan: Plan) -> str:
+    seconds = plan.seconds
+    low, high = 1e3 * seconds.low, 1e3 * seconds.high
+    text = f"{1e3 * seconds.expected:.3g}"
+    return text if high < 1.1 * low else f"{text} ({low:.3g} to {high:.3g})"
+
+
+def size(nbytes: float) -> str:
+    """Bytes for a person."""
+    for unit, least in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if nbytes >= least:
+            return f"{nbytes / least:.3g} {unit}"
+    return f"{nbytes:.0f} B"
+
+
+def _print_best(found: Plans, compiled: Mapping[int, Compiled | str], report: Reporter) -> None:
+    first = found.plans[0]
+    if found.best is None:
+        over = first.memory.total - first.room_bytes
+        report.warn(f"nothing fits; the nearest, {way(first)} over {mesh(first)}, by {size(over)}")
+    parts = ", ".join(f"{name} {size(value)}" for name, value in first.memory._asdict().items()
+                      if value >= 1)  # fmt: skip
+    report.note(f"memory of the first: {parts}")
+    times = ", ".join(f"{name} {1e3 * value:.3g}" for name, value in first.seconds.parts.items())
+    report.note(f"milliseconds of its step: {times}")
+    if first.seconds.bubble:
+        report.note(f"bubble of its pipeline: {first.seconds.bubble:.0%} of the ticks")
+    for one in first.sent:
+        where = "between hosts" if one.between_hosts else "within a host"
+        report.note(
+            f"sent over {one.axis}, {where}: {size(one.bytes)} of {one.what} a step, "
+            f"{1e3 * one.seconds:.3g} ms"
+        )
+    told = compiled.get(0)
+    if isinstance(told, Compiled):
+        kinds = ", ".join(f"{times} {kind}" for kind, times in told.collectives.items()) or "none"
+        report.note(
+            f"by the compiler it holds {size(told.bytes)} ({size(told.temporaries)} of them "
+            f"temporary) and sends {size(told.sent_bytes)} a step; collectives: {kinds}"
+        )
+    _print_one_device(found, report)
+    if found.best:
+        report.note("to train like that:\n" + dump_yaml(nested(first.changes)).rstrip())
+
+
+def _print_one_device(found: Plans, report: Reporter) -> None:
+    best, one = found.best, found.one_device
+    if best is None or one is None or found.target.devices == 1:
+        return
+    whole = [p for p in found.plans if p.fits and p.devices == found.target.devices]
+    if best.devices == 1 and whole:
+        other = whole[0]
+        slower = other.seconds.expected / best.seconds.expected
+        report.note(
+            f"use one device: {1e3 * best.seconds.expected:.3g} ms a step there; the best way "
+            f"over all {found.target.devices} ({way(other)}) takes {slower:.2g} times as long"
+        )
+    elif best.devices == 1:
+        report.note(f"use one device: {1e3 * best.seconds.expected:.3g} ms a step")
+    elif one.fits:
+        gain = one.seconds.expected / best.seconds.expected
+        report.note(
+            f"one device takes {gain:.3g} times as long as these {best.devices}: "
+            f"{gain / best.devices:.0%} of each is used"
+        )
+    else:
+        report.note(f"one device is not enough: {size(one.memory.total)} there")
+
+
+def _print_refused(found: Plans, report: Reporter) -> None:
+    for reason, count in sorted(found.refused.items(), key=lambda item: -item[1])[:_REASONS]:
+        report.note(f"left out, {count} ways: {reason}")
+
+
+def _origin(hardware: Hardware) -> str:
+    if hardware.measured:
+        return f"rates: measured ({next(iter(hardware.product_rates.values())).source})"
+    reached = hardware.reached
+    origins = sorted({rate.origin for rate in hardware.product_rates.values()})
+    return (
+        f"rates: {' and '.join(origins)}, not measured here; programs are assumed to reach "
+        f"{reached.low:.0%} to {reached.high:.0%} of them, {reached.expected:.0%} expected. "
+        "Measure: jmlp bench hardware"
+    )
+
+
+def nested(keys: JsonObject) -> JsonObject:
+    """Dotted keys as a tree."""
+    tree: dict[str, Json] = {}
+    for key, value in keys.items():
+        *above, name = key.split(".")
+        at = tree
+        for part in above:
+            below = at.setdefault(part, {})
+            assert isinstance(below, dict)
+            at = below
+        at[name] = value
+    return tree
+
