@@ -5,6 +5,7 @@ from jmlp.bench import (
     columns,
     comm,
     compress,
+    hardware,
     peers,
     population,
     push_pull,
@@ -24,6 +25,7 @@ BENCHES = {
     "push-pull": push_pull.run,
     "reproducible": reproducible.run,
     "population": population.run,
+    "hardware": hardware.run,
 }
 
 __all__ = ["BENCHES"]

@@ -30,6 +30,7 @@ from jmlp.config import Config, load_config, override_config
 from jmlp.config.fields import split_names
 from jmlp.config.load import TABLES, is_table, table_keys
 from jmlp.config.sections import DataConfig, MeshConfig
+from jmlp.config.yaml12 import dump_yaml
 from jmlp.errors import ConfigError
 from jmlp.training.interrupt import stop_on_signal
 
@@ -297,7 +298,9 @@ def run_bench(flags: Bench, overrides: list[str]) -> int:
     if flags.out:
         from jmlp.training.run_dir import write_atomically
 
-        write_atomically(flags.out, json.dumps(result, indent=1) + "\n")
+        as_yaml = flags.out.suffix in (".yaml", ".yml")
+        text = dump_yaml(result) if as_yaml else json.dumps(result, indent=1) + "\n"
+        write_atomically(flags.out, text)
     if flags.plot:
         from jmlp import plots
 

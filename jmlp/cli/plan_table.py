@@ -48,7 +48,7 @@ def _table(found: Plans, most: int, compiled: Mapping[int, Compiled | str]) -> "
     for index, plan in enumerate(found.plans[:most]):
         steps = -(-found.work.rows // plan.config.train.batch_size)
         memory, seconds = plan.memory, plan.seconds
-        over = memory.total - plan.room_bytes
+        over = plan.needed_bytes - plan.room_bytes
         cells = [
             way(plan), mesh(plan), "yes" if plan.fits else f"no, by {size(over)}",
             size(memory.total), size(memory.parameters + memory.optimizer),
@@ -100,7 +100,7 @@ def size(nbytes: float) -> str:
 def _print_best(found: Plans, compiled: Mapping[int, Compiled | str], report: Reporter) -> None:
     first = found.plans[0]
     if found.best is None:
-        over = first.memory.total - first.room_bytes
+        over = first.needed_bytes - first.room_bytes
         report.warn(f"nothing fits; the nearest, {way(first)} over {mesh(first)}, by {size(over)}")
     parts = ", ".join(f"{name} {size(value)}" for name, value in first.memory._asdict().items()
                       if value >= 1)  # fmt: skip

@@ -23,9 +23,12 @@ from jmlp.comm.cost import Link, estimates, seconds
 from jmlp.comm.topology import Traffic, bound
 from jmlp.compress import REDUCERS, Exchange, Reducer, error_feedback
 from jmlp.config import Config
+from jmlp.model import ACTIVATIONS
 from jmlp.parallel.pipeline import make_plan
+from jmlp.parallel.pipeline_handover import Handover
 from jmlp.planner.hardware import Target
-from jmlp.planner.workload import Traced, abstract_mesh
+from jmlp.planner.workload import Traced, abstract_mesh, rules_of
+from jmlp.sharding import layout
 from jmlp.sharding.mesh import AXES
 from jmlp.sharding.tensor_parallel import kinds
 
@@ -151,10 +154,23 @@ def sent_in_step(config: Config, traced: Traced, target: Target, rows: int) -> l
         plan = make_plan(traced.state.params, abstract_mesh(mesh), config)  # type: ignore[arg-type]  # sizes are enough
         ticks = 2 * plan.schedule.ticks
         each = rows // config.pipeline.microbatches * plan.width * itemsize
-        found.append(_sent(line, "activations", ticks, ticks * each))
-        share = (line.n - 1) / line.n * 4 * parameters / mesh.model
-        found.append(_sent(line, "layers", 2 * (line.n - 1), 2 * share / line.n))
+        ring = config.pipeline.schedule == "circular"  # else the last device sends nothing
+        pairs = line.n if ring else line.n - 1
+        found.append(_sent(line, "activations", ticks, ticks * each * pairs / line.n))
+        # Layers to their stages, and gradients back; each kind of layer has its place everywhere.
+        share = 2 * (line.n - 1) / line.n * stage_bytes(traced, config)
+        found.append(_sent(line, "layers", 2 * (line.n - 1), share))
     return found
+
+
+def stage_bytes(traced: Traced, config: Config) -> float:
+    """Of the layers that a device of a pipeline has room for while they are in use."""
+    mesh, params = abstract_mesh(config.mesh), traced.state.params
+    plan = make_plan(params, mesh, config)  # type: ignore[arg-type]  # sizes are enough
+    shardings = layout.param_shardings(params, mesh, rules_of(config))
+    handover = Handover(plan, jax.tree.map(lambda place: place.spec, shardings))
+    makes = {slot: plan.layers[number].params for number, slot in handover.slot.items()}
+    return 4.0 * sum(makes.values())
 
 
 def _sent(line: Line, what: str, rounds: int, nbytes: float) -> Sent:
@@ -184,7 +200,9 @@ def _over_data(
     else:
         name = best_topology(round(gradients), 4, line)
         settings = {"inner": line.inner if 1 < line.inner < line.n else None}
-        operations = [bound(ALL_REDUCE[name], settings).traffic(round(gradients), 4, line.n)]
+        once = bound(ALL_REDUCE[name], settings).traffic(round(gradients), 4, line.n)
+        # The compiler sums each micro-batch's over devices.
+        operations = [once] * (config.optim.accumulate if config.step == "sharded" else 1)
     priced = [line.priced(operation) for operation in operations]
     return [Sent(
         "data", "gradients" if every == 1 else f"parameters, every {every} steps",
@@ -194,7 +212,10 @@ def _over_data(
 
 
 def _summed_widths(config: Config) -> list[int]:
-    """Features of the activations and their gradients that are summed over `model`."""
+    """Features of the activations and their gradients that are summed over `model`.
+
+    A gate is a second product, summed by itself; so are the inputs that skip a layer.
+    """
     hidden, parts = config.model.hidden, config.mesh.model
     found: list[int] = []
     outputs = 0  # of the head, few
@@ -203,4 +224,5 @@ def _summed_widths(config: Config) -> list[int]:
             found.append(hidden[number] if number < len(hidden) else outputs)
         elif kind == "column" and number > 0:
             found.append(hidden[number - 1])  # the gradient of its input
-    return found
+    gated = ACTIVATIONS[config.model.activation].gated
+    return found * (1 + gated + config.model.residual)

@@ -20,6 +20,7 @@ accelerators it may do with less, so that what fits by this formula should fit t
 from __future__ import annotations
 
 import math
+from collections import Counter
 from typing import NamedTuple
 
 import jax
@@ -28,9 +29,8 @@ from jmlp.config import Config
 from jmlp.data.batches import padded_size
 from jmlp.parallel import strategy_of
 from jmlp.parallel.pipeline import make_plan
-from jmlp.parallel.pipeline_handover import Handover
 from jmlp.parallel.pipeline_stages import kept_bytes
-from jmlp.planner.exchange import make_reducer
+from jmlp.planner.exchange import make_reducer, stage_bytes
 from jmlp.planner.liveness import ROWS
 from jmlp.planner.workload import Traced, Workload, abstract_mesh, rules_of
 from jmlp.sharding import layout
@@ -38,7 +38,7 @@ from jmlp.sharding.layout import bytes_per_device
 from jmlp.sharding.tensor_parallel import kinds
 from jmlp.types import PyTree
 
-BESIDE = {"layer": 2.2, "rms": 1.2, "batch": 1.0, "dropout": 1.1}
+BESIDE = {"layer": 2.2, "rms": 1.2, "batch": 0.9, "dropout": 1.1}
 """arrays of a hidden layer's rows and features, by what the layer has"""
 BESIDE_MANY = BESIDE | {"layer": 3.9, "rms": 3.1}
 """the same from `MANY` rows on"""
@@ -47,13 +47,18 @@ SPLIT_NORM = 2.0
 """such arrays more, of layers whose input is split over `model` and whose norm is whole"""
 MUON = 5.0
 """copies of the kernels that the optimizer works on"""
-EXCHANGED = {"psum": 0.9, "local": 0.8, "vectors": 1.5, "coded": 5.3}
+EXCHANGED = {"psum": 0.9, "local": 0.8, "vectors": 1.3, "coded": 5.3}
 """copies of the gradients beside those that are alive: by XLA's own sum one by one; under
 step=local; as vectors of a topology; by a reducer that compresses"""
 STAGE = 4.0
 """copies of a stage's layers in use: on their way there, in use, their gradients, and back"""
+STAGE_KEPT = 2.5
+"""the same where each tick keeps what it needs, and does not compute it again"""
 BRANCH = 1.15
 """what a branch of a switch keeps, by what a layer keeps elsewhere"""
+MARGIN = 0.15
+"""by how much less than the room the formula must come to for a plan to fit: it was at most so
+much too low in any of the programs that scripts/check_plan.py compiles"""
 BLOCK_BYTES = 16 << 20
 """of rows that are sent from the host, as training.feed has it"""
 RESIDENT_SHARE = 0.25
@@ -129,7 +134,8 @@ def memory_of(
         alive = _alive(traced, config)
     most = _with_copies(config, alive + batch, used)
     if config.mesh.fsdp > 1:
-        kept += used
+        # Gathered for use. The first layer's are done with when the backward pass begins.
+        most = max(2 * used, alive + batch + used - _first_layer(traced, config))
     if config.optim.accumulate > 1 and layout.batch_parts(mesh) > 1:
         kept += used  # each micro-batch's, summed over devices, beside the sum so far
     return Memory(
@@ -174,7 +180,7 @@ def _with_copies(config: Config, alive: float, used: float) -> float:
         return alive + EXCHANGED[way] * used
     if parts == 1 or strategy_of(config).stages:
         return alive
-    return max(alive, used * (1 + 1 / config.mesh.fsdp))
+    return max(alive, 2 * used)
 
 
 def _kept_by_exchange(traced: Traced, config: Config, parameters: float) -> float:
@@ -194,10 +200,7 @@ def _of_pipeline(traced: Traced, config: Config) -> tuple[float, float]:
     """(what is alive, gradients in it) under step=pipeline."""
     mesh, params = abstract_mesh(config.mesh), traced.state.params
     plan = make_plan(params, mesh, config)  # type: ignore[arg-type]  # sizes are enough
-    shardings = layout.param_shardings(params, mesh, rules_of(config))
-    handover = Handover(plan, jax.tree.map(lambda place: place.spec, shardings))
-    makes = {slot: plan.layers[number].params for number, slot in handover.slot.items()}
-    used = 4.0 * sum(makes.values())
+    used = stage_bytes(traced, config)
     rows = local_rows(config) // config.pipeline.microbatches
     itemsize = 2 if config.model.dtype == "bfloat16" else 4
     ticks = plan.schedule.ticks
@@ -208,10 +211,26 @@ def _of_pipeline(traced: Traced, config: Config) -> tuple[float, float]:
         share = max(plan.cost(stage) for stage in range(len(plan.stages)))
         share /= sum(layer.flops for layer in plan.layers)
         return STAGE * used + kept + BRANCH * share * working, used
-    # Each tick keeps what its stage's products need, the layers themselves included: all but the
-    # first, whose input needs no gradient.
-    again = used - 4.0 * plan.layers[0].params
-    return used + ticks * (again + BRANCH * working), used
+    # Each tick keeps what its products need, in room for what any stage has of each shape: kernels
+    # as well, but for the first layer's, whose input needs no gradient.
+    shapes: dict[tuple[int, int], int] = {}
+    for stage in range(len(plan.stages)):
+        numbers = [number for number in plan.layers_of(stage) if number]
+        mine = Counter((plan.layers[n - 1].width, plan.layers[n].width) for n in numbers)
+        for shape, count in mine.items():
+            shapes[shape] = max(shapes.get(shape, 0), count)
+    joined = 4.0 * sum(count * math.prod(shape) for shape, count in shapes.items())
+    return STAGE_KEPT * used + ticks * (joined + BRANCH * working), used
+
+
+def _first_layer(traced: Traced, config: Config) -> float:
+    """Bytes of the first layer's kernels, as a device works with them."""
+    params = traced.state.params
+    layer = params.get("blocks", {}).get(0, params["head"])
+    kernels = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(layer)
+                  if leaf.ndim > 1)  # fmt: skip
+    parts = config.mesh.model
+    return kernels / (parts if config.model.hidden and config.model.hidden[0] % parts == 0 else 1)
 
 
 def rows_bytes(work: Workload, config: Config, room_bytes: float, blocks: int) -> float:

@@ -10,7 +10,7 @@ from jmlp.config import Config
 from jmlp.planner.candidates import Also, Candidates, differences
 from jmlp.planner.exchange import Sent, sent_in_step
 from jmlp.planner.hardware import Target
-from jmlp.planner.memory import Memory, local_rows, memory_of
+from jmlp.planner.memory import MARGIN, Memory, local_rows, memory_of
 from jmlp.planner.seconds import Seconds, seconds_of
 from jmlp.planner.workload import Tracer, Workload
 from jmlp.types import JsonObject
@@ -33,7 +33,13 @@ class Plan(NamedTuple):
 
     @property
     def fits(self) -> bool:
-        return self.memory.total <= self.room_bytes
+        """Whether the formula leaves a margin for its own error."""
+        return self.needed_bytes <= self.room_bytes
+
+    @property
+    def needed_bytes(self) -> float:
+        """Room that a device must have."""
+        return (1 + MARGIN) * self.memory.total
 
     @property
     def devices(self) -> int:

@@ -1,0 +1,206 @@
+"""`jmlp bench hardware`: what `jmlp plan` asks of devices, measured on those here.
+
+Products over sizes and dtypes, traffic with memory, the least time of an operation and of a call,
+and messages between devices where there are several. The result is a file for `--on FILE.yaml:N`;
+without --out it is kept for `--on here`. Simulated devices share cores: start with one for rates.
+"""
+
+import time
+from collections.abc import Callable
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.sharding import Mesh
+
+from jmlp.comm.cost import link_of
+from jmlp.errors import ConfigError
+from jmlp.planner.hardware import Figure, Hardware, LinkFigures, Rate, Reached
+from jmlp.planner.here import kept_file
+from jmlp.programs.environment import cpu_model
+from jmlp.report import Reporter
+from jmlp.training.files import write_atomically
+from jmlp.types import JsonObject
+
+if TYPE_CHECKING:
+    from jmlp.cli.flags import Bench
+
+SIZES = (64, 128, 256, 512, 1024, 2048)
+"""of square products"""
+_LARGEST = {"cpu": 2048}
+_BYTES = 1 << 28  # written at a time, beyond any cache; on processors a quarter of it
+_LOOP = 200  # operations of a loop whose every turn is one kernel
+_LEAST_S = 0.02  # of one sample
+
+
+def run(flags: "Bench", report: Reporter) -> JsonObject:
+    """Measures, and returns the fields of a `Hardware`."""
+    if flags.plot:
+        raise ConfigError("bench hardware draws no picture: leave --plot out")
+    device = jax.devices()[0]
+    rates = {}
+    for dtype in ("float32", "bfloat16"):
+        points = rates_of(dtype, flags.repeats)
+        rates[dtype] = _rate(points)
+        for flops, rate in points:
+            report.note(f"{dtype:9} products of {flops:9.2e} FLOPs: {rate / 1e9:10,.1f} GFLOP/s")
+    bandwidth = memory_bandwidth(flags.repeats)
+    kernel, dispatch = kernel_s(flags.repeats), dispatch_s(flags.repeats)
+    report.note(
+        f"memory {bandwidth / 1e9:,.1f} GB/s, an operation {1e6 * kernel:.1f} us, "
+        f"a call {1e6 * dispatch:.1f} us"
+    )
+    within, origin = _link(flags.repeats)
+    hardware = Hardware(
+        name=f"{cpu_model()}, measured" if device.platform == "cpu" else device.device_kind,
+        platform=_platform(device),
+        device_kinds=(device.device_kind,),
+        memory_bytes=_measured(_memory_bytes(device), "the system"),
+        memory_share=Figure(value=0.8, origin="assumed", source="the rest is the system's"),
+        memory_bandwidth=_measured(bandwidth),
+        product_rates=rates,
+        reached=Reached(low=0.7, expected=1.0, high=1.0, origin="assumed",
+                        source="rates are measured ones; another program may be slower"),
+        kernel_s=_measured(kernel),
+        dispatch_s=_measured(dispatch),
+        within=within,
+        between=LinkFigures(
+            latency_s=Figure(value=1.4e-5, origin="assumed", source="not measured"),
+            bytes_per_s=Figure(value=2.5e10, origin="assumed", source="not measured"),
+        ),
+        shared=device.platform == "cpu",
+    )  # fmt: skip
+    report.note(
+        f"a message {1e6 * within.latency_s.value:.1f} us and "
+        f"{within.bytes_per_s.value / 1e9:.2f} GB/s ({origin})"
+    )
+    result: JsonObject = hardware.model_dump(mode="json")
+    if flags.out is None:
+        from jmlp.config.yaml12 import dump_yaml
+
+        file = kept_file()
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(file, dump_yaml(result))
+        report.note(f"kept for jmlp plan --on here: {file}")
+    return result
+
+
+def _platform(device: Any) -> Any:
+    return {"cpu": "cpu", "tpu": "tpu"}.get(device.platform, "gpu")
+
+
+def _measured(value: float, source: str = "jmlp bench hardware") -> Figure:
+    return Figure(value=value, origin="measured", source=source)
+
+
+def _rate(points: list[tuple[float, float]]) -> Rate:
+    largest = points[-1][1]
+    return Rate(value=largest, origin="measured", source="jmlp bench hardware",
+                by_flops=tuple(points))  # fmt: skip
+
+
+def _memory_bytes(device: Any) -> float:
+    import os
+
+    stats = device.memory_stats() or {}
+    system = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return float(stats.get("bytes_limit", 0) or system)
+
+
+def seconds(call: Callable[[], Any], repeats: int) -> float:
+    """The median time of a call, of samples that take `_LEAST_S` at least."""
+    jax.block_until_ready(call())
+    began = time.perf_counter()
+    jax.block_until_ready(call())
+    once = max(time.perf_counter() - began, 1e-7)
+    turns = max(1, min(1000, round(_LEAST_S / once)))
+    samples = []
+    for _ in range(repeats):
+        began = time.perf_counter()
+        for _ in range(turns):
+            out = call()
+        jax.block_until_ready(out)
+        samples.append((time.perf_counter() - began) / turns)
+    return median(samples)
+
+
+def rates_of(dtype: str, repeats: int) -> list[tuple[float, float]]:
+    """(FLOPs, FLOP/s) of square products, smaller ones first.
+
+    Each is the turn of a loop on the device, so that calls are not in it.
+    """
+    platform = jax.devices()[0].platform
+    found = []
+    for size in SIZES + (() if platform == "cpu" else (4096, 8192)):
+        if size > _LARGEST.get(platform, size):
+            continue
+        turns = max(1, min(_LOOP, round(2e9 / size**3)))
+        a = jnp.full((size, size), 1.0 / size, dtype)
+
+        @jax.jit
+        def products(a: jax.Array, turns: int = turns) -> jax.Array:
+            return lax.fori_loop(0, turns, lambda _, x: (x @ a).astype(a.dtype), a)
+
+        took = seconds(lambda a=a, f=products: f(a), repeats) / turns
+        flops = 2.0 * size**3
+        found.append((flops, float(f"{flops / took:.4g}")))
+    return found
+
+
+def memory_bandwidth(repeats: int) -> float:
+    """Bytes/s read and written by an addition over an array beyond the caches."""
+    nbytes = _BYTES // 4 if jax.devices()[0].platform == "cpu" else _BYTES
+    x = jnp.zeros(nbytes // 4, jnp.float32)
+    add = jax.jit(lambda x: x + 1)
+    return float(f"{2 * nbytes / seconds(lambda: add(x), repeats):.4g}")
+
+
+def kernel_s(repeats: int) -> float:
+    """Least time of one operation in a compiled loop."""
+    x = jnp.ones((8, 8))
+
+    @jax.jit
+    def loop(x: jax.Array) -> jax.Array:
+        return lax.fori_loop(0, _LOOP, lambda _, x: x @ x * 0.125, x)
+
+    return float(f"{seconds(lambda: loop(x), repeats) / _LOOP:.3g}")
+
+
+def dispatch_s(repeats: int) -> float:
+    """Time of a call that does next to nothing."""
+    x = jnp.zeros(())
+    add = jax.jit(lambda x: x + 1)
+    return float(f"{seconds(lambda: jax.block_until_ready(add(x)), repeats):.3g}")
+
+
+def _link(repeats: int) -> tuple[LinkFigures, str]:
+    """Latency and bandwidth of a message to the neighbour on a ring of all devices."""
+    devices = jax.devices()
+    if len(devices) == 1:
+        known = link_of(devices[0].device_kind)
+        source = "one device here: as jmlp.comm.cost has it"
+        latency = Figure(value=known.alpha_s, origin="assumed", source=source)
+        rate = Figure(value=known.bytes_per_s, origin="assumed", source=source)
+        return LinkFigures(latency_s=latency, bytes_per_s=rate), source
+    mesh, n = Mesh(np.array(devices), ("ring",)), len(devices)
+    right = [(i, (i + 1) % n) for i in range(n)]
+
+    def send(size: int) -> float:
+        x = jax.device_put(
+            jnp.zeros((n, size // 4), jnp.float32), jax.NamedSharding(mesh, jax.P("ring"))
+        )
+        move = jax.jit(jax.shard_map(
+            lambda x: lax.ppermute(x, "ring", right), mesh=mesh, in_specs=jax.P("ring"),
+            out_specs=jax.P("ring"),
+        ))  # fmt: skip
+        return seconds(lambda: jax.block_until_ready(move(x)), repeats)
+
+    little, much = send(4), send(1 << 22)
+    rate = (1 << 22) / max(much - little, 1e-9)
+    figures = LinkFigures(
+        latency_s=_measured(float(f"{little:.3g}")), bytes_per_s=_measured(float(f"{rate:.3g}"))
+    )
+    return figures, f"a permute over {n} devices"
