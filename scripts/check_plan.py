@@ -57,8 +57,8 @@ def cases(devices: int) -> dict[str, dict]:
             if devices % _product(mesh.values()) or _product(mesh.values()) > devices:
                 continue
             optim = {**more.get("optim", {}), **keys.get("optim", {})}
-            found[f"{name}, {way}"] = {**more, "model": model, "train": {"batch_size": rows}, **keys,
-                                       "optim": optim}  # fmt: skip
+            base = {**more, "model": model, "train": {"batch_size": rows}}
+            found[f"{name}, {way}"] = {**base, **keys, "optim": optim}
     return found
 
 

@@ -79,7 +79,7 @@ def _source(work: Workload, train: TrainProgram, resident: bool) -> Source:
     target = () if classes else (schema.outputs,)
     of_target = np.int32 if classes else np.float32
 
-    def array(shape: tuple[int, ...], dtype: Any, sharding: Any) -> jax.ShapeDtypeStruct:
+    def array(shape: tuple[int, ...], dtype: Any, sharding: Any) -> Any:  # stands for an array
         return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
 
     everywhere = placement.everywhere
@@ -87,7 +87,7 @@ def _source(work: Workload, train: TrainProgram, resident: bool) -> Source:
         steps = -(-work.rows // train.config.train.batch_size)
         order: Any = Order(
             array((steps, width), np.int32, rows), array((steps,), np.float32, everywhere), None
-        )  # type: ignore[arg-type]  # shapes stand for arrays
+        )
         x: Any = array((work.rows, schema.features), dtype_of(schema), everywhere)
         y: Any = array((work.rows, *target), of_target, everywhere)
         return Resident(x, y, order)

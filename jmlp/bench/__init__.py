@@ -28,4 +28,7 @@ BENCHES = {
     "hardware": hardware.run,
 }
 
-__all__ = ["BENCHES"]
+UNDRAWN = ("hardware",)
+"""those whose result is a file of figures, and no picture"""
+
+__all__ = ["BENCHES", "UNDRAWN"]

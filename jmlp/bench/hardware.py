@@ -8,7 +8,7 @@ without --out it is kept for `--on here`. Simulated devices share cores: start w
 import time
 from collections.abc import Callable
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,17 +16,14 @@ import numpy as np
 from jax import lax
 from jax.sharding import Mesh
 
+from jmlp.bench.resume import Flags
 from jmlp.comm.cost import link_of
-from jmlp.errors import ConfigError
 from jmlp.planner.hardware import Figure, Hardware, LinkFigures, Rate, Reached
 from jmlp.planner.here import kept_file
 from jmlp.programs.environment import cpu_model
 from jmlp.report import Reporter
 from jmlp.training.files import write_atomically
 from jmlp.types import JsonObject
-
-if TYPE_CHECKING:
-    from jmlp.cli.flags import Bench
 
 SIZES = (64, 128, 256, 512, 1024, 2048)
 """of square products"""
@@ -36,10 +33,8 @@ _LOOP = 200  # operations of a loop whose every turn is one kernel
 _LEAST_S = 0.02  # of one sample
 
 
-def run(flags: "Bench", report: Reporter) -> JsonObject:
+def run(flags: Flags, report: Reporter) -> JsonObject:
     """Measures, and returns the fields of a `Hardware`."""
-    if flags.plot:
-        raise ConfigError("bench hardware draws no picture: leave --plot out")
     device = jax.devices()[0]
     rates = {}
     for dtype in ("float32", "bfloat16"):
@@ -47,12 +42,11 @@ def run(flags: "Bench", report: Reporter) -> JsonObject:
         rates[dtype] = _rate(points)
         for flops, rate in points:
             report.note(f"{dtype:9} products of {flops:9.2e} FLOPs: {rate / 1e9:10,.1f} GFLOP/s")
-    bandwidth = memory_bandwidth(flags.repeats)
+    moved = bandwidths(flags.repeats)
+    for nbytes, rate in moved:
+        report.note(f"memory    additions of {nbytes:11.2e} bytes: {rate / 1e9:10,.1f} GB/s")
     kernel, dispatch = kernel_s(flags.repeats), dispatch_s(flags.repeats)
-    report.note(
-        f"memory {bandwidth / 1e9:,.1f} GB/s, an operation {1e6 * kernel:.1f} us, "
-        f"a call {1e6 * dispatch:.1f} us"
-    )
+    report.note(f"an operation {1e6 * kernel:.1f} us, a call {1e6 * dispatch:.1f} us")
     within, origin = _link(flags.repeats)
     hardware = Hardware(
         name=f"{cpu_model()}, measured" if device.platform == "cpu" else device.device_kind,
@@ -60,7 +54,7 @@ def run(flags: "Bench", report: Reporter) -> JsonObject:
         device_kinds=(device.device_kind,),
         memory_bytes=_measured(_memory_bytes(device), "the system"),
         memory_share=Figure(value=0.8, origin="assumed", source="the rest is the system's"),
-        memory_bandwidth=_measured(bandwidth),
+        memory_bandwidth=_rate(moved),
         product_rates=rates,
         reached=Reached(low=0.7, expected=1.0, high=1.0, origin="assumed",
                         source="rates are measured ones; another program may be slower"),
@@ -99,7 +93,7 @@ def _measured(value: float, source: str = "jmlp bench hardware") -> Figure:
 def _rate(points: list[tuple[float, float]]) -> Rate:
     largest = points[-1][1]
     return Rate(value=largest, origin="measured", source="jmlp bench hardware",
-                by_flops=tuple(points))  # fmt: skip
+                by_size=tuple(points))  # fmt: skip
 
 
 def _memory_bytes(device: Any) -> float:
@@ -119,7 +113,7 @@ def seconds(call: Callable[[], Any], repeats: int) -> float:
     turns = max(1, min(1000, round(_LEAST_S / once)))
     samples = []
     for _ in range(repeats):
-        began = time.perf_counter()
+        began, out = time.perf_counter(), None
         for _ in range(turns):
             out = call()
         jax.block_until_ready(out)
@@ -150,12 +144,21 @@ def rates_of(dtype: str, repeats: int) -> list[tuple[float, float]]:
     return found
 
 
-def memory_bandwidth(repeats: int) -> float:
-    """Bytes/s read and written by an addition over an array beyond the caches."""
-    nbytes = _BYTES // 4 if jax.devices()[0].platform == "cpu" else _BYTES
-    x = jnp.zeros(nbytes // 4, jnp.float32)
-    add = jax.jit(lambda x: x + 1)
-    return float(f"{2 * nbytes / seconds(lambda: add(x), repeats):.4g}")
+def bandwidths(repeats: int) -> list[tuple[float, float]]:
+    """(bytes, bytes/s) that additions in place read and write, fewer bytes first."""
+    largest = _BYTES // 4 if jax.devices()[0].platform == "cpu" else _BYTES
+    found = []
+    for nbytes in (1 << 16, 1 << 18, 1 << 20, 1 << 22, 1 << 24, largest):
+        turns = max(1, min(_LOOP, largest // nbytes))
+        x = jnp.zeros(nbytes // 4, jnp.float32)
+
+        @jax.jit
+        def add(x: jax.Array, turns: int = turns) -> jax.Array:
+            return lax.fori_loop(0, turns, lambda _, x: x * 0.5 + 1, x)
+
+        took = seconds(lambda x=x, f=add: f(x), repeats) / turns
+        found.append((2.0 * nbytes, float(f"{2 * nbytes / took:.4g}")))
+    return found
 
 
 def kernel_s(repeats: int) -> float:

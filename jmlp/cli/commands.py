@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jmlp.cli.flags import (
     Bench,
@@ -284,7 +284,7 @@ def _rounds(flags: Comm, report: "Reporter") -> int:
 
 
 def run_bench(flags: Bench, overrides: list[str]) -> int:
-    from jmlp.bench import BENCHES
+    from jmlp.bench import BENCHES, UNDRAWN
 
     if flags.what not in BENCHES:
         raise ConfigError(f"bench {flags.what!r}: there are {', '.join(BENCHES)}")
@@ -292,9 +292,11 @@ def run_bench(flags: Bench, overrides: list[str]) -> int:
         raise ConfigError("--repeats, --epochs and --widths are at least 1")
     if flags.out and not (flags.out.parent.is_dir() and not flags.out.is_dir()):
         raise ConfigError(f"--out {flags.out}: expected a file in a folder that is there")
+    if flags.plot and flags.what in UNDRAWN:
+        raise ConfigError(f"bench {flags.what} draws no picture: leave --plot out")
     _check_plot(flags.plot)
     report = reporter(flags.json_)
-    result = BENCHES[flags.what](flags, report)
+    result: Any = BENCHES[flags.what](flags, report)
     if flags.out:
         from jmlp.training.run_dir import write_atomically
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from jmlp.cli.commands import finish, reporter, start_devices
-from jmlp.cli.flags import Flag, Json
+from jmlp.cli.flags import Json
 from jmlp.config import load_config
 from jmlp.config.sections import MeshConfig
 from jmlp.errors import ConfigError

@@ -180,4 +180,3 @@ def nested(keys: JsonObject) -> JsonObject:
             at = below
         at[name] = value
     return tree
-

@@ -115,7 +115,7 @@ class Candidates:
         yield way
         if not keeps and "reducers" in self._also:
             for reducer in _REDUCERS:
-                yield way | {"comm.reducer": reducer, "comm.all_reduce": "psum"}
+                yield {**way, "comm.reducer": reducer, "comm.all_reduce": "psum"}
 
     def _pipelines(self, data: int, model: int, pipe: int) -> Iterator[JsonObject]:
         if pipe > len(self._config.model.hidden) + 1:

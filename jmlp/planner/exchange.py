@@ -95,7 +95,7 @@ def make_reducer(config: Config, line: Line | None) -> Reducer:
             return comm.all_reduce if comm.all_reduce in ALL_REDUCE else "psum"
         return best_topology(size, itemsize, line)
 
-    def all_reduce(size: int, itemsize: int, n: int):  # noqa: ANN202 (nothing is run)
+    def all_reduce(size: int, itemsize: int, n: int):
         name = choose(size, itemsize, n)
         return name, bound(ALL_REDUCE[name], settings).all_reduce
 
@@ -151,7 +151,7 @@ def sent_in_step(config: Config, traced: Traced, target: Target, rows: int) -> l
         found.append(_sent(line, "activations", rounds, nbytes))
     if mesh.pipe > 1:
         line = line_of("pipe", config, target)
-        plan = make_plan(traced.state.params, abstract_mesh(mesh), config)  # type: ignore[arg-type]  # sizes are enough
+        plan = make_plan(traced.state.params, abstract_mesh(mesh), config)
         ticks = 2 * plan.schedule.ticks
         each = rows // config.pipeline.microbatches * plan.width * itemsize
         ring = config.pipeline.schedule == "circular"  # else the last device sends nothing
@@ -166,7 +166,7 @@ def sent_in_step(config: Config, traced: Traced, target: Target, rows: int) -> l
 def stage_bytes(traced: Traced, config: Config) -> float:
     """Of the layers that a device of a pipeline has room for while they are in use."""
     mesh, params = abstract_mesh(config.mesh), traced.state.params
-    plan = make_plan(params, mesh, config)  # type: ignore[arg-type]  # sizes are enough
+    plan = make_plan(params, mesh, config)
     shardings = layout.param_shardings(params, mesh, rules_of(config))
     handover = Handover(plan, jax.tree.map(lambda place: place.spec, shardings))
     makes = {slot: plan.layers[number].params for number, slot in handover.slot.items()}

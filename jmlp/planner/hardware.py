@@ -10,6 +10,7 @@ from least to most; times then are ranges.
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from importlib import resources
@@ -43,21 +44,28 @@ class Figure(_Strict):
 
 
 class Rate(Figure):
-    """FLOP/s of products; `value` of the largest."""
+    """FLOP/s of products, or bytes/s of memory; `value` of the largest."""
 
-    by_flops: tuple[tuple[Positive, Positive], ...] = ()
-    """(FLOPs of a product, FLOP/s), smaller products first, where it was measured over sizes"""
+    by_size: tuple[tuple[Positive, Positive], ...] = ()
+    """(FLOPs of a product or bytes of an operation, rate), smaller ones first, as measured"""
 
-    def of(self, flops: float) -> float:
-        """FLOP/s of a product of so many FLOPs, between the sizes that were measured."""
-        points = self.by_flops
-        if not points or flops >= points[-1][0]:
+    @pydantic.field_validator("by_size")
+    @classmethod
+    def _rise(cls, points: tuple[tuple[float, float], ...]) -> tuple[tuple[float, float], ...]:
+        if any(low >= high for (low, _), (high, _) in itertools.pairwise(points)):
+            raise ValueError("expected sizes that rise")
+        return points
+
+    def of(self, size: float) -> float:
+        """The rate at a size, between those that were measured."""
+        points = self.by_size
+        if not points or size >= points[-1][0]:
             return self.value
-        if flops <= points[0][0]:
+        if size <= points[0][0]:
             return points[0][1]
-        for (low, slow), (high, fast) in zip(points, points[1:], strict=False):
-            if flops <= high:
-                share = math.log(flops / low) / math.log(high / low)
+        for (low, slow), (high, fast) in itertools.pairwise(points):
+            if size <= high:
+                share = math.log(size / low) / math.log(high / low)
                 return slow * (fast / slow) ** share
         return self.value
 
@@ -100,8 +108,8 @@ class Hardware(_Strict):
     """of a device; of simulated ones of the machine"""
     memory_share: Figure
     """what programs may take of it"""
-    memory_bandwidth: Figure
-    """bytes/s"""
+    memory_bandwidth: Rate
+    """bytes/s, read and written"""
     product_rates: dict[Literal["float32", "bfloat16"], Rate]
     """FLOP/s by `model.dtype`"""
     reached: Reached

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -49,7 +50,7 @@ def _known(device_kind: str, platform: str) -> Hardware:
     )
 
 
-def _with_memory(hardware: Hardware, device: jax.Device) -> Hardware:
+def _with_memory(hardware: Hardware, device: Any) -> Hardware:
     """With what the device, or the machine of simulated ones, has."""
     if hardware.shared:
         found = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -209,7 +209,6 @@ class _Reader:
                         written.add(name)
         return written
 
-
     def _reads_two(self, equation: _Equation, maker: dict[Name, _Equation]) -> bool:
         """Whether it combines two arrays as large as what it makes, and not one with smaller."""
         whole = self.sizes[equation.makes[0]]
@@ -242,7 +241,7 @@ def _size(aval: Any) -> Size:
 def _itemsize(dtype: Any) -> int:
     if dtype is None:
         return 0
-    if jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key):
+    if jax.numpy.issubdtype(dtype, jax.dtypes.prng_key):
         return 8
     return dtype.itemsize
 

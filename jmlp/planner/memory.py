@@ -199,7 +199,7 @@ def _kept_by_exchange(traced: Traced, config: Config, parameters: float) -> floa
 def _of_pipeline(traced: Traced, config: Config) -> tuple[float, float]:
     """(what is alive, gradients in it) under step=pipeline."""
     mesh, params = abstract_mesh(config.mesh), traced.state.params
-    plan = make_plan(params, mesh, config)  # type: ignore[arg-type]  # sizes are enough
+    plan = make_plan(params, mesh, config)
     used = stage_bytes(traced, config)
     rows = local_rows(config) // config.pipeline.microbatches
     itemsize = 2 if config.model.dtype == "bfloat16" else 4

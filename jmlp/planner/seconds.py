@@ -110,7 +110,7 @@ def _work_of(config: Config, traced: Traced, target: Target, share: float) -> Wo
     if not strategy_of(config).stages:
         layers, update = meter.of(traced.program, rows // config.optim.accumulate)
     else:
-        plan = make_plan(traced.state.params, abstract_mesh(mesh), config)  # type: ignore[arg-type]  # sizes are enough
+        plan = make_plan(traced.state.params, abstract_mesh(mesh), config)
         each, update = meter.of(traced.program, rows // config.pipeline.microbatches)
         stages = range(len(plan.stages))
         costliest = max(map(plan.cost, stages)) / max(1, sum(map(plan.cost, stages)))
@@ -131,7 +131,7 @@ class _Meter:
         rates = hardware.product_rates
         self._rate = rates.get(dtype, next(iter(rates.values())))  # type: ignore[call-overload]  # a word of model.dtype
         self._share, self._tile = share, hardware.tile
-        self._bytes_per_s = hardware.memory_bandwidth.value * share
+        self._bandwidth = hardware.memory_bandwidth
         self._kernel_s = hardware.kernel_s.value
 
     def of(self, program: Program, rows: int) -> tuple[Work, Work]:
@@ -161,7 +161,7 @@ class _Meter:
         tiles = [math.ceil(dim / self._tile) * self._tile for dim in dims]
         rate = self._rate.of(flops) * self._share
         arithmetic = 2.0 * math.prod(tiles) / rate if dims else 0.0
-        memory = moved / self._bytes_per_s
+        memory = moved / (self._bandwidth.of(moved) * self._share)
         least = 0.0 if joins else self._kernel_s
         if max(arithmetic, memory) < least:
             return Work(latency=least, flops=flops)

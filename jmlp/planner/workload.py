@@ -10,13 +10,13 @@ for each way that layers are cut, over `liveness.ROWS` rows, and serves all numb
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AbstractMesh, AxisType
 from flax import nnx
+from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from jmlp.config import Config
 from jmlp.config.sections import MeshConfig
@@ -54,10 +54,10 @@ class Workload(NamedTuple):
         return self.schema.features * np.dtype(dtype_of(self.schema)).itemsize + 4 * targets
 
 
-def abstract_mesh(config: MeshConfig) -> AbstractMesh:
-    """The mesh of a config whose sizes are numbers, of devices that need not be there."""
+def abstract_mesh(config: MeshConfig) -> Mesh:
+    """The mesh of a config whose sizes are numbers, for those who ask for sizes alone."""
     sizes = tuple(getattr(config, axis) for axis in AXES)
-    return AbstractMesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    return cast("Mesh", AbstractMesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES)))
 
 
 def rules_of(config: Config) -> list[layout.Rule]:
@@ -118,9 +118,7 @@ def _program(config: Config, schema: Schema) -> Program:
         for width, kind in zip(hidden, kinds(hidden, parts), strict=False)
     )
     state = _state(config, schema, cut)
-    graphdef = nnx.graphdef(
-        nnx.eval_shape(lambda: _make(config, schema, cut, nnx.Rngs(0)))
-    )
+    graphdef = nnx.graphdef(nnx.eval_shape(lambda: _make(config, schema, cut, nnx.Rngs(0))))
     tx = make_optimizer(config.optim, STEPS, config.train.freeze)
     alone = config.model_copy(update={"mesh": MeshConfig(data=1)})
     loss = loss_for(config, schema).in_training(config.train.label_smoothing)
