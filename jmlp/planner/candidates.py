@@ -17,6 +17,7 @@ from jmlp.errors import ConfigError
 from jmlp.parallel import STEPS, strategy_of
 from jmlp.planner.hardware import Target
 from jmlp.sharding.mesh import AXES
+from jmlp.sharding.tensor_parallel import kinds
 from jmlp.types import Json, JsonObject
 
 Also = Literal["bfloat16", "reducers", "local"]
@@ -97,6 +98,8 @@ class Candidates:
             yield {"step": "single", "mesh": _mesh()}
         for m in counts[1:]:
             for data, fsdp, model in _factors(m):
+                if model > 1 and "column" not in kinds(config.model.hidden, model):
+                    continue  # it divides no layer
                 whole = m == n or not (fsdp > 1 or model > 1)
                 if not keeps and whole:
                     mesh = _mesh(data=data, fsdp=fsdp, model=model)

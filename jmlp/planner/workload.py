@@ -86,16 +86,37 @@ class Tracer:
 
     def __init__(self) -> None:
         self._kept: dict[str, Traced] = {}
+        self._states: dict[tuple[str, tuple[int, ...]], TrainState] = {}
 
     @in_32_bits
     def of(self, config: Config, schema: Schema) -> Traced:
         """The state and the step of a config."""
         parts = (config.model, config.optim, config.train, schema)
-        key = "\n".join([*(part.model_dump_json() for part in parts), str(config.mesh.model)])
-        if key not in self._kept:
-            state = _state(config, schema, config.model.hidden)
-            self._kept[key] = Traced(state, _program(config, schema))
-        return self._kept[key]
+        key = "\n".join(part.model_dump_json() for part in parts)
+        by_cut = f"{key}\n{config.mesh.model}"
+        if by_cut not in self._kept:
+            whole, cut = (
+                self._state(key, config, schema, hidden)
+                for hidden in (config.model.hidden, _cut(config))
+            )
+            self._kept[by_cut] = Traced(whole, _program(config, schema, cut))
+        return self._kept[by_cut]
+
+    def _state(
+        self, key: str, config: Config, schema: Schema, hidden: tuple[int, ...]
+    ) -> TrainState:
+        if (key, hidden) not in self._states:
+            self._states[key, hidden] = _state(config, schema, hidden)
+        return self._states[key, hidden]
+
+
+def _cut(config: Config) -> tuple[int, ...]:
+    """Widths of layers on one device: those that `mesh.model` cuts by columns are its share."""
+    parts, hidden = config.mesh.model, config.model.hidden
+    return tuple(
+        width // parts if kind == "column" else width
+        for width, kind in zip(hidden, kinds(hidden, parts), strict=False)
+    )
 
 
 def _make(config: Config, schema: Schema, hidden: tuple[int, ...], rngs: nnx.Rngs) -> MLP:
@@ -110,14 +131,9 @@ def _state(config: Config, schema: Schema, hidden: tuple[int, ...]) -> TrainStat
     return jax.eval_shape(lambda seed: init_state(make, tx, seed), np.uint32(0))
 
 
-def _program(config: Config, schema: Schema) -> Program:
-    """One device's step: layers that `mesh.model` cuts are as wide as its share."""
-    parts, hidden = config.mesh.model, config.model.hidden
-    cut = tuple(
-        width // parts if kind == "column" else width
-        for width, kind in zip(hidden, kinds(hidden, parts), strict=False)
-    )
-    state = _state(config, schema, cut)
+def _program(config: Config, schema: Schema, state: TrainState) -> Program:
+    """One device's step, of a state as wide as its share of the layers."""
+    cut = _cut(config)
     graphdef = nnx.graphdef(nnx.eval_shape(lambda: _make(config, schema, cut, nnx.Rngs(0))))
     tx = make_optimizer(config.optim, STEPS, config.train.freeze)
     alone = config.model_copy(update={"mesh": MeshConfig(data=1)})

@@ -1,0 +1,183 @@
+"""`jmlp.plan`: the ways there are, their memory against the compiler's, their bytes, their order."""
+
+import importlib.util
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from jmlp import plan
+from jmlp.analysis.compiled import compile_plan
+from jmlp.analysis.plans import as_json, workload
+from jmlp.config import parse_config
+from jmlp.errors import ConfigError
+from jmlp.planner.candidates import Candidates
+from jmlp.planner.exchange import sent_in_step
+from jmlp.planner.hardware import target
+from jmlp.planner.liveness import ROWS, program_of
+from jmlp.planner.memory import MARGIN, local_rows, memory_of
+from jmlp.planner.workload import Tracer
+
+SIZES = (64, 10, 2000)
+MODEL = {"hidden": [256, 128, 128]}
+
+
+def config_of(**keys):
+    return {"model": MODEL, "train": {"batch_size": 512}} | keys
+
+
+def test_what_is_alive_when():
+    """x @ w is alive until it is read last; what is added on the way is never written."""
+
+    def step(w, x):
+        h = jnp.maximum(x @ w, 0) + 1
+        return (h @ w).sum()
+
+    w, x = (jax.ShapeDtypeStruct(s, jnp.float32) for s in ((16, 16), (ROWS, 16)))
+    program = program_of(jax.make_jaxpr(step)(w, x))
+    # x @ w with what the second product reads, then that with the second product.
+    assert program.peak(100) == 2 * 100 * 16 * 4
+    assert [operation.product for operation in program.operations if operation.product] == [
+        (ROWS, 16, 16), (ROWS, 16, 16)
+    ]  # fmt: skip
+
+
+def test_a_loop_is_counted_once_with_what_it_cuts():
+    def step(x):
+        return jax.lax.scan(lambda total, row: (total + (row @ row.T).sum(), None), 0.0, x)[0]
+
+    program = program_of(jax.make_jaxpr(step)(jax.ShapeDtypeStruct((4, 8, 32), jnp.float32)))
+    assert program.peak(1) == 4 * (8 * 32 + 8 * 8)  # a slice and its product
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"step": "single", "mesh": {"data": 1}},
+        {"mesh": {"data": 8}},
+        {"mesh": {"data": 2, "fsdp": 2, "model": 2}},
+        {"step": "explicit", "mesh": {"data": 8}, "comm": {"all_reduce": "ring"}},
+        {"step": "pipeline", "mesh": {"data": 2, "pipe": 4}},
+    ],
+    ids=["single", "data", "three axes", "ring", "pipeline"],
+)
+def test_memory_and_messages_are_the_compilers(keys):
+    """The state and the rows to the byte, all of it within the margin, messages to the byte.
+
+    A larger suite: scripts/check_plan.py.
+    """
+    config = parse_config(config_of(**keys))
+    work, tracer = workload(config, sizes=SIZES), Tracer()
+    traced = tracer.of(config, work.schema)
+    memory = memory_of(work, config, traced, room_bytes=1e12)
+    compiled = compile_plan(work, config, jax.devices(), resident=True)
+    held = memory.parameters + memory.optimizer + memory.rows
+    assert held == pytest.approx(compiled.arguments, rel=0.005)
+    assert memory.total == pytest.approx(compiled.bytes, rel=MARGIN)
+    if "fsdp" not in keys["mesh"]:  # of which XLA for processors makes all-reduces
+        sent = sent_in_step(config, traced, target("h100:8"), local_rows(config))
+        assert sum(one.bytes for one in sent) == pytest.approx(compiled.sent_bytes, rel=0.005)
+
+
+def test_a_small_model_wants_one_device():
+    found = plan(config_of(model={"hidden": [64, 64]}), "v5e:16x16", sizes=SIZES)
+    assert found.best.devices == 1 and found.best.config.step == "single"
+    others = [one for one in found.plans if one.devices == 256]
+    assert others and all(
+        one.seconds.expected > found.best.seconds.expected for one in others
+    )
+
+
+def test_a_large_model_is_planned_without_being_made(tmp_path):
+    """Two billion parameters, which with Adam's state are 24 GB, over GPUs of 16 GB."""
+    import jmlp.planner.hardware as hardware
+
+    text = (Path(hardware.__file__).parent / "kinds" / "a100.yaml").read_text()
+    file = tmp_path / "small.yaml"
+    file.write_text(text.replace("value: 80e9", "value: 16e9"))
+    large = config_of(model={"hidden": [16384] * 8}, train={"batch_size": 4096})
+    began = time.perf_counter()
+    found = plan(large, f"{file}:8", sizes=(16384, 10, 100_000))
+    assert time.perf_counter() - began < 60  # of a busy machine; it takes a few
+    assert found.best is not None and found.best.devices == 8
+    assert not found.one_device.fits and found.one_device.memory.parameters > 7.9e9
+    data = [p for p in found.plans if p.config.mesh.data == 8 and p.config.step == "sharded"]
+    assert data and not any(p.fits for p in data)
+    assert found.best.config.mesh.fsdp * found.best.config.mesh.model > 1
+    row = as_json(found)["plans"][0]
+    assert row["fits"] and row["bytes_per_device"] * (1 + MARGIN) <= row["room_bytes"]
+
+
+def test_nothing_fits():
+    large = config_of(model={"hidden": [65536] * 8})
+    found = plan(large, "v5e:1", sizes=(65536, 10, 1000))
+    assert found.best is None and as_json(found)["best"] is None
+
+
+def test_every_way_trains_what_was_asked():
+    """Each is a config that is accepted, over no more devices than there are."""
+    config = parse_config(config_of(optim={"name": "momentum"}))
+    ways = list(Candidates(config, target("h100:8")))
+    assert {way.step for way in ways} == {"single", "sharded", "pmap", "explicit", "pipeline"}
+    assert len({way.model_dump_json() for way in ways}) == len(ways)
+    for way in ways:
+        assert way.mesh.size() in (1, 2, 4, 8)
+        assert way.train == config.train and way.model == config.model
+        assert way.optim == config.optim and way.comm.reducer == config.comm.reducer
+
+
+def test_what_may_change_is_asked_for():
+    config = parse_config(config_of())
+    more = list(Candidates(config, target("h100:4"), ["bfloat16", "reducers", "local"]))
+    assert {way.model.dtype for way in more} == {"float32", "bfloat16"}
+    assert {"none", "bf16", "int8", "low_rank"} <= {way.comm.reducer.name for way in more}
+    assert "local" in {way.step for way in more}
+
+
+def test_a_compressor_is_kept():
+    keys = config_of(step="explicit", comm={"reducer": "int8"}, mesh={"data": 8})
+    ways = list(Candidates(parse_config(keys), target("h100:8")))
+    assert ways and {way.comm.reducer.name for way in ways} == {"int8"}
+
+
+def test_what_a_strategy_refuses_is_left_out_and_said():
+    found = plan(config_of(model=MODEL | {"norm": "batch"}), "h100:8", sizes=SIZES)
+    assert not any(one.config.step == "pipeline" for one in found.plans)
+    assert any("step=pipeline" in reason for reason in found.refused)
+
+
+def test_a_slow_network_is_left_alone():
+    """Over hosts a network that is a thousand times slower is not worth its devices."""
+    keys = config_of(model={"hidden": [1024] * 4}, train={"batch_size": 8192})
+    within = plan(keys, "h100:16", sizes=SIZES)
+    assert within.best.devices > 1
+    crossing = [one for one in plan(keys, "h100:4x4", sizes=SIZES).plans if one.devices == 16]
+    same = {str(one.changes): one for one in within.plans}
+    data = [one for one in crossing if one.config.step == "pmap"]
+    assert data[0].sent[0].between_hosts
+    assert data[0].seconds.expected > same[str(data[0].changes)].seconds.expected
+
+
+def test_mistakes():
+    with pytest.raises(ConfigError, match="no cost model"):
+        plan(config_of(step="async", mesh={"data": 8}), "h100:8", sizes=SIZES)
+    with pytest.raises(ConfigError, match="also='fp8'"):
+        plan(config_of(), "h100:8", sizes=SIZES, also=["fp8"])
+    with pytest.raises(ConfigError, match="at least 1"):
+        plan(config_of(), "h100:8", sizes=(0, 2, 10))
+
+
+def test_the_suite_of_the_script_is_large_enough():
+    path = Path(__file__).parents[2] / "scripts" / "check_plan.py"
+    spec = importlib.util.spec_from_file_location("check_plan", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert len(module.cases(8)) >= 60
+    rows = [
+        {"error": 0.1, "temporary_error": 0.2, "formula_bytes": 110, "compiled_bytes": 100},
+        {"error": -0.3, "temporary_error": 0.2, "formula_bytes": 70, "compiled_bytes": 100},
+    ]
+    found = module.summary(rows)
+    assert (found["missed"], found["worst"]) == (1, 0.3)
