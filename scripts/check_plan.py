@@ -69,13 +69,12 @@ def _product(sizes) -> int:
     return total
 
 
-def check(name: str, tree: dict, devices: list, tracer) -> dict | None:
+def check(name: str, tree: dict, devices: list, tracer, where) -> dict | None:
     """A row: bytes by formula and by the compiler; None if the way is refused."""
     from jmlp.analysis.compiled import compile_plan
     from jmlp.analysis.plans import workload
     from jmlp.config import parse_config
     from jmlp.planner.exchange import sent_in_step
-    from jmlp.planner.hardware import target
     from jmlp.planner.memory import local_rows, memory_of
 
     try:
@@ -83,7 +82,7 @@ def check(name: str, tree: dict, devices: list, tracer) -> dict | None:
         work = workload(config, sizes=(FEATURES, CLASSES, ROWS))
         traced = tracer.of(config, work.schema)
         memory = memory_of(work, config, traced, room_bytes=1e12)
-        sent = sent_in_step(config, traced, target("h100:8"), local_rows(config))
+        sent = sent_in_step(config, traced, where, local_rows(config))
         began_s = time.perf_counter()
         compiled = compile_plan(work, config, devices, resident=True)
     except JmlpError:
@@ -128,12 +127,13 @@ def main() -> None:
     from jmlp.planner.workload import Tracer
 
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
-    devices = compiler_devices(target(flags.topology))
+    where = target(flags.topology)
+    devices = compiler_devices(where)
     if isinstance(devices, str):
         sys.exit(devices)
     rows, tracer = [], Tracer()
     for name, tree in cases(len(devices)).items():
-        row = check(name, tree, devices, tracer) if flags.only in name else None
+        row = check(name, tree, devices, tracer, where) if flags.only in name else None
         if row:
             rows.append(row)
             print(

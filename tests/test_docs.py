@@ -98,6 +98,7 @@ BENCHES = {
     "compress": {"--only": ["int8"], "--epochs": ["1"], "--repeats": ["1"]},
     "async": {"--only": ["staleness 1"], "--repeats": ["1"]},
     "reproducible": {"--widths": ["8"], "--repeats": ["1"]},
+    "hardware": {"--repeats": ["1"]},
 }
 CHECKED = {"pip", "jupyter", "pytest", "mkdocs"}  # what has no run here but a check
 
@@ -151,7 +152,9 @@ def need_run(folder):
 @pytest.fixture
 def quick(monkeypatch):
     """Benches that do not measure, and rows that are there."""
-    from jmlp.bench import asynchronous, columns, comm, compress, reproducible, step, stream
+    from jmlp.bench import (
+        asynchronous, columns, comm, compress, hardware, reproducible, step, stream,
+    )  # fmt: skip
 
     for module in (step, stream, reproducible):
         monkeypatch.setattr(module, "TARGET_S", 1e-9)
@@ -162,6 +165,9 @@ def quick(monkeypatch):
     monkeypatch.setattr(columns, "ROWS", 3000)
     monkeypatch.setattr(columns, "STEPS", 2)
     monkeypatch.setattr(comm, "SIZES", (1000,))
+    monkeypatch.setattr(hardware, "SIZES", (8, 16))
+    monkeypatch.setattr(hardware, "MOVED", (1 << 12, 1 << 14))
+    monkeypatch.setattr(hardware, "_LEAST_S", 1e-9)
     monkeypatch.setattr(comm, "_TIMED_S", 1e-9)
     for module in (asynchronous, compress):
         monkeypatch.setitem(module.BASE, "data", {"name": "digits"})

@@ -28,7 +28,10 @@ from jmlp.types import JsonObject
 SIZES = (64, 128, 256, 512, 1024, 2048)
 """of square products"""
 _LARGEST = {"cpu": 2048}
-_BYTES = 1 << 28  # written at a time, beyond any cache; on processors a quarter of it
+MOVED = (1 << 16, 1 << 18, 1 << 20, 1 << 22, 1 << 24, 1 << 26)
+"""bytes of arrays that are read and written"""
+_BEYOND = 1 << 28
+"""the same beyond any cache of an accelerator"""
 _LOOP = 200  # operations of a loop whose every turn is one kernel
 _LEAST_S = 0.02  # of one sample
 
@@ -146,10 +149,11 @@ def rates_of(dtype: str, repeats: int) -> list[tuple[float, float]]:
 
 def bandwidths(repeats: int) -> list[tuple[float, float]]:
     """(bytes, bytes/s) that additions in place read and write, fewer bytes first."""
-    largest = _BYTES // 4 if jax.devices()[0].platform == "cpu" else _BYTES
+    platform = jax.devices()[0].platform
+    sizes = MOVED if platform == "cpu" else (*MOVED, _BEYOND)
     found = []
-    for nbytes in (1 << 16, 1 << 18, 1 << 20, 1 << 22, 1 << 24, largest):
-        turns = max(1, min(_LOOP, largest // nbytes))
+    for nbytes in sizes:
+        turns = max(1, min(_LOOP, sizes[-1] // nbytes))
         x = jnp.zeros(nbytes // 4, jnp.float32)
 
         @jax.jit

@@ -201,8 +201,9 @@ def _over_data(
         name = best_topology(round(gradients), 4, line)
         settings = {"inner": line.inner if 1 < line.inner < line.n else None}
         once = bound(ALL_REDUCE[name], settings).traffic(round(gradients), 4, line.n)
-        # The compiler sums each micro-batch's over devices.
-        operations = [once] * (config.optim.accumulate if config.step == "sharded" else 1)
+        # The compiler sums each micro-batch's over devices; for TPUs it moves that behind the loop.
+        again = config.step == "sharded" and target.hardware.platform != "tpu"
+        operations = [once] * (config.optim.accumulate if again else 1)
     priced = [line.priced(operation) for operation in operations]
     return [Sent(
         "data", "gradients" if every == 1 else f"parameters, every {every} steps",
