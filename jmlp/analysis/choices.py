@@ -34,7 +34,10 @@ def choices(asked: Config, setup: Setup) -> list[Choice]:
     simulated = device.platform == "cpu" and mesh.size > 1
     kind = "simulated CPU devices" if simulated else f"{device.device_kind} devices"
     said = f"{jax.device_count()} {kind} here"
-    found = [Choice("mesh", axes, said if asked.mesh.data == "auto" else f"as told, {said}")]
+    told = {"auto": said, "planned": f"planned for {said}"}
+    found = [Choice("mesh", axes, told.get(str(asked.mesh.data), f"as told, {said}"))]
+    if asked.step == "auto":
+        found.append(Choice("step", config.step, "planned: jmlp plan CONFIG shows every way"))
     rows, why = placement(programs, dataset)
     found.append(Choice("data.placement", rows, why))
     fixed = train.steps_per_call

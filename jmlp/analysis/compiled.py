@@ -15,6 +15,7 @@ from jmlp.data.preparation import dtype_of
 from jmlp.planner.memory import BLOCK_BYTES
 from jmlp.planner.workload import Workload
 from jmlp.programs import collectives
+from jmlp.programs.memory import held_bytes
 from jmlp.programs.placement import Order, Resident, Source, Streamed
 from jmlp.programs.train import TrainProgram
 from jmlp.sharding.layout import batch_sharding
@@ -61,12 +62,10 @@ def compile_plan(
     for one in found:
         kinds[one.kind] = kinds.get(one.kind, 0) + one.times
     costs: Any = compiled.cost_analysis() or {}
-    held = (
-        memory.argument_size_in_bytes + memory.temp_size_in_bytes
-        + memory.output_size_in_bytes - memory.alias_size_in_bytes
-    )  # fmt: skip
+    held = held_bytes(compiled)
+    assert held is not None
     return Compiled(
-        int(held), int(memory.argument_size_in_bytes), int(memory.temp_size_in_bytes),
+        held, int(memory.argument_size_in_bytes), int(memory.temp_size_in_bytes),
         costs.get("flops"), collectives.total(found) or 0, kinds,
     )  # fmt: skip
 

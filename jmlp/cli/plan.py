@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -12,7 +13,8 @@ from jmlp.cli.commands import finish, reporter, start_devices
 from jmlp.cli.flags import Json
 from jmlp.config import load_config
 from jmlp.config.sections import MeshConfig
-from jmlp.errors import ConfigError
+from jmlp.errors import ConfigError, RunDirError
+from jmlp.types import JsonObject
 
 if TYPE_CHECKING:
     from jmlp.analysis.plans import Sizes
@@ -29,7 +31,9 @@ class Plan:
     are ranges.
     """
 
-    config: tyro.conf.Positional[Path]
+    config: tyro.conf.Positional[
+        Annotated[Path | None, tyro.conf.arg(metavar="CONFIG", help_behavior_hint="")]
+    ] = None
     """a YAML file, e.g. configs/digits.yaml; or a table"""
     on: Annotated[str, tyro.conf.arg(metavar="DEVICES")] = "here"
     """h100:8, a100:8, h200:8x4 (4 hosts of 8), v5e:4x4, v5p:2x2x4, v6e:4x4, cpu:8, FILE.yaml:8;
@@ -46,12 +50,18 @@ class Plan:
     """try what trains something else as well: dtypes, compressors, local steps"""
     compile: Annotated[int, tyro.conf.arg(metavar="N")] = 0
     """ask the compiler about the best N as well, where it is installed"""
+    check: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="RUN_DIR", help_behavior_hint="")] = ()
+    """instead, of runs with step or mesh auto: what was predicted and what was measured"""
     json_: Json = False
     """print one JSON line on stdout; the rest goes to stderr"""
 
 
 def run_plan(flags: Plan, overrides: list[str]) -> int:
     """Plans, and prints."""
+    if flags.check:
+        return _check(flags)
+    if flags.config is None:
+        raise ConfigError("plan: expected a config, or --check RUN_DIR ...")
     config = load_config(flags.config, overrides)
     if flags.top < 1 or flags.compile < 0:
         raise ConfigError("--top is at least 1, --compile at least 0")
@@ -67,6 +77,29 @@ def run_plan(flags: Plan, overrides: list[str]) -> int:
     compiled = compile_best(found, flags.compile) if flags.compile else {}
     print_plans(found, flags.top, compiled, report)
     return finish(flags.json_, as_json(found, compiled))
+
+
+def _check(flags: Plan) -> int:
+    """What runs were predicted to need, and what they did."""
+    if flags.config is not None:
+        raise ConfigError(f"--check is of runs, not of {flags.config}: leave one out")
+    from jmlp.cli.plan_table import print_check
+
+    rows = [{"run": str(path), **_record(path)} for path in flags.check]
+    print_check(rows, reporter(flags.json_))
+    return finish(flags.json_, {"runs": rows})
+
+
+def _record(path: Path) -> JsonObject:
+    """What the summary of a run says of its plan."""
+    file = path / "summary.json"
+    try:
+        found = json.loads(file.read_text()).get("plan")
+    except (OSError, ValueError, AttributeError):
+        raise RunDirError(f"{path} holds no finished run: {file} cannot be read") from None
+    if not isinstance(found, dict):
+        raise RunDirError(f"{path}: its config has neither step: auto nor mesh: auto")
+    return found
 
 
 def _sizes(flags: Plan) -> Sizes | None:

@@ -1,6 +1,6 @@
 """What `jmlp plan` prints."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from jmlp.analysis.compiled import Compiled
@@ -180,3 +180,30 @@ def nested(keys: JsonObject) -> JsonObject:
             at = below
         at[name] = value
     return tree
+
+
+def print_check(rows: Sequence[JsonObject], report: Reporter) -> None:
+    """Predictions and measurements of runs, and how far they are apart."""
+    from rich.table import Table
+
+    table = Table(
+        "run", "step", "memory predicted", "measured", "error", "ms a step predicted", "measured",
+        "error", title="plans and what became of them", title_justify="left",
+    )  # fmt: skip
+    for row in rows:
+        memory = _pair(row, "predicted_bytes", "measured_bytes", size)
+        seconds = _pair(
+            row, "predicted_seconds_per_step", "measured_seconds_per_step",
+            lambda value: f"{1e3 * value:.3g}",
+        )  # fmt: skip
+        table.add_row(str(row["run"]), str(row["step"]), *memory, *seconds)
+    report.table(table)
+
+
+def _pair(
+    row: JsonObject, predicted: str, measured: str, shown: Callable[[float], str]
+) -> tuple[str, str, str]:
+    said, found = row.get(predicted), row.get(measured)
+    if not isinstance(said, int | float) or not isinstance(found, int | float) or not found:
+        return str(said), "not measured", ""
+    return shown(said), shown(found), f"{said / found - 1:+.0%}"

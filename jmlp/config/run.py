@@ -36,14 +36,15 @@ class Config(Section):
     """reproducible: parts of a batch, summed in a fixed tree; a power of two."""
     step: Annotated[
         str,
-        Words(module="jmlp.parallel", names=("STEPS", "ABOVE"), default="sharded"),
+        Words(module="jmlp.parallel", names=("STEPS", "ABOVE"), default="sharded", more=("auto",)),
         Mark.MAY_CHANGE,
     ] = "sharded"
     """single: one device. sharded: jit over the mesh. pmap: data parallel only.
     explicit: data (and tensor) parallel with the communication of `comm`.
     pipeline: layers over mesh.pipe, many microbatches at once: `pipeline`.
     local: devices train alone and exchange now and then, as `local` says.
-    async: a parameter server and workers that do not wait for each other: `server`."""
+    async: a parameter server and workers that do not wait for each other: `server`.
+    auto: as jmlp plan finds best for the devices here, and the mesh as well unless it is said."""
     comm: pydantic.SerializeAsAny[CommConfig] = CommConfig()
     tensor: TensorConfig = TensorConfig()
     pipeline: PipelineConfig = PipelineConfig()

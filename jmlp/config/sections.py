@@ -48,8 +48,9 @@ Positive = Annotated[Float, Field(gt=0)]
 class MeshConfig(Section):
     """Devices per mesh axis. Every axis exists; size 1 means "not split"."""
 
-    data: Annotated[Count | Literal["auto"], Mark.MAY_CHANGE] = "auto"
-    """Splits the batch. auto: all devices that the other axes leave."""
+    data: Annotated[Count | Literal["auto", "planned"], Mark.MAY_CHANGE] = "auto"
+    """Splits the batch. auto: all devices that the other axes leave. planned: this and the other
+    axes as jmlp plan finds best for the devices here; mesh: auto is short for it."""
     fsdp: Annotated[Count, Mark.MAY_CHANGE] = 1
     """Splits the batch, parameters and optimizer state (ZeRO-3)."""
     model: Annotated[Count, Mark.MAY_CHANGE] = 1
@@ -60,7 +61,21 @@ class MeshConfig(Section):
     def size(self, devices: int = 1) -> int:
         """Devices needed; with data=auto, the most that `devices` allow."""
         rest = self.fsdp * self.model * self.pipe
-        return rest * (max(1, devices // rest) if self.data == "auto" else self.data)
+        if self.data in ("auto", "planned"):
+            return rest * max(1, devices // rest)
+        return rest * self.data
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _auto(cls, tree: object) -> object:
+        return {"data": "planned"} if tree == "auto" else tree
+
+    @pydantic.model_validator(mode="after")
+    def _planned_whole(self) -> "MeshConfig":
+        rest = {axis: size for axis, size in self if axis != "data" and size != 1}
+        if self.data == "planned" and rest:
+            raise ValueError(f"data=planned chooses all axes: leave {', '.join(rest)} out")
+        return self
 
 
 class TensorConfig(Section):

@@ -9,6 +9,7 @@ same bits on any number of devices: `reproducible`. asynchronous, by a parameter
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -43,8 +44,14 @@ ABOVE = {"async": ("jmlp.parameter_server.strategy", "ASYNC")}
 """those that build on more than a step: where their values are"""
 
 
+AUTO = dataclasses.replace(SHARDED, name="auto", check=lambda config: iter(()))
+"""stands for whatever `step: auto` comes to, until it does"""
+
+
 def strategy_named(name: str) -> Strategy:
     """The strategy behind a value of `config.step`."""
+    if name == AUTO.name:
+        return AUTO
     if name in STEPS:
         return STEPS[name]
     module, value = ABOVE[name]
@@ -58,11 +65,13 @@ def strategy_of(config: Config) -> Strategy:
 
 def mistakes(config: Config) -> Iterator[str]:
     """What is wrong with a config for its strategy, in words. Loads no jax."""
+    if config.step == AUTO.name:  # what it comes to is checked in its turn
+        return iter(())
     every = [*STEPS.values(), REPRODUCIBLE, *map(strategy_named, ABOVE)]
     return _strategy.mistakes(config, strategy_of(config), every)
 
 
 __all__ = [
-    "STEPS", "Step", "StepContext", "Strategy", "TrainState", "mistakes", "strategy_named",
+    "AUTO", "STEPS", "Step", "StepContext", "Strategy", "TrainState", "mistakes", "strategy_named",
     "strategy_of",
 ]  # fmt: skip

@@ -116,7 +116,7 @@ def check(config: Config) -> Iterator[str]:
         yield f"reproducible: true splits over data alone; mesh has {split}. Set them to 1"
     if shards & (shards - 1):
         yield f"virtual_shards={shards}: expected a power of two"
-    if data != "auto" and shards % data:
+    if not isinstance(data, str) and shards % data:
         yield (
             f"mesh.data={data} does not divide virtual_shards={shards}: set either so that it does"
         )

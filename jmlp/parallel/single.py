@@ -30,7 +30,7 @@ def build(context: StepContext) -> Step:
 
 
 def check(config: Config) -> Iterator[str]:
-    if split_axes(config) or config.mesh.data not in (1, "auto"):
+    if split_axes(config) or config.mesh.data not in (1, "auto", "planned"):
         yield "step=single uses one device; set every mesh axis to 1"
 
 

@@ -42,6 +42,7 @@ class Candidates:
             )
         self._config, self._target, self._also = config, target, also
         self._tree = config.model_dump(mode="json")
+        self._asked = _Asked(config)
         self.refused: Counter[str] = Counter()
 
     def __iter__(self) -> Iterator[Config]:
@@ -51,6 +52,8 @@ class Candidates:
             dtypes.append("bfloat16")
         for changes in self._ways():
             for dtype in dtypes:
+                if not self._asked.allows(changes):
+                    continue
                 config = self.made(changes | {"model.dtype": dtype})
                 if config is not None and (key := _key(config)) not in seen:
                     seen.add(key)
@@ -87,7 +90,8 @@ class Candidates:
 
     def _ways(self) -> Iterator[JsonObject]:
         config, n = self._config, self._target.devices
-        counts = [m for m in range(1, n + 1) if n % m == 0 and (n <= _FEW or m in (1, n))]
+        every = n <= _FEW or self._asked.mesh is not None
+        counts = [m for m in range(1, n + 1) if n % m == 0 and (every or m in (1, n))]
         keeps = config.comm.reducer.name != "none"
         if config.step == "local" or "local" in self._also:
             for m in counts[1:]:
@@ -100,13 +104,13 @@ class Candidates:
             for data, fsdp, model in _factors(m):
                 if model > 1 and "column" not in kinds(config.model.hidden, model):
                     continue  # it divides no layer
-                whole = m == n or not (fsdp > 1 or model > 1)
+                whole = m == n or self._asked.mesh or not (fsdp > 1 or model > 1)
                 if not keeps and whole:
                     mesh = _mesh(data=data, fsdp=fsdp, model=model)
                     yield {"step": "sharded", "mesh": mesh}
                 if fsdp == 1 and whole:
                     yield from self._explicit(data, model, keeps)
-                if fsdp > 1 and not keeps and m == n:
+                if fsdp > 1 and not keeps and (m == n or self._asked.mesh):
                     yield from self._pipelines(data, model, pipe=fsdp)
             if not keeps:
                 yield {"step": "pmap", "mesh": _mesh(data=m)}
@@ -131,6 +135,25 @@ class Candidates:
                         "step": "pipeline", "mesh": _mesh(data=data, model=model, pipe=pipe),
                         "pipeline.microbatches": pipe * each, "pipeline.remat": remat,
                     }  # fmt: skip
+
+
+class _Asked:
+    """What a config leaves to the planner, if it says `auto` at all; else all is."""
+
+    def __init__(self, config: Config):
+        planned, auto = config.mesh.data == "planned", config.step == "auto"
+        said = config.mesh != type(config.mesh)()
+        self._step = config.step if planned and not auto else None
+        self.mesh = dict(config.mesh) if auto and not planned and said else None
+
+    def allows(self, changes: Mapping[str, Json]) -> bool:
+        mesh = changes["mesh"]
+        assert isinstance(mesh, dict)
+        if self.mesh is not None and any(
+            size not in ("auto", mesh[axis]) for axis, size in self.mesh.items()
+        ):
+            return False
+        return self._step is None or changes["step"] == self._step
 
 
 def _section(tree: Mapping[str, Json], name: str) -> Mapping[str, Json]:

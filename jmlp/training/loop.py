@@ -18,7 +18,9 @@ from jmlp.distributed.agreement import agree, together
 from jmlp.distributed.forks import refuse_forked
 from jmlp.errors import TrainingError
 from jmlp.parallel import TrainState, strategy_of
+from jmlp.planner.auto import Predicted
 from jmlp.programs.collectives import read_wire
+from jmlp.programs.memory import held_bytes
 from jmlp.programs.predictions import Predictions, predict_rows
 from jmlp.programs.train import Source
 from jmlp.report import Reporter, Spared
@@ -88,6 +90,9 @@ class Loop:
         self._weight = in_training(self.dataset.train, self.programs.schema).weight
         self._placed: dict[str, tuple[jax.Array, jax.Array]] = {}
         self._call: Program | None = None
+        self._held_bytes: int | None = None
+        self.predicted: Predicted | None = None
+        """the plan that this run follows, if it was left to one"""
 
     # The run.
 
@@ -144,6 +149,8 @@ class Loop:
             self.progress.server = self.programs.memo()
             took_s = time.perf_counter() - begun_s
             rows = self._account(call, values, took_s)
+            if self.predicted:
+                self.predicted.add(call.span.steps, took_s)
             self.step += call.span.steps
             self._dispatch.send("on_steps", self._view(state), Steps(values, rows, took_s))
             if self._after_steps(state, feed, stop, took_s):
@@ -189,6 +196,7 @@ class Loop:
             for line in explain(self.config.comm, self.programs.mesh, params):
                 self.report.note(f"comm.all_reduce=auto: {line}")
         self._compiled = Compiled(started.hlo, wire, took_s)
+        self._held_bytes = held_bytes(started.call)
         self._dispatch.send("on_compiled", self._view(state), self._compiled)
         return started.call
 
@@ -315,6 +323,8 @@ class Loop:
         summary = summarize(self.setup, self.progress, state, self.step, metrics)
         if self._show_wire and self._compiled and self._compiled.hlo:
             summary["wire"] = self._compiled.wire.rows
+        if self.predicted:
+            summary["plan"] = self.predicted.as_json(self._held_bytes)
         if self.directory:
             self._write(self.directory, summary)
         return Result(state, summary, self.setup)

@@ -23,6 +23,7 @@ from jmlp.errors import ConfigError, RunDirError
 from jmlp.losses import LossLike
 from jmlp.metrics import MetricsLike
 from jmlp.parallel import strategy_of
+from jmlp.planner import auto
 from jmlp.programs.precision import in_32_bits
 from jmlp.report import Reporter, Spared
 from jmlp.sharding import layout
@@ -30,10 +31,12 @@ from jmlp.sharding.devices import thread_pool_size
 from jmlp.training.callbacks import Callback
 from jmlp.training.interrupt import stop_on_signal
 from jmlp.training.loop import Loop, Result
-from jmlp.training.run_dir import Follower, RunDir
+from jmlp.training.run_dir import Follower, RunDir, to_json, write_atomically
 from jmlp.training.setup import (
     ModelFactory,
     Setup,
+    chosen,
+    given,
     make_setup,
     open_checkpoints,
     resolve_mesh,
@@ -103,7 +106,11 @@ def train(
         # Not the caller's np.seterr: underflow is nothing that should end a run.
         stack.enter_context(np.errstate(all="warn", under="ignore"))
         stack.enter_context(peers())
-        config, mesh = together(_resolved, config)
+        own = given(model, tx, rules)
+        planned = together(chosen, parse_config(config), data, loss, own)
+        if planned.plans:
+            report.note(f"step=auto, mesh=auto: {auto.why(planned.plans)}")
+        config, mesh = together(_resolved, planned.config)
         directory = None
         if run_dir is not None:
             mine = (RunDir if is_first() else Follower)(expanded(run_dir))
@@ -113,7 +120,7 @@ def train(
         report.note("loading data and models ...")
         setup = together(
             make_setup, config, mesh, data, model=model, tx=tx, rules=rules, loss=loss,
-            metrics=metrics,
+            metrics=metrics, dataset=planned.dataset,
         )  # fmt: skip
         _check_same(setup)
         if config.train.epochs == "auto":
@@ -136,11 +143,16 @@ def train(
             )
             _writers.append(checkpoints)
             stack.callback(_writers.pop)
-        own = {"model": model, "tx": tx, "loss": loss}
-        custom = [name for name, given in own.items() if given is not None]
+        python = {"model": model, "tx": tx, "loss": loss}
+        custom = [name for name, value in python.items() if value is not None]
         loop = together(
             Loop, setup, report, directory, checkpoints, custom, show_wire, callbacks, go_on
         )
+        if planned.plans:
+            loop.predicted = auto.Predicted(planned.plans.plans[0])
+            if directory and is_first():
+                told = to_json(loop.predicted.as_json(None), indent=2)
+                write_atomically(directory.path / auto.FILE, told + "\n")
         return loop.fit()
 
 

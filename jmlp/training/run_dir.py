@@ -5,6 +5,7 @@
 - checkpoints/: by step
 - damaged/: checkpoints that did not verify, set aside by a resumed run
 - summary.json: what the run ended with
+- plan.json: what was predicted, where the config left its step or mesh to a plan
 - curves.png: loss and metric by step
 - tensorboard/: the same events, if train.tensorboard is set
 - wandb/, mlflow/, trackers.json: of train.callbacks wandb and mlflow

@@ -40,6 +40,9 @@ from jmlp.model import NUMBER_EMBEDDINGS, BatchNorm, mlp_of
 from jmlp.model.recipes import settled
 from jmlp.optim import hold, make_optimizer
 from jmlp.parallel import strategy_named, strategy_of
+from jmlp.planner import auto
+from jmlp.planner.planning import Plans
+from jmlp.planner.workload import Workload
 from jmlp.programs.bundle import Programs
 from jmlp.programs.cache import start_cache
 from jmlp.programs.evaluation import held_of
@@ -70,8 +73,46 @@ class Setup(NamedTuple):
         )
 
 
+class Chosen(NamedTuple):
+    """What `step: auto` or `mesh: auto` came to."""
+
+    config: Config
+    dataset: Dataset | None
+    """which was loaded for it"""
+    plans: Plans | None
+    """None where nothing was left to choose"""
+
+
+def chosen(
+    config: Config, data: Any = None, loss: LossLike = None, own: Sequence[str] = ()
+) -> Chosen:
+    """The config with the plan for the devices here in it, if it asks for one.
+
+    Args:
+      own: what is given from Python and the planner does not know.
+
+    Raises:
+      ConfigError: nothing fits, or there is no model of its cost.
+    """
+    if not auto.is_asked(config):
+        return Chosen(config, None, None)
+    if own:
+        raise ConfigError(
+            f"step=auto and mesh=auto plan jmlp's own MLP, not a {own[0]} of yours: say both"
+        )
+    dataset = load_dataset(config, data, loss)
+    config = settled(config, dataset.schema.task)
+    plans = auto.choose(Workload(config, dataset.schema, dataset.train.rows))
+    return Chosen(plans.plans[0].config, dataset, plans)
+
+
 def resolve_mesh(config: Config) -> tuple[Config, Mesh]:
     """The mesh over the devices there are, and the config with its sizes filled in."""
+    if auto.is_asked(config):
+        raise ConfigError(
+            "step=auto and mesh=auto are for jmlp train and jmlp.prepare; here, say what jmlp plan "
+            "says"
+        )
     # Of the step itself: `reproducible` over one device is asked for by step=single as well.
     one = strategy_named(config.step).one_device
     mesh = make_mesh(config.mesh, jax.devices()[:1] if one else None)
@@ -174,10 +215,18 @@ def prepare(
 ) -> Setup:
     """Loads the data, makes the mesh and the programs. Arguments as of `train`."""
     refuse_forked()
-    config, mesh = resolve_mesh(parse_config(config))
+    config, dataset, _ = chosen(parse_config(config), data, loss, given(model, tx, rules))
+    config, mesh = resolve_mesh(config)
     return make_setup(
-        config, mesh, data, model=model, tx=tx, rules=rules, loss=loss, metrics=metrics
-    )
+        config, mesh, data, model=model, tx=tx, rules=rules, loss=loss, metrics=metrics,
+        dataset=dataset,
+    )  # fmt: skip
+
+
+def given(model: object, tx: object, rules: object) -> list[str]:
+    """Names of those that are there."""
+    own = {"model": model, "tx": tx, "rules": rules}
+    return [name for name, value in own.items() if value is not None]
 
 
 def make_setup(

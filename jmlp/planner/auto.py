@@ -1,0 +1,76 @@
+"""`mesh: auto` and `step: auto`: the plan for what is here, and what became of it."""
+
+from __future__ import annotations
+
+from statistics import median
+
+from jmlp.config import Config
+from jmlp.errors import ConfigError
+from jmlp.planner.here import here
+from jmlp.planner.planning import Plan, Plans, plan_all
+from jmlp.planner.workload import Workload
+from jmlp.types import JsonObject
+
+FILE = "plan.json"
+"""of a run directory: what was predicted and measured"""
+
+
+def is_asked(config: Config) -> bool:
+    """Whether a config leaves its step or its mesh to the planner."""
+    return config.step == "auto" or config.mesh.data == "planned"
+
+
+def choose(work: Workload) -> Plans:
+    """The plans for the devices here; the first is the one to take.
+
+    Raises:
+      ConfigError: nothing fits.
+    """
+    found = plan_all(work, here())
+    if found.best is None:
+        first = found.plans[0] if found.plans else None
+        need = f"the nearest needs {first.needed_bytes / 1e9:.2f} GB a device" if first else (
+            "every way is refused: " + "; ".join(list(found.refused)[:3])
+        )  # fmt: skip
+        raise ConfigError(
+            f"step=auto, mesh=auto: nothing fits these {found.target.devices} devices, {need}. "
+            "See jmlp plan; lower train.batch_size or model.hidden"
+        )
+    return found
+
+
+def why(found: Plans) -> str:
+    """A sentence: what was chosen, and over what."""
+    best = found.plans[0]
+    said = f"{1e3 * best.seconds.expected:.3g} ms a step by formula, bound by {best.seconds.bound}"
+    other = next((plan for plan in found.plans[1:] if plan.fits), None)
+    if other is None:
+        return f"{said}; nothing else fits"
+    mesh = ", ".join(f"{axis}={size}" for axis, size in other.config.mesh if size != 1)
+    return f"{said}; next, {other.config.step} over {mesh or 'one device'}, " + (
+        f"{1e3 * other.seconds.expected:.3g}"
+    )
+
+
+class Predicted:
+    """A plan that was taken, and what its run measures."""
+
+    def __init__(self, plan: Plan):
+        self._plan = plan
+        self._steps: list[float] = []
+
+    def add(self, steps: int, seconds: float) -> None:
+        """A call of the program, from its start to its losses."""
+        self._steps.append(seconds / max(1, steps))
+
+    def as_json(self, held_bytes: int | None) -> JsonObject:
+        """Prediction and measurement; None where nothing was measured."""
+        plan = self._plan
+        return {
+            "step": plan.config.step,
+            "mesh": dict(plan.config.mesh),
+            "predicted_bytes": round(plan.memory.total),
+            "measured_bytes": held_bytes,
+            "predicted_seconds_per_step": plan.seconds.expected,
+            "measured_seconds_per_step": median(self._steps) if self._steps else None,
+        }
