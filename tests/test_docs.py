@@ -60,6 +60,7 @@ ELSEWHERE = [
     ("scripts/soak.py --times", "test_faults.py", '"soak.py"'),
     ("scripts/kill_actors.py", "actors/test_actors.py", "kill_actors"),
     ("jmlp bench peers", "peers/test_bench.py", '"bench", "peers"'),
+    ("jmlp plan --check", "planner/test_auto.py", '"plan", "--check"'),
     ("jmlp bench push-pull", "actors/test_actors.py", '"bench", "push-pull"'),
 ]
 # What stands for the words of the table, and numbers that take less long.

@@ -44,7 +44,11 @@ ABOVE = {"async": ("jmlp.parameter_server.strategy", "ASYNC")}
 """those that build on more than a step: where their values are"""
 
 
-AUTO = dataclasses.replace(SHARDED, name="auto", check=lambda config: iter(()))
+def _accept(config: Config) -> Iterator[str]:
+    return iter(())
+
+
+AUTO = dataclasses.replace(SHARDED, name="auto", check=_accept)
 """stands for whatever `step: auto` comes to, until it does"""
 
 

@@ -47,7 +47,7 @@ def test_every_mistake_is_a_line(tmp_path):
         "learning_rate; did you mean optim.learning_rate?",
         "optim.warmup: ",
         "optim.accumulate: ",
-        "--mesh.data: Input should be a valid integer, or: Input should be 'auto' (got 'x')",
+        "--mesh.data: Input should be a valid integer, or: Input should be 'auto' or 'planned' ",
         "--train.epochs: ",
         "--train.eval_every: ",
         "unknown key --mesh.modle; did you mean mesh.model?",
