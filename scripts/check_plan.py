@@ -81,7 +81,7 @@ def check(name: str, tree: dict, devices: list, tracer, where) -> dict | None:
         config = parse_config(tree)
         work = workload(config, sizes=(FEATURES, CLASSES, ROWS))
         traced = tracer.of(config, work.schema)
-        memory = memory_of(work, config, traced, room_bytes=1e12)
+        memory = memory_of(work, config, traced, room_bytes=1e12, platform=where.hardware.platform)
         sent = sent_in_step(config, traced, where, local_rows(config))
         began_s = time.perf_counter()
         compiled = compile_plan(work, config, devices, resident=True)

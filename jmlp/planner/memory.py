@@ -59,6 +59,8 @@ BRANCH = 1.15
 MARGIN = 0.15
 """by how much less than the room the formula must come to for a plan to fit: it was at most so
 much too low in any of the programs that scripts/check_plan.py compiles"""
+TILE, TWICE = 8, 1.5
+"""of a TPU: features of rows are padded to so many; bfloat16 copies of rows were seen as well"""
 BLOCK_BYTES = 16 << 20
 """of rows that are sent from the host, as training.feed has it"""
 RESIDENT_SHARE = 0.25
@@ -105,13 +107,19 @@ def width_of(config: Config) -> int:
 
 
 def memory_of(
-    work: Workload, config: Config, traced: Traced, room_bytes: float, blocks: int = 2
+    work: Workload,
+    config: Config,
+    traced: Traced,
+    room_bytes: float,
+    blocks: int = 2,
+    platform: str = "cpu",
 ) -> Memory:
     """The memory of a config on its mesh, whose sizes are numbers.
 
     Args:
       room_bytes: what a device has, by which rows stay on it or do not.
       blocks: of rows on their way at a time, where they do not stay.
+      platform: `tpu` pads rows to its tiles, and keeps some of them twice.
     """
     mesh, rules, strategy = abstract_mesh(config.mesh), rules_of(config), strategy_of(config)
     state, params = traced.state, traced.state.params
@@ -140,7 +148,7 @@ def memory_of(
         kept += used  # each micro-batch's, summed over devices, beside the sum so far
     return Memory(
         parameters, optimizer, used, alive + batch - used, kept + most - alive - batch,
-        rows_bytes(work, config, room_bytes, blocks),
+        rows_bytes(work, config, room_bytes, blocks, platform),
     )  # fmt: skip
 
 
@@ -233,7 +241,9 @@ def _first_layer(traced: Traced, config: Config) -> float:
     return kernels / (parts if config.model.hidden and config.model.hidden[0] % parts == 0 else 1)
 
 
-def rows_bytes(work: Workload, config: Config, room_bytes: float, blocks: int) -> float:
+def rows_bytes(
+    work: Workload, config: Config, room_bytes: float, blocks: int, platform: str
+) -> float:
     """Of the data on a device."""
     whole = work.rows * work.row_bytes
     stays = whole <= RESIDENT_SHARE * room_bytes
@@ -241,6 +251,9 @@ def rows_bytes(work: Workload, config: Config, room_bytes: float, blocks: int) -
     width = width_of(config)
     if config.data.placement == "device" or (config.data.placement == "auto" and stays):
         steps = math.ceil(work.rows / config.train.batch_size)
+        if platform == "tpu":
+            features = work.schema.features
+            whole *= TWICE * math.ceil(features / TILE) * TILE / features
         return whole + 4 * steps * (width / parts + 1)
     fixed = config.train.steps_per_call
     steps = max(1, BLOCK_BYTES // ((work.row_bytes + 4) * width)) if fixed == "auto" else fixed

@@ -90,7 +90,7 @@ def plan_all(work: Workload, target: Target, also: Sequence[Also] = ()) -> Plans
 def price(work: Workload, config: Config, target: Target, tracer: Tracer) -> Plan:
     """One way: its memory, its messages and its time."""
     traced = tracer.of(config, work.schema)
-    memory = memory_of(work, config, traced, target.room_bytes)
+    memory = memory_of(work, config, traced, target.room_bytes, platform=target.hardware.platform)
     sent = sent_in_step(config, traced, target, local_rows(config))
     steps = math.ceil(work.rows / config.train.batch_size)
     seconds = seconds_of(config, traced, target, sent, steps)

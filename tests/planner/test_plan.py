@@ -179,3 +179,11 @@ def test_the_suite_of_the_script_is_large_enough():
     ]
     found = module.summary(rows)
     assert (found["missed"], found["worst"]) == (1, 0.3)
+
+
+def test_rows_are_padded_on_a_tpu():
+    """As XLA was seen to do: 10 features take the place of 16, and half as much again."""
+    sizes = (10, 3, 1_000_000)
+    gpu, tpu = (plan(config_of(), on, sizes=sizes).one_device for on in ("h100:1", "v5e:1"))
+    data = 4.0 * (sizes[0] + 1) * sizes[2]
+    assert tpu.memory.rows - gpu.memory.rows == pytest.approx(data * (1.5 * 1.6 - 1))
