@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 from jmlp import Callback, simulate_devices
+from jmlp.distributed.hosts import why_not
 from jmlp.programs import cache
 from jmlp.training.callbacks import CALLBACKS
 
@@ -98,6 +99,13 @@ def curve():
     x = rng.normal(size=(150, 5))
     y = np.stack([x @ rng.normal(size=5) * 40 + 300, np.sin(x[:, 0])], 1)
     return x, y
+
+
+@pytest.fixture(scope="session")
+def namespaces():
+    """Tests that ask for it make hosts in network namespaces, where that can be done."""
+    if reason := why_not():
+        pytest.skip(f"no hosts with links of their own: {reason}")
 
 
 @pytest.fixture

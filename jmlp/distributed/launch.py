@@ -15,8 +15,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from jmlp.config import Config
 from jmlp.errors import ConfigError, PeerLost
@@ -59,8 +59,31 @@ class Gang(NamedTuple):
     min_processes: int = 1
 
 
+class Here:
+    """Where a gang runs: on this machine. `jmlp.distributed.hosts` has another, of many hosts."""
+
+    def address(self) -> str:
+        """HOST:PORT where the processes of the next life meet; process 0 listens there."""
+        return f"127.0.0.1:{_free_port()}"
+
+    def start(
+        self, index: int, program: Sequence[str], env: Mapping[str, str]
+    ) -> "subprocess.Popen[Any]":
+        """Process `index`, which ends when this one does."""
+        return subprocess.Popen(  # noqa: S603  this very program again
+            program,
+            env=env,
+            start_new_session=True,  # Ctrl-C comes from here, once
+            preexec_fn=_end_with_parent,
+        )
+
+
 def launch(
-    gang: Gang, command: Sequence[str], say: Callable[[str], None], config: Config | None = None
+    gang: Gang,
+    command: Sequence[str],
+    say: Callable[[str], None],
+    config: Config | None = None,
+    place: Here = Here(),
 ) -> int:
     """Runs `command` in processes that find each other; the exit code.
 
@@ -68,6 +91,7 @@ def launch(
       command: arguments of jmlp, or a program of one's own: python script.py.
       say: told of what is lost and started again.
       config: that `command` trains, if it is known: its mesh must fit.
+      place: where the processes run.
 
     Raises:
       ConfigError: the command or the config cannot run so.
@@ -82,7 +106,7 @@ def launch(
     while True:
         ours = command[0] in COMMANDS
         program = [sys.executable, "-m", "jmlp", *command] if ours else command
-        ended = run_gang(count, gang.devices_per_process, program)
+        ended = run_gang(count, gang.devices_per_process, program, place)
         if ended.lost is None:
             return ended.code
         said = f"process {ended.lost} {ended.how}; the others ended {ended.noticed_s:.1f} s later"
@@ -99,10 +123,10 @@ def launch(
         say(f"{said}; starting {count} again (restart {restarts} of {gang.restarts})")
 
 
-def run_gang(count: int, devices: int, program: Sequence[str]) -> Ended:
+def run_gang(count: int, devices: int, program: Sequence[str], place: Here = Here()) -> Ended:
     """One life of the gang: starts it, and returns when all of it has ended."""
-    port = _free_port()
-    gang: list[subprocess.Popen[bytes]] = []
+    address = place.address()
+    gang: list[subprocess.Popen[Any]] = []
 
     def forward(number: int, frame: object) -> None:
         for process in gang:  # each saves and ends by itself
@@ -112,7 +136,8 @@ def run_gang(count: int, devices: int, program: Sequence[str]) -> Ended:
     old = {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         for index in range(count):
-            gang.append(_start(count, index, devices, port, program))
+            env = os.environ | _told(count, index, devices, address)
+            gang.append(place.start(index, program, env))
         return _watch(gang)
     finally:
         for process in gang:
@@ -123,7 +148,7 @@ def run_gang(count: int, devices: int, program: Sequence[str]) -> Ended:
             signal.signal(number, handler)
 
 
-def _watch(gang: Sequence[subprocess.Popen[bytes]]) -> Ended:
+def _watch(gang: Sequence[subprocess.Popen[Any]]) -> Ended:
     ended_at: dict[int, float] = {}
     deadline = None
     while len(ended_at) < len(gang):
@@ -161,24 +186,16 @@ def _how(code: int) -> str:
     return f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
 
 
-def _start(
-    count: int, index: int, devices: int, port: int, program: Sequence[str]
-) -> subprocess.Popen[bytes]:
-    env = dict(os.environ)
+def _told(count: int, index: int, devices: int, address: str) -> dict[str, str]:
+    """What process `index` finds in its environment."""
     mine = range(index * devices, (index + 1) * devices)
-    env |= {
-        "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
+    return {
+        "JAX_COORDINATOR_ADDRESS": address,
         "JAX_NUM_PROCESSES": str(count),
         "JAX_PROCESS_ID": str(index),
         "JAX_LOCAL_DEVICE_IDS": ",".join(map(str, mine)),  # of the GPUs, if there are any
         "JAX_NUM_CPU_DEVICES": str(devices),
     }
-    return subprocess.Popen(  # noqa: S603  this very program again
-        program,
-        env=env,
-        start_new_session=True,  # Ctrl-C comes from here, once
-        preexec_fn=_end_with_parent,
-    )
 
 
 def _end_with_parent() -> None:
