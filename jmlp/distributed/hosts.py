@@ -18,8 +18,10 @@ import re
 import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from jmlp.distributed.launch import Here
@@ -82,8 +84,8 @@ class Namespaces:
         self.name = name
         self._started: list[subprocess.Popen[str]] = []
         env = {**os.environ, "JMLP_HOST": name, "JMLP_HOSTS": hosts_file}
-        self._first = subprocess.Popen(
-            ["unshare", "--net", "--uts", "--mount", "--pid", "--fork", "--kill-child",
+        self._first = subprocess.Popen(  # noqa: S603
+            ["unshare", "--net", "--uts", "--mount", "--pid", "--fork", "--kill-child",  # noqa: S607
              "--mount-proc", "sh", "-c", _BEGIN],
             env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
             text=True, start_new_session=True,  # Ctrl-C is for the owner
@@ -133,8 +135,10 @@ class Namespaces:
         cwd: str | os.PathLike[str] | None = None,
     ) -> "subprocess.Popen[str]":
         """A process in here, and a child of this one: signals, waiting and pipes as usual."""
-        spaces = [f"--{space}=/proc/{self.pid}/ns/{file}"
-                  for space, file in (("net", "net"), ("uts", "uts"), ("mount", "mnt"))]  # fmt: skip
+        spaces = [
+            f"--{space}=/proc/{self.pid}/ns/{file}"
+            for space, file in (("net", "net"), ("uts", "uts"), ("mount", "mnt"))
+        ]
         there = ["env", "-C", str(cwd or os.getcwd()), *command]
         own = os.open("/proc/self/ns/pid", os.O_RDONLY)
         theirs = os.open(f"/proc/{self.pid}/ns/pid_for_children", os.O_RDONLY)
@@ -180,6 +184,10 @@ class Host(Namespaces):
     def freeze(self) -> None:
         """Stops all processes at once, as if the host hung. Its network still answers."""
         self._signal(signal.SIGSTOP)
+        for pid in self.processes():  # which takes effect when they are next scheduled
+            with suppress(FileNotFoundError):
+                while Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "RSD":
+                    time.sleep(0.001)
 
     def thaw(self) -> None:
         self._signal(signal.SIGCONT)
@@ -197,8 +205,8 @@ class Hosts:
     """Hosts in a network of their own; a context manager.
 
     `with Hosts(4, Wire("100mbit")) as hosts: hosts[0].start(["ip", "address"])`. They are called
-    h0, h1, ... and find each other by name. With two racks the first half stand in one, the others in
-    the other, and what goes between them crosses one link, `across`.
+    h0, h1, ... and find each other by name. With two racks the first half stand in one, the others
+    in the other, and what goes between them crosses one link, `across`.
 
     Args:
       count: hosts, 1 to 200.
@@ -215,7 +223,7 @@ class Hosts:
     def __init__(
         self,
         count: int,
-        wire: Wire = Wire(),
+        wire: Wire = Wire(),  # noqa: B008  frozen
         across: Wire | None = None,
         hosts_file: Callable[[int], str] | None = None,
         second: bool = False,
@@ -273,10 +281,9 @@ class Hosts:
         self._told.tell("tc", "qdisc", "replace", "dev", f"port{index}", "root", *queue)
 
     def deafen(self, index: int) -> None:
-        """Drops what is sent to host `index`, silently; what it sends goes on. `shape` undoes it."""
-        self._told.tell(
-            "tc", "qdisc", "replace", "dev", f"port{index}", "root", "pfifo", "limit", 0
-        )
+        """Drops what is sent to host `index`, silently; what it sends goes. `shape` undoes it."""
+        port = f"port{index}"
+        self._told.tell("tc", "qdisc", "replace", "dev", port, "root", "pfifo", "limit", 0)
 
     @property
     def _told(self) -> Namespaces:

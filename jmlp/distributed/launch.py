@@ -83,7 +83,7 @@ def launch(
     command: Sequence[str],
     say: Callable[[str], None],
     config: Config | None = None,
-    place: Here = Here(),
+    place: Here | None = None,
 ) -> int:
     """Runs `command` in processes that find each other; the exit code.
 
@@ -91,7 +91,7 @@ def launch(
       command: arguments of jmlp, or a program of one's own: python script.py.
       say: told of what is lost and started again.
       config: that `command` trains, if it is known: its mesh must fit.
-      place: where the processes run.
+      place: where the processes run. None: here.
 
     Raises:
       ConfigError: the command or the config cannot run so.
@@ -106,7 +106,7 @@ def launch(
     while True:
         ours = command[0] in COMMANDS
         program = [sys.executable, "-m", "jmlp", *command] if ours else command
-        ended = run_gang(count, gang.devices_per_process, program, place)
+        ended = run_gang(count, gang.devices_per_process, program, place or Here())
         if ended.lost is None:
             return ended.code
         said = f"process {ended.lost} {ended.how}; the others ended {ended.noticed_s:.1f} s later"
@@ -123,7 +123,7 @@ def launch(
         say(f"{said}; starting {count} again (restart {restarts} of {gang.restarts})")
 
 
-def run_gang(count: int, devices: int, program: Sequence[str], place: Here = Here()) -> Ended:
+def run_gang(count: int, devices: int, program: Sequence[str], place: Here) -> Ended:
     """One life of the gang: starts it, and returns when all of it has ended."""
     address = place.address()
     gang: list[subprocess.Popen[Any]] = []

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from pathlib import Path
 
 import psutil
 import pytest
@@ -45,6 +46,10 @@ def said(host, *command):
 def spaces(pid):
     """The namespaces of a process, by their numbers."""
     return {os.readlink(f"/proc/{pid}/ns/{kind}") for kind in ("net", "uts", "mnt", "pid")}
+
+
+def mounted():
+    return Path("/proc/self/mounts").read_text()
 
 
 def left(numbers):
@@ -152,7 +157,7 @@ with Hosts(2) as network:
 @pytest.mark.usefixtures("namespaces")
 @pytest.mark.parametrize("end", ["KILL", "TERM", "INT", "raises"])
 def test_nothing_is_left_however_the_owner_ends(end):
-    links, mounts = os.listdir("/sys/class/net"), open("/proc/self/mounts").read()
+    links, mounts = os.listdir("/sys/class/net"), mounted()
     owner = subprocess.Popen(
         [sys.executable, "-c", OWNER, end], env=own_environment(), text=True,
         stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
@@ -166,7 +171,7 @@ def test_nothing_is_left_however_the_owner_ends(end):
         owner.send_signal(getattr(signal, f"SIG{end}"))
     owner.wait(20)
     assert ends(numbers)
-    assert os.listdir("/sys/class/net") == links and open("/proc/self/mounts").read() == mounts
+    assert os.listdir("/sys/class/net") == links and mounted() == mounts
     assert not os.path.exists("/run/netns")
 
 
