@@ -329,8 +329,10 @@ class Hosts:
     def _plug(self, host: Host, port: str, name: str, bridge: str, address: str) -> None:
         with suppress(JmlpError):  # the kernel takes its time over those of a host that is gone
             self._told.tell("ip", "link", "delete", port)
+        # A host has the same card after it was rebooted: others remember its number.
+        card = "02:" + ":".join(f"{int(part):02x}" for part in address.split(".")) + ":01"
         self._told.tell("ip", "link", "add", port, "type", "veth",
-                        "peer", "name", name, "netns", host.pid)  # fmt: skip
+                        "peer", "name", name, "address", card, "netns", host.pid)  # fmt: skip
         self._told.tell("ip", "link", "set", port, "master", bridge, "up")
         host.tell("ip", "address", "add", f"{address}/24", "dev", name)
         host.tell("ip", "link", "set", name, "up")
