@@ -3,7 +3,7 @@
     python tests/member.py FOLDER STEP [NAME ...]
 
 NAMEs are of SHAPES and KINDS; none means all. It also takes a run of its folder on, up to
-STEP, where one process is sent SIGTERM.
+STEP, where one process is sent SIGTERM; with STEP 0 not.
 Run alone, in a process with enough devices, it gives what a gang must agree with.
 """
 
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-DEVICES = 4  # over all processes
+DEVICES = int(os.environ.get("MEMBER_DEVICES", "4"))  # over all processes
 
 
 def blobs(features, classes, rows=203):
@@ -42,19 +42,23 @@ SHAPES = {
 }
 # Step kinds: those that add by themselves, message by message, give the same bits.
 KINDS = {
-    "sharded": {"mesh": {"data": 4}},
-    "fsdp, model": {"mesh": {"data": 1, "fsdp": 2, "model": 2}},
-    "pmap": {"step": "pmap", "mesh": {"data": 4}},
+    "sharded": {"mesh": {"data": DEVICES}},
+    "fsdp, model": {"mesh": {"data": DEVICES // 4, "fsdp": 2, "model": 2}},
+    "pmap": {"step": "pmap", "mesh": {"data": DEVICES}},
     "ring": {"step": "explicit", "comm": {"all_reduce": "ring"}},
     "int8": {"step": "explicit", "comm": {"reducer": {"name": "int8", "error_feedback": True}}},
+    "low rank": {
+        "step": "explicit",
+        "comm": {"all_reduce": "ring", "reducer": {"name": "low_rank", "rank": 2}},
+    },
     "local": {"step": "local", "local": {"every": 2}, "comm": {"all_reduce": "tree"}},
     "gossip": {"step": "local", "local": {"method": "gossip", "every": 2}},
     "streamed": {"data": {"placement": "host"}},
-    "pipeline": {"step": "pipeline", "mesh": {"data": 2, "pipe": 2}},
+    "pipeline": {"step": "pipeline", "mesh": {"data": DEVICES // 2, "pipe": 2}},
     # Edges that each process takes from the training rows.
     "bins": {"model": {"number_embedding": {"name": "piecewise_linear", "bins": 4}}},
 }
-SAME_BITS = {"ring", "int8", "local", *SHAPES}
+SAME_BITS = {"ring", "int8", "low rank", "local", *SHAPES}
 
 
 def config_of(*trees):
@@ -94,6 +98,19 @@ def relay(folder, steps):
     return [int(result.state.step), result.summary.get("fingerprint")]
 
 
+def listening():
+    """Addresses of this host on which somebody listens; of IPv6 those as the kernel has them."""
+    found = set()
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/self/net/{table}").read_text().splitlines()[1:]:
+            at, state = line.split()[1], line.split()[3]
+            if state == "0A":
+                number = at.partition(":")[0].removeprefix("0000000000000000FFFF0000")
+                four = [int(number[i : i + 2], 16) for i in (6, 4, 2, 0)]
+                found.add(".".join(map(str, four)) if len(number) == 8 else number)
+    return sorted(found)
+
+
 def stop_at(step):
     """A reporter that sends this process SIGTERM at a step: one process, for all."""
     from helpers import Interrupt
@@ -125,8 +142,10 @@ def main():
         together(fails_on_last)
     except DataError as error:
         found["told"] = [str(error), error.everywhere, error.exit_code]
-    found["relay"] = relay(folder, int(sys.argv[2]))
+    if int(sys.argv[2]):
+        found["relay"] = relay(folder, int(sys.argv[2]))
     found["first"] = [first(jax.process_index), gather_texts(str(jax.process_index()))]
+    found["listening"] = [json.loads(text) for text in gather_texts(json.dumps(listening()))]
     if is_first():
         (folder / f"found{count}.json").write_text(json.dumps(found))
 

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import jax
 
+from jmlp.distributed import addresses
 from jmlp.errors import ClusterError, ConfigError
 
 HEARTBEAT_S = 10  # a peer that has been silent for so long is lost
@@ -94,7 +95,8 @@ def join() -> int:
     """Joins the other processes of this job, if there are any; returns how many there are.
 
     Call it before any other use of jax; `jmlp train` does. It returns when all have
-    arrived. Heartbeats tell within `JMLP_HEARTBEAT_SECONDS` (10) of a process that is gone
+    arrived. Process 0 listens on the address that was said, if it is its own, and on no other;
+    the processes of CPUs talk (gloo) over the interface that leads to it. Heartbeats tell within `JMLP_HEARTBEAT_SECONDS` (10) of a process that is gone
     or stopped; the others then end, with exit code 3 or by SIGABRT, instead of waiting.
 
     Raises:
@@ -120,7 +122,7 @@ def join() -> int:
             initialization_timeout=rendezvous,
             heartbeat_timeout_seconds=heartbeat,
             shutdown_timeout_seconds=SHUTDOWN_S,
-            coordinator_bind_address=_bind_address(cluster.address),
+            coordinator_bind_address=addresses.bind_address(cluster.address),
         )
     except Exception as error:  # whatever the detection or the connection met
         reason = (str(error).splitlines() or [type(error).__name__])[0]
@@ -128,6 +130,7 @@ def join() -> int:
             f"found a cluster ({cluster.found}) but could not join it: {reason}. Set {ADDRESS}, "
             f"{COUNT} and {INDEX} to say it all by hand, or {COUNT}=1 to train alone."
         ) from error
+    addresses.meet_by_route()
     return _count()
 
 
@@ -158,12 +161,6 @@ def _seconds(name: str, usual: int, least: int) -> int:
         shown = text[:100]
         raise ConfigError(f"{name}={shown}: expected a number of seconds, {least} or more")
     return int(text or usual)
-
-
-def _bind_address(address: str | None) -> str | None:
-    """Where process 0 listens: on loopback if that is where all meet; None is jax's choice."""
-    host = (address or "").rsplit(":", 1)[0]
-    return address if host in ("127.0.0.1", "localhost", "[::1]") else None
 
 
 def _on_tpu_slice() -> bool:

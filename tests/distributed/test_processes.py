@@ -89,6 +89,7 @@ SHARES = {
         "adamw, dropout",
         "fsdp, model",
         "int8",
+        "low rank",
         "local",
         "gossip",
         "streamed",
