@@ -142,6 +142,39 @@ class CompressRow(CompressRuns):
     share: float
 
 
+class Fitted(TypedDict):
+    """A link by the alpha-beta model."""
+
+    latency_seconds: float
+    bytes_per_second: float
+    worst: float
+    """the largest relative error of the model, over the sizes that were measured"""
+
+
+# `from` is no name that a class could have.
+LinkRow = TypedDict(
+    "LinkRow",
+    {"from": int, "to": int, "latency_seconds": float, "bytes_per_second": float, "worst": float},
+)
+
+
+class AllReduceRow(TypedDict):
+    """Of `links`: an all-reduce over all processes."""
+
+    name: str
+    bytes: int
+    """of each process's array"""
+    predicted_seconds: float
+    measured_seconds: float
+
+
+class Errors(TypedDict):
+    """Of a topology's predictions: |predicted / measured - 1|."""
+
+    median: float
+    worst: float
+
+
 Outcome = dict[str, float | None]
 """what came out of one run, by name; None: not reached"""
 
@@ -171,3 +204,18 @@ class Result(TypedDict, Generic[R]):
     processor: str
     versions: dict[str, str]
     simulated: bool
+
+
+class LinksResult(Result[AllReduceRow]):
+    """Of `links`: what `comm.links` reads is `processes`, `pairs` and `patterns`."""
+
+    processes: int
+    """or devices, of one process"""
+    between: str
+    """processes or devices"""
+    pairs: list[LinkRow]
+    patterns: dict[str, Fitted]
+    inner: int | None
+    """how many stand together, if some do"""
+    errors: dict[str, Errors]
+    """by topology"""

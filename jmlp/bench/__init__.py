@@ -6,6 +6,7 @@ from jmlp.bench import (
     comm,
     compress,
     hardware,
+    links,
     peers,
     population,
     push_pull,
@@ -20,6 +21,7 @@ BENCHES = {
     "comm": comm.run,
     "stream": stream.run,
     "columns": columns.run,
+    "links": links.run,
     "compress": compress.run,
     "async": asynchronous.run,
     "push-pull": push_pull.run,
@@ -28,7 +30,7 @@ BENCHES = {
     "hardware": hardware.run,
 }
 
-UNDRAWN = ("hardware",)
+UNDRAWN = ("hardware", "links")
 """those whose result is a file of figures, and no picture"""
 
 __all__ = ["BENCHES", "UNDRAWN"]

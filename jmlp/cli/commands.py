@@ -185,6 +185,8 @@ def run_launch(flags: Launch, command: list[str]) -> int:
 
     if not command:
         raise ConfigError("launch: expected -- and a command, e.g. -- train configs/digits.yaml")
+    if command[0] == "bench" and command[1:2] != ["links"]:
+        raise ConfigError("launch: of the benches only links is for several processes")
     gang = Gang(**dataclasses.asdict(flags))
 
     def say(text: str) -> None:
@@ -284,7 +286,7 @@ def _rounds(flags: Comm, report: "Reporter") -> int:
 
 
 def run_bench(flags: Bench, overrides: list[str]) -> int:
-    from jmlp.bench import BENCHES, UNDRAWN
+    from jmlp.bench import BENCHES, UNDRAWN, links
 
     if flags.what not in BENCHES:
         raise ConfigError(f"bench {flags.what!r}: there are {', '.join(BENCHES)}")
@@ -295,9 +297,11 @@ def run_bench(flags: Bench, overrides: list[str]) -> int:
     if flags.plot and flags.what in UNDRAWN:
         raise ConfigError(f"bench {flags.what} draws no picture: leave --plot out")
     _check_plot(flags.plot)
+    if flags.what == "links":  # the one with other processes, of which one speaks
+        start_devices(None, MeshConfig(data=links.SIMULATED))
     report = reporter(flags.json_)
     result: Any = BENCHES[flags.what](flags, report)
-    if flags.out:
+    if flags.out and is_first():
         from jmlp.training.run_dir import write_atomically
 
         as_yaml = flags.out.suffix in (".yaml", ".yml")

@@ -316,14 +316,15 @@ class Bench:
     of 4 and 100 MB a second with a parameter server of threads, of Ray actors, and with
     one written by hand. reproducible: what it costs, by rows a virtual shard. population:
     many small networks at once against one after another. hardware: what jmlp plan asks of
-    these devices, for --out FILE.yaml, or kept for --on here.
+    these devices, for --out FILE.yaml, or kept for --on here. links: latency and bandwidth between
+    the processes of a job, for `comm.all_reduce: auto`: jmlp launch -n 4 -- bench links --out FILE
     Speeds are of interleaved runs, and every sample is kept.
     With --out, compress and async go on where they were stopped.
     """
 
     what: tyro.conf.Positional[str]
-    """step, peers, stream, columns, comm, compress, async, push-pull, reproducible, population
-    or hardware"""
+    """step, peers, stream, columns, comm, compress, async, push-pull, reproducible, population,
+    hardware or links"""
     cases: Annotated[tuple[str, ...], tyro.conf.arg(help_behavior_hint="")] = ()
     """step, peers, stream: hidden widths and batch size (default: 64-64/64, 512-512/256 and
     2048-2048/1024; stream only the second); population: mixed, 8, 32, 64, 128"""

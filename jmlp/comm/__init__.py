@@ -4,7 +4,8 @@ the backend's own (NCCL): `psum`. ring all-reduce, one way or both: `ring`. redu
 all-gather by all-to-all, direct exchange: `fully_connected`. binomial tree, double binary tree:
 `tree`. recursive halving and doubling (Rabenseifner): `halving_doubling`. hierarchical
 (hosts of devices), two-dimensional torus: `two_level`. What they share, `Traffic`: `topology`.
-gradient buckets: `buckets`. alpha-beta cost model, `all_reduce: auto`: `cost`.
+gradient buckets: `buckets`. alpha-beta cost model, `all_reduce: auto`: `cost`; by links that were
+measured: `links`.
 
 A topology is a file and a line in `ALL_REDUCE`; its settings are a subclass of `CommConfig` in
 that file. All of these can be imported without loading jax.
@@ -30,7 +31,7 @@ ALL_REDUCE: Lines[Topology] = Lines({
 """The topologies by the names that `comm.all_reduce` takes; one's own may be added. Of a file
 that nothing here imports a line is `module:NAME`."""
 
-CHOICES: dict[str, Choice] = {"auto": Choice(TwoLevels)}
+CHOICES: Lines[Choice] = Lines({"auto": "jmlp.comm.links:AUTO"})
 """Words of `comm.all_reduce` that pick one of `ALL_REDUCE` for each bucket."""
 
 __all__ = ["ALL_REDUCE", "CHOICES", "AllReduce", "Choice", "Topology", "Traffic"]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 from jmlp.comm import ALL_REDUCE
 from jmlp.comm.buckets import Leaf, fill, size_of
 from jmlp.comm.cost import DATA_CENTRE, Link, estimates, link_of
+from jmlp.comm.links import read
 from jmlp.comm.topology import AllReduce, Traffic, bound
 from jmlp.compress import REDUCERS, Exchange, Reducer, error_feedback
 from jmlp.config.sections import CommConfig
@@ -16,6 +18,10 @@ from jmlp.types import PyTree
 
 with lazy_imports():
     import jax
+
+
+Prices: TypeAlias = Callable[[int, int, int], dict[str, float]]
+"""(size, itemsize, n) -> seconds by topology, fastest first"""
 
 
 def make_reducer(comm: CommConfig, mesh: jax.sharding.Mesh) -> Reducer:
@@ -32,23 +38,18 @@ def make_reducer(comm: CommConfig, mesh: jax.sharding.Mesh) -> Reducer:
 
 
 def make_exchange(comm: CommConfig, mesh: jax.sharding.Mesh) -> Exchange:
-    """How `comm` moves vectors over the `data` axis of `mesh`."""
-    devices = list(mesh.devices.flat)
-    n, hosts = mesh.shape["data"], len({d.process_index for d in devices})
-    settings = comm.own()
-    inner = settings.get("inner")
-    if inner is not None and n % inner:
-        raise ConfigError(f"comm.inner={inner} does not divide mesh.data={n}")
-    if inner is None and hosts > 1 and n % hosts == 0:
-        inner = n // hosts
-    settings["inner"] = inner
+    """How `comm` moves vectors over the `data` axis of `mesh`.
+
+    Raises:
+      ConfigError: `comm.inner` does not divide the axis, or `comm.links` is not of it.
+    """
+    inner, price = _prices(comm, mesh)
+    settings = comm.own() | {"inner": inner}
 
     def choose(size: int, itemsize: int, n: int) -> str:
         if comm.all_reduce != "auto":
             return comm.all_reduce
-        link = _link(comm, devices[0].device_kind)
-        slow = DATA_CENTRE if hosts > 1 else None
-        return next(iter(estimates(size, itemsize, n, link, slow, inner)))
+        return next(iter(price(size, itemsize, n)))
 
     def all_reduce(size: int, itemsize: int, n: int) -> tuple[str, AllReduce]:
         name = choose(size, itemsize, n)
@@ -62,6 +63,25 @@ def make_exchange(comm: CommConfig, mesh: jax.sharding.Mesh) -> Exchange:
     return Exchange(all_reduce, traffic, comm.bucket_bytes, lossy)
 
 
+def _prices(comm: CommConfig, mesh: jax.sharding.Mesh) -> tuple[int | None, Prices]:
+    """The devices of a fast group, and what `auto` goes by: measured, or the kind of device."""
+    devices = list(mesh.devices.flat)
+    n, hosts = mesh.shape["data"], len({d.process_index for d in devices})
+    settings = comm.own()
+    said = inner = settings.get("inner")
+    if inner is not None and n % inner:
+        raise ConfigError(f"comm.inner={inner} does not divide mesh.data={n}")
+    if inner is None and hosts > 1 and n % hosts == 0:
+        inner = n // hosts
+    if settings.get("links"):
+        links = read(settings["links"], n)
+        near = said or links.inner()
+        return near, lambda size, itemsize, n: links.estimates(size, itemsize, n, inner=near)
+    link = _link(comm, devices[0].device_kind)
+    slow = DATA_CENTRE if hosts > 1 else None
+    return inner, lambda size, itemsize, n: estimates(size, itemsize, n, link, slow, inner)
+
+
 def _link(comm: CommConfig, device_kind: str) -> Link:
     link = link_of(device_kind)
     alpha_s = link.alpha_s if comm.alpha_us is None else comm.alpha_us * 1e-6
@@ -70,15 +90,17 @@ def _link(comm: CommConfig, device_kind: str) -> Link:
 
 
 def explain(comm: CommConfig, mesh: jax.sharding.Mesh, leaves: Sequence[Leaf]) -> list[str]:
-    """A line for each bucket: its size, and the topology that `auto` picked for it."""
-    exchange, n = make_exchange(comm, mesh), mesh.shape["data"]
+    """A line for each bucket: its size, what topologies would take, and the one `auto` picked."""
+    (_, price), n = _prices(comm, mesh), mesh.shape["data"]
     lines: list[str] = []
     for number, bucket in enumerate(fill(leaves, comm.bucket_bytes)):
         size = size_of(leaves, bucket)
-        name, _ = exchange.all_reduce(size, 4, n)
+        found = price(size, 4, n)
+        first = next(iter(found))
+        others = ", ".join(f"{name} {1e3 * s:.3g} ms" for name, s in list(found.items())[:4])
         lines.append(
             f"bucket {number}: {len(bucket)} arrays, {size * 4 / 1e6:.2f} MB over {n} "
-            f"devices by {name}"
+            f"devices ({others}) by {first}"
         )
     return lines
 

@@ -45,9 +45,9 @@ def meet_by_route() -> None:
       ConfigError: GLOO_SOCKET_IFNAME names no interface of this host.
     """
     from jax._src import distributed, xla_bridge
-    from jaxlib import _jax
+    from jaxlib import _jax  # pyright: ignore[reportAttributeAccessIssue]
 
-    if jax.config.jax_cpu_collectives_implementation != "gloo":
+    if jax.config.read("jax_cpu_collectives_implementation") != "gloo":
         return
     if not hasattr(_jax, "make_gloo_tcp_collectives"):  # then it is as jax has it
         return

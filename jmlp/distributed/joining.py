@@ -96,8 +96,9 @@ def join() -> int:
 
     Call it before any other use of jax; `jmlp train` does. It returns when all have
     arrived. Process 0 listens on the address that was said, if it is its own, and on no other;
-    the processes of CPUs talk (gloo) over the interface that leads to it. Heartbeats tell within `JMLP_HEARTBEAT_SECONDS` (10) of a process that is gone
-    or stopped; the others then end, with exit code 3 or by SIGABRT, instead of waiting.
+    CPUs talk (gloo) over the interface that leads to it. Heartbeats tell within
+    `JMLP_HEARTBEAT_SECONDS` (10) of a process that is gone or stopped; the others then end, with
+    exit code 3 or by SIGABRT, instead of waiting.
 
     Raises:
       ConfigError: the environment contradicts itself.

@@ -27,6 +27,7 @@ COMMANDS = (
     "eval",
     "predict",
     "devices",
+    "bench",
 )  # what else stands behind -- is a program
 GRACE_S = 1.0  # for the others to say what they saw before they are killed
 _POLL_S = 0.02

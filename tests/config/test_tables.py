@@ -237,7 +237,7 @@ def test_which_keys_a_run_may_change():
         "data.val_path data.test_path train.steps_per_call train.kernels train.checkpoint_every "
         "train.keep train.tensorboard train.callbacks tensor.activations tensor.matmul "
         "pipeline.microbatches pipeline.schedule pipeline.rounds pipeline.remat comm.all_reduce "
-        "comm.bucket_bytes comm.inner comm.alpha_us comm.gigabytes_per_second"
+        "comm.bucket_bytes comm.inner comm.alpha_us comm.gigabytes_per_second comm.links"
     )
     marked = {name for name, key in keys_of(Config).items() if key.may_change}
     assert marked == set(before.split())

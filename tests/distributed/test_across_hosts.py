@@ -81,7 +81,7 @@ def test_the_coordinator_listens_where_it_was_said():
 
 
 def test_names_that_lead_to_loopback_are_not_taken_for_it(monkeypatch):
-    def resolved(host, port, type):  # noqa: A002
+    def resolved(host, port, type):
         at = "127.0.1.1" if host == "mine" else host
         return [(socket.AF_INET, type, 0, "", (at, 0))]
 
@@ -99,5 +99,5 @@ def test_names_that_lead_to_loopback_are_not_taken_for_it(monkeypatch):
 
 def test_an_interface_that_is_not_there_is_refused(monkeypatch):
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "eth77")
-    with pytest.raises(ConfigError, match="GLOO_SOCKET_IFNAME=eth77: this host has .*lo"):
+    with pytest.raises(ConfigError, match=r"GLOO_SOCKET_IFNAME=eth77: this host has .*lo"):
         addresses.meet_by_route()

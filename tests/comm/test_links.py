@@ -1,0 +1,115 @@
+"""Measured links: the fit, what `auto` makes of them, and files that are not of them."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from helpers import own_environment, prepared
+
+from jmlp.analysis.choices import choices
+from jmlp.bench import links as bench
+from jmlp.comm.links import Links, read
+from jmlp.config import parse_config
+from jmlp.errors import ConfigError
+
+
+def table(n=4, within=1.25e8, across=1.25e7, rack=2, latency=1e-4):
+    """A file of links: two racks, or with `rack` n one."""
+    pairs = [
+        {"from": a, "to": b, "latency_seconds": latency,
+         "bytes_per_second": within if a // rack == b // rack else across}
+        for a in range(n) for b in range(n) if a != b
+    ]  # fmt: skip
+    slow = within if rack == n else across
+    patterns = {
+        name: {"latency_seconds": latency, "bytes_per_second": slow / share}
+        for name, share in (("ring", 1), ("half", 2 if rack < n else 1), ("all", 1))
+    }
+    return {"processes": n, "pairs": pairs, "patterns": patterns}
+
+
+def test_a_rate_and_a_latency_are_found_again():
+    sizes = (4, 65_536, 1_048_576)
+    found = bench.fit({size: 3e-4 + size / 2e7 for size in sizes})
+    np.testing.assert_allclose(found["latency_seconds"], 3e-4, rtol=1e-2)
+    np.testing.assert_allclose(found["bytes_per_second"], 2e7, rtol=1e-2)
+    assert found["worst"] < 0.01
+    # Nothing but latency: the rate is at least that of the largest message.
+    drowned = bench.fit({4: 5e-3, 65_536: 4e-3, 1_048_576: 4e-3})
+    assert drowned["bytes_per_second"] == pytest.approx(1_048_576 / 4e-3)
+
+
+def test_racks_are_seen_and_crossed_once():
+    racks, one = Links.model_validate(table()), Links.model_validate(table(rack=4))
+    assert (racks.inner(), one.inner()) == (2, None)
+    large = racks.estimates(1_000_000, 4, 4)
+    assert next(iter(large)) == "hierarchical"
+    # 4 MB by 12.5 MB/s: half of it crosses, both ways round, two at once.
+    np.testing.assert_allclose(large["hierarchical"], 0.032 + 0.32 + 4e-4, rtol=1e-2)
+    flat = one.estimates(1_000_000, 4, 4)
+    assert "hierarchical" not in flat
+    # One cable a host: nothing is gained by going both ways round.
+    np.testing.assert_allclose(flat["ring"], 6 * (1e-4 + 1e6 / 1.25e8), rtol=1e-2)
+    assert flat["ring2"] >= flat["ring"] * 0.99
+    # Where latency is all, few rounds are best.
+    assert next(iter(one.estimates(8, 4, 4))) == "gather"
+
+
+def test_auto_goes_by_the_file(tmp_path, blobs):
+    file = tmp_path / "links.json"
+    file.write_text(json.dumps(table()))
+    comm = {"all_reduce": "auto", "links": str(file)}
+    wide = {"step": "explicit", "mesh": {"data": 4}, "model": {"hidden": [512, 512]}}
+    setup = prepared(blobs, wide, {"comm": comm})
+    [by_file] = [c for c in choices(setup.config, setup) if c.key == "comm.all_reduce"]
+    assert by_file.value == "hierarchical" and "ring " in by_file.why
+    file.write_text(json.dumps(table(latency=1.0)))
+    [slow] = [c for c in choices(setup.config, setup) if c.key == "comm.all_reduce"]
+    assert slow.value == "gather"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (None, "No such file or directory; write it anew: jmlp launch"),
+        ("{", "Invalid JSON"),
+        ("[]", "Input should be an object"),
+        (json.dumps(table(n=2, rack=1)), "measured over 2 processes, mesh.data=4"),
+        (json.dumps(table(across=0)), r"pairs.1.bytes_per_second: Input should be greater than 0"),
+        (json.dumps(table()).replace("12500000.0", "NaN"), "bytes_per_second"),
+        (" " * (5 << 20), "more than 4,194,304 bytes"),
+    ],
+)
+def test_files_that_are_no_links_are_refused(tmp_path, text, said):
+    file = tmp_path / "links.json"
+    if text is not None:
+        file.write_text(text)
+    with pytest.raises(ConfigError, match=said):
+        read(str(file), 4)
+
+
+def test_links_go_with_auto_alone():
+    with pytest.raises(ConfigError, match="links is a setting of auto, not of ring"):
+        parse_config({"step": "explicit", "comm": {"all_reduce": "ring", "links": "links.json"}})
+
+
+@pytest.mark.slow
+def test_processes_measure_their_links(tmp_path):
+    """Two processes; and one, between its devices, is the same code without a network."""
+    file = tmp_path / "links.json"
+    command = ["launch", "-n=2", "--", "bench", "links", "--repeats=1", "--json", f"--out={file}"]
+    done = subprocess.run(
+        [sys.executable, "-m", "jmlp", *command], env=own_environment(),
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)  # one document, of one process
+    assert found == json.loads(file.read_text())
+    assert (found["processes"], found["between"]) == (2, "processes")
+    assert [(pair["from"], pair["to"]) for pair in found["pairs"]] == [(0, 1), (1, 0)]
+    assert {row["name"] for row in found["rows"]} >= {"psum", "ring", "full"}
+    assert all(row["measured_seconds"] > 0 for row in found["rows"])
+    assert set(found["errors"]["ring"]) == {"median", "worst"}
+    assert read(str(file), 2).pairs[0].bytes_per_second > 1e6
