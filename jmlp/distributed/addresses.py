@@ -10,8 +10,6 @@ import ipaddress
 import os
 import socket
 
-import jax
-
 from jmlp.errors import ConfigError
 
 _ANYWHERE = "192.0.2.1"  # of documentation (RFC 5737): a route is asked for, nothing is sent
@@ -44,10 +42,10 @@ def meet_by_route() -> None:
     Raises:
       ConfigError: GLOO_SOCKET_IFNAME names no interface of this host.
     """
-    from jax._src import distributed, xla_bridge
+    from jax._src import config, distributed, xla_bridge
     from jaxlib import _jax  # pyright: ignore[reportAttributeAccessIssue]
 
-    if jax.config.read("jax_cpu_collectives_implementation") != "gloo":
+    if config.cpu_collectives_implementation.value != "gloo":
         return
     if not hasattr(_jax, "make_gloo_tcp_collectives"):  # then it is as jax has it
         return
