@@ -8,6 +8,7 @@ from typing import NamedTuple, TypeVar
 
 import jax
 import optax
+import pydantic
 
 from jmlp.checkpoint.checkpoints import Checkpoints
 from jmlp.checkpoint.leaves import average_of
@@ -101,7 +102,13 @@ def open_run(
             f"{run_dir} was trained from Python with its own model; "
             "give it: jmlp.open_run(run_dir, model=...)"
         )
-    schema = Schema.model_validate(meta["schema"])
+    try:
+        schema = Schema.model_validate(meta["schema"])
+    except (pydantic.ValidationError, KeyError) as error:
+        said = " ".join(str(error).splitlines()[:3])
+        raise CheckpointError(
+            f"{checkpoints.directory}: a checkpoint's schema is not as jmlp saves it: {said}"
+        ) from None
     averaged = bool(average_of(meta["digests"]))
     settings, programs = reading_programs(settings, schema, averaged, model, loss, metrics)
     if "loss" in meta["custom"] and loss is None:

@@ -60,6 +60,23 @@ PARTS: dict[str, tuple[str, Callable[[float], list[str]]]] = {
         timed("corrupt.py", "--matrix", 2, "--flips=0", "--cuts=0"),
     ),
 }
+# Rows of several places; links, loops and files in the place of folders are the rest.
+PLACES = {
+    **dict.fromkeys(("full", "full later"), "disk full, before and in the run"),
+    **dict.fromkeys(("read-only", "read-only later"), "disk read-only, before and in the run"),
+    **dict.fromkeys(
+        ("deleted", "checkpoints deleted", "renamed", "replaced"), "folder gone in the run"
+    ),
+    **dict.fromkeys(
+        ("link", "loop of links", "dangling link", "checkpoints a dangling link"),
+        "links for folders",
+    ),
+    **{
+        f"{name} a folder": "folders for files"
+        for name in ("config.yaml", "LOCK", "metrics.jsonl", "summary.json")
+    },
+    **dict.fromkeys(("file", "checkpoints a file"), "files for folders"),
+}
 KINDS = {
     "right": ("right", "harmless"),
     "refused": ("refused", "reported"),
@@ -83,7 +100,7 @@ def rows(name: str, counts: Counts) -> list[str]:
     """Lines of the table, one a kind of fault; ways of damage are added up by file."""
     summed: dict[str, collections.Counter[str]] = {}
     for what, found in counts.items():
-        key = what.partition(": ")[0]
+        key = PLACES.get(what) or what.partition(": ")[0]
         mine = summed.setdefault(key, collections.Counter())
         for kind, words in KINDS.items():
             mine[kind] += sum(found.get(word, 0) for word in words)

@@ -271,7 +271,10 @@ class Checkpoints:
         for candidate in sorted(steps, key=lambda s: (s == step, s), reverse=True):
             try:
                 meta = together(self._meta, candidate)
-                accept(meta)
+                try:
+                    accept(meta)
+                except (KeyError, TypeError, AttributeError) as error:
+                    raise CheckpointError(f"meta: {first_line(error)}") from None
                 self._check_fits(candidate, meta, abstract, weights_only)
                 state = self._read(candidate, meta, abstract, shardings, weights_only)
                 return Restored(candidate, state, meta, tuple(problems))

@@ -10,7 +10,7 @@ import numpy as np
 from jmlp.checkpoint.checkpoints import Checkpoints, Restored
 from jmlp.checkpoint.meta import Meta, RunMeta
 from jmlp.distributed.agreement import first
-from jmlp.errors import MismatchError, RunDirError
+from jmlp.errors import CheckpointError, MismatchError, RunDirError
 from jmlp.parallel import TrainState
 from jmlp.programs.environment import describe, differences
 from jmlp.report import Reporter
@@ -83,7 +83,13 @@ def begin(
         report.warn(f"{change}: the run continues, but no longer bit for bit")
     report.note(f"continuing at step {restored.step} of {plan.total}")
     state = _with_comm_state(restored, setup, report)
-    progress = Progress(**restored.meta["progress"])
+    try:
+        progress = Progress(**restored.meta["progress"])
+    except TypeError as error:
+        raise CheckpointError(
+            f"checkpoint {restored.step} in {checkpoints.directory}: progress is not as jmlp saves "
+            f"it: {error}"
+        ) from None
     if go_on:  # what stopped it, and the parts of a server, were of the run as it was
         progress.stopped_early, progress.stale, progress.server = False, 0, None
     return Begin(state, progress, restored.step)

@@ -9,6 +9,7 @@ import pytest
 
 import jmlp
 from jmlp.checkpoint.checkpoints import Checkpoints
+from jmlp.checkpoint.meta import seal, unseal
 from jmlp.errors import CheckpointError, JmlpError, RunDirError
 from jmlp.parameter_server.ray_journal import Journal
 from jmlp.plots.run import run_curves
@@ -96,6 +97,30 @@ def test_odd_metadata_is_damage_of_one_step(finished, tmp_path, text):
     with pytest.raises(CheckpointError) as caught:
         jmlp.open_run(folder, which="last")
     assert str(caught.value).count("is damaged: meta: ") == len(steps)
+
+
+def test_sealed_metadata_of_other_types_are_errors_in_words(finished, blobs, tmp_path):
+    """As whoever seals them anew may write them."""
+    shutil.copytree(finished, tmp_path / "run")
+    newest = max((tmp_path / "run" / "checkpoints").glob("[0-9]*"), key=lambda p: int(p.name))
+    path = newest / "meta" / "metadata"
+    whole = unseal(json.loads(path.read_text()))
+    for key in ("schema", "data", "config", "custom"):
+        path.write_text(json.dumps(seal({k: v for k, v in whole.items() if k != key})))
+        if key == "schema":
+            with pytest.raises(CheckpointError, match="schema is not as jmlp saves it: 'schema'"):
+                jmlp.open_run(tmp_path / "run", which="last")
+        else:
+            folder = tmp_path / f"without {key}"
+            shutil.copytree(tmp_path / "run", folder)
+            done = jmlp.train(SMALL, blobs, run_dir=folder)  # from the one before
+            assert (folder / "damaged").is_dir() and done.summary["steps"] == int(newest.name)
+    path.write_text(json.dumps(seal({**whole, "schema": {**whole["schema"], "x_scale": [None]}})))
+    with pytest.raises(CheckpointError, match=r"x_scale\.0 +Input should be a valid number"):
+        jmlp.open_run(tmp_path / "run", which="last")
+    path.write_text(json.dumps(seal({**whole, "progress": {"odd": 1}})))
+    with pytest.raises(CheckpointError, match="progress is not as jmlp saves it"):
+        jmlp.train(SMALL, blobs, run_dir=tmp_path / "run")
 
 
 def test_a_run_goes_on_past_odd_metadata(finished, blobs, tmp_path):
