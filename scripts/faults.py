@@ -48,7 +48,7 @@ PARTS: dict[str, tuple[str, Callable[[float], list[str]]]] = {
         timed("fail_calls.py", "--times", 100, "--what", "run"),
     ),
     "sweep calls": (
-        "the same in a sweep",
+        "a system call that changes a file fails once",
         timed("fail_calls.py", "--times", 100, "--what", "sweep"),
     ),
     "places": (
@@ -101,6 +101,7 @@ def rows(name: str, counts: Counts) -> list[str]:
     summed: dict[str, collections.Counter[str]] = {}
     for what, found in counts.items():
         key = PLACES.get(what) or what.partition(": ")[0]
+        key = {"sweep calls": "a call of a sweep", "calls": "a call of a run"}.get(name, key)
         mine = summed.setdefault(key, collections.Counter())
         for kind, words in KINDS.items():
             mine[kind] += sum(found.get(word, 0) for word in words)
