@@ -15,6 +15,7 @@ import argparse
 import collections
 import hashlib
 import json
+import os
 import random
 import re
 import resource
@@ -232,6 +233,7 @@ def fuzz(kinds: list[str], seconds: float, args: argparse.Namespace) -> collecti
     inputs, again, deadline = args.inputs, 0, time.monotonic() + seconds
     with tempfile.TemporaryDirectory() as text:
         folder = Path(text)
+        env = os.environ | {"TMPDIR": text}  # what a killed one leaves goes with it
         while True:
             left = deadline - time.monotonic()
             told = {
@@ -254,7 +256,9 @@ def fuzz(kinds: list[str], seconds: float, args: argparse.Namespace) -> collecti
             ]
             pipe = subprocess.PIPE
             (folder / "now").unlink(missing_ok=True)
-            child = subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, cwd=folder)
+            child = subprocess.Popen(
+                command, stdout=pipe, stderr=pipe, text=True, cwd=folder, env=env
+            )
             out, err = heard(child, folder / "now", args.limit + 30)
             for line in out.splitlines():
                 said = json.loads(line) if line.startswith('{"') else {}
