@@ -29,16 +29,16 @@ def config_of(**keys):
 
 
 def test_what_is_alive_when():
-    """x @ w is alive until it is read last; what is added on the way is never written."""
+    """What a product reads is written, what is only added on the way is not."""
 
     def step(w, x):
-        h = jnp.maximum(x @ w, 0) + 1
-        return (h @ w).sum()
+        z = x @ w
+        return ((jnp.maximum(z, 0) + 1) @ w * z).sum()
 
     w, x = (jax.ShapeDtypeStruct(s, jnp.float32) for s in ((16, 16), (ROWS, 16)))
     program = program_of(jax.make_jaxpr(step)(w, x))
-    # x @ w with what the second product reads, then that with the second product.
-    assert program.peak(100) == 2 * 100 * 16 * 4
+    # z, which is read last, with what the second product reads, and that product.
+    assert program.peak(100) == 3 * 100 * 16 * 4
     assert [operation.product for operation in program.operations if operation.product] == [
         (ROWS, 16, 16), (ROWS, 16, 16)
     ]  # fmt: skip
