@@ -49,7 +49,7 @@ def _train(flags: Train, overrides: list[str]) -> int:
     if flags.plot and not flags.print_layout:
         raise ConfigError("--plot goes with --print-layout; a run draws curves.png by itself")
     config = load_config(flags.config, overrides)
-    _check_plot(flags.plot)
+    check_plot(flags.plot)
     if not (config.data.name or config.data.path):
         raise ConfigError(f"{flags.config}: data: give data.name (e.g. digits) or data.path")
     run_dir = flags.run_dir or Path("runs") / flags.config.name.partition(".")[0]
@@ -70,7 +70,7 @@ def _train(flags: Train, overrides: list[str]) -> int:
 
         programs = prepare(config).programs
         if flags.plot:
-            _draw(flags.plot, partial(_layout_picture, flags.config.stem, programs), report)
+            draw(flags.plot, partial(_layout_picture, flags.config.stem, programs), report)
         print_layout(programs, report)
         found: dict[str, object] = {"layout": layout_rows(programs)}
         if strategy.stages:
@@ -106,7 +106,7 @@ def _flags_again(flags: Train, run_dir: Path) -> list[str]:
 
 
 def run_eval(flags: Eval, overrides: list[str]) -> int:
-    _check_plot(flags.plot)
+    check_plot(flags.plot)
     config = _run_config(flags, overrides)
     from jmlp.inference import open_run, score, splits
 
@@ -123,7 +123,7 @@ def run_eval(flags: Eval, overrides: list[str]) -> int:
         from jmlp import plots
 
         name = next(name for name in ("data", "test", "val", "train") if name in found)
-        _draw(flags.plot, partial(plots.evaluation, run.programs, run.state, found[name]), report)
+        draw(flags.plot, partial(plots.evaluation, run.programs, run.state, found[name]), report)
     held_out = metrics.get("data") or metrics.get("test") or metrics.get("val") or {}
     return finish(flags.json_, {"step": run.step, **metrics, "eval": held_out})
 
@@ -243,7 +243,7 @@ def run_devices(flags: DevicesCommand, overrides: list[str]) -> int:
 def run_comm(flags: Comm, overrides: list[str]) -> int:
     if min((*flags.n, *flags.size), default=1) < 1:
         raise ConfigError("--n and --size are at least 1")
-    _check_plot(flags.plot)
+    check_plot(flags.plot)
     start_devices(flags.cpu_devices, MeshConfig(data=max(flags.n, default=8)))
     import jax
 
@@ -261,7 +261,7 @@ def run_comm(flags: Comm, overrides: list[str]) -> int:
     if flags.plot:
         from jmlp import plots
 
-        _draw(flags.plot, partial(plots.table, table), report)
+        draw(flags.plot, partial(plots.table, table), report)
     return finish(flags.json_, {"rows": table})
 
 
@@ -280,7 +280,7 @@ def _rounds(flags: Comm, report: "Reporter") -> int:
     if flags.plot:
         from jmlp import plots
 
-        _draw(flags.plot, partial(plots.messages, found, name), report)
+        draw(flags.plot, partial(plots.messages, found, name), report)
     messages = [message._asdict() for message in found.messages]
     return finish(flags.json_, {"rounds": found.total, "messages": messages})
 
@@ -296,7 +296,7 @@ def run_bench(flags: Bench, overrides: list[str]) -> int:
         raise ConfigError(f"--out {flags.out}: expected a file in a folder that is there")
     if flags.plot and flags.what in UNDRAWN:
         raise ConfigError(f"bench {flags.what} draws no picture: leave --plot out")
-    _check_plot(flags.plot)
+    check_plot(flags.plot)
     if flags.what == "links":  # the one with other processes, of which one speaks
         start_devices(None, MeshConfig(data=links.SIMULATED))
     report = reporter(flags.json_)
@@ -310,11 +310,11 @@ def run_bench(flags: Bench, overrides: list[str]) -> int:
     if flags.plot:
         from jmlp import plots
 
-        _draw(flags.plot, partial(plots.bench, result), report)
+        draw(flags.plot, partial(plots.bench, result), report)
     return finish(flags.json_, result)
 
 
-def _check_plot(file: Path | None) -> None:
+def check_plot(file: Path | None) -> None:
     """Refuses, before any work, a picture that cannot be drawn or written."""
     if file:
         from jmlp.plots.style import check
@@ -322,7 +322,7 @@ def _check_plot(file: Path | None) -> None:
         check(file)
 
 
-def _draw(file: Path, figure: "Callable[[], Figure]", report: "Reporter") -> None:
+def draw(file: Path, figure: "Callable[[], Figure]", report: "Reporter") -> None:
     """Draws on every process, since devices of all may be asked, and writes on the first."""
     from jmlp.plots.style import save
 

@@ -142,6 +142,8 @@ class Sweep:
     """results and weights (default: runs/ and the config's name and _sweep)"""
     explain: Flag = False
     """show programs, padding and estimated times, and do not train"""
+    plot: Picture = None
+    """draw learning curves, parallel coordinates and importance of keys: .png, .pdf or .svg"""
     export: Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")] = None
     """of this sweep's directory write a member as a run directory, --to; no CONFIG then"""
     rank: int = 1

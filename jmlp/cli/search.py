@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jmlp.cli.commands import finish, reporter, start_devices
+from jmlp.cli.commands import check_plot, draw, finish, is_first, reporter, start_devices
 from jmlp.cli.flags import Sweep
 from jmlp.config import Config
 from jmlp.config.keys import override
@@ -31,6 +32,7 @@ def run_sweep(flags: Sweep, overrides: list[str]) -> int:
             "--to and --ensemble go with --export DIR" if flags.config is not None or flags.to else
             "sweep: expected a config with a search section, or --export DIR --to RUN_DIR"
         )  # fmt: skip
+    check_plot(flags.plot)
     tree = with_settings(read_tree(flags.config), overrides)
     from jmlp.population.sweep import default_dir, plan_sweep, sweep, sweep_config
 
@@ -46,6 +48,10 @@ def run_sweep(flags: Sweep, overrides: list[str]) -> int:
     from jmlp.population.leaderboard import show
 
     show(found, report)
+    if flags.plot and is_first():
+        from jmlp import plots
+
+        draw(flags.plot, partial(plots.sweep, found.run_dir), report)
     again = shlex.join(["jmlp", "sweep", str(flags.config), f"--run-dir={run_dir}", *overrides])
     if found.interrupted:
         report.note(f"stopped after {found.members} members. Go on with:\n  {again}")
@@ -73,7 +79,7 @@ def with_settings(tree: JsonObject, settings: Sequence[str]) -> JsonObject:
 
 
 def _export(flags: Sweep, overrides: Sequence[str]) -> int:
-    if flags.config or overrides or flags.explain or flags.run_dir:
+    if flags.config or overrides or flags.explain or flags.run_dir or flags.plot:
         raise ConfigError(
             "--export takes --rank, --fold, --ensemble and --to alone: its sweep says the rest"
         )

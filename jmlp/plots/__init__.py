@@ -17,9 +17,10 @@ from jmlp.plots.run import (
     staleness,
 )
 from jmlp.plots.style import Figure, check, save
+from jmlp.plots.sweep import sweep
 
 __all__ = [
     "Figure", "bench", "bubble", "bytes_and_accuracy", "check", "compare", "confusion", "costs",
     "evaluation", "images", "layouts", "memory", "messages", "predicted_against_true",
-    "run_curves", "save", "schedule", "staleness", "table",
+    "run_curves", "save", "schedule", "staleness", "sweep", "table",
 ]  # fmt: skip

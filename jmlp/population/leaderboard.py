@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pydantic
 
 from jmlp.errors import ConfigError, RunDirError, TrainingError
+from jmlp.population.store import Result, read_results
 from jmlp.report import Reporter
 from jmlp.training.files import to_json, write_atomically
 from jmlp.types import Json, JsonObject
@@ -104,14 +105,17 @@ class Sweep(NamedTuple):
         }
 
     def write(self) -> None:
-        """leaderboard.csv and summary.json, in the sweep's directory. Raises TrainingError."""
+        """leaderboard.csv and summary.json, in the sweep's directory; with pyarrow all trials as
+        trials.parquet. Raises TrainingError."""
+        board = as_csv(self.leaderboard)
         summary = to_json(self.summary(), indent=1) + "\n"
-        for name, text in (
-            ("leaderboard.csv", as_csv(self.leaderboard)),
-            ("summary.json", summary),
+        for name, write in (
+            ("leaderboard.csv", lambda path: write_atomically(path, board)),
+            ("trials.parquet", lambda _: write_trials(self.run_dir)),
+            ("summary.json", lambda path: write_atomically(path, summary)),
         ):
             try:
-                write_atomically(self.run_dir / name, text)
+                write(self.run_dir / name)
             except OSError as error:
                 raise TrainingError(
                     f"{self.run_dir / name}: cannot be written: {error.strerror}. The results on "
@@ -137,6 +141,11 @@ def read_board(directory: Path) -> list[Row]:
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         said = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise RunDirError(f"{path}: cannot be read: {said}. jmlp sweep writes it anew.") from None
+
+
+def read_monitor(directory: Path) -> str:
+    """The metric that a sweep with a leaderboard is ranked by."""
+    return str(json.loads((directory / "summary.json").read_text())["monitor"])
 
 
 def ranked(rows: Iterable[Row], higher: bool) -> list[Row]:
@@ -170,6 +179,40 @@ def as_csv(rows: Sequence[Row]) -> str:
         ends = (row.val, row.test, row.epochs, row.status, row.fingerprint)
         writer.writerow([row.rank, row.member, *cells, *ends])
     return text.getvalue()
+
+
+def write_trials(directory: Path) -> bool:
+    """Every result as a row of trials.parquet: folds and rungs too. False: no pyarrow here."""
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError:
+        return False
+    rows = [_trial(result) for result in read_results(directory)]
+    names = dict.fromkeys(name for row in rows for name in row)
+    columns = {name: _column([row.get(name) for row in rows]) for name in names}
+    temporary = directory / ".trials.parquet"
+    pq.write_table(pa.table(columns), temporary)
+    temporary.replace(directory / "trials.parquet")
+    return True
+
+
+def _trial(result: Result) -> JsonObject:
+    course = result.course
+    row: JsonObject = {"member": result.member, "fold": result.fold, "epochs": result.epochs}
+    row |= result.point
+    for split, found in (("val", result.val), ("test", result.test)):
+        row |= {f"{split}.{name}": value for name, value in found.items()}
+    row |= {key: course[key] for key in ("status", "step", "best_step")}
+    return row | {"fingerprint": result.fingerprint}
+
+
+def _column(values: Sequence[Json]) -> list[Json]:
+    """Values of one kind: of several kinds, and lists, the JSON of each."""
+    kinds = {type(value) for value in values if value is not None}
+    if kinds <= {int, float} or (len(kinds) == 1 and kinds <= {str, bool}):
+        return [float(v) if kinds == {int, float} and v is not None else v for v in values]  # type: ignore[arg-type]
+    return [None if value is None else json.dumps(value) for value in values]
 
 
 def show(sweep: Sweep, report: Reporter, most: int = 10) -> None:
