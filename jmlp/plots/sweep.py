@@ -37,8 +37,8 @@ def sweep(run_dir: Path | str) -> Figure:
     monitor = f"val {read_monitor(directory)}"
     figure, panels = new(1, 3, width=9.0, height=9.6, height_ratios=[1, 1.2, 0.8])
     curves, lines, bars = panels[:, 0]
-    _curves(curves, _newest(read_results(directory)), int(str(rows[0]["member"])), monitor)
-    points: list[JsonObject] = [dict(row["config"]) for row in rows]  # type: ignore[arg-type]
+    _curves(curves, _newest(read_results(directory)), rows[0].member, monitor)
+    points = [row.config for row in rows]
     _coordinates(lines, points)
     _importance(bars, importances(points, range(len(points))))
     return figure

@@ -7,9 +7,9 @@ import importlib
 import io
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import pydantic
 
@@ -21,6 +21,8 @@ from jmlp.types import Json, JsonObject
 
 if TYPE_CHECKING:
     from jmlp.population.ensemble import Ensemble
+
+T = TypeVar("T")
 
 
 class Row(NamedTuple):
@@ -127,13 +129,27 @@ def read_board(directory: Path) -> list[Row]:
     """The rows of a sweep's leaderboard, as its summary has them.
 
     Raises:
-      RunDirError: it has none.
+      RunDirError: it has none, or a damaged one.
     """
+
+    def rows(summary: Any) -> list[Row]:
+        found = summary["leaderboard"]
+        whole = [row | {"val": math.nan if row["val"] is None else row["val"]} for row in found]
+        return [Row(**_Line.model_validate(row).model_dump()) for row in whole]
+
+    return _read(directory, rows)
+
+
+def read_monitor(directory: Path) -> str:
+    """The metric that a sweep is ranked by. Raises RunDirError, as `read_board` does."""
+    return _read(directory, lambda summary: str(summary["monitor"]))
+
+
+def _read(directory: Path, part: Callable[[Any], T]) -> T:
+    """A part of a sweep's summary.json."""
     path = directory / "summary.json"
     try:
-        rows = json.loads(path.read_bytes())["leaderboard"]
-        whole = [row | {"val": math.nan if row["val"] is None else row["val"]} for row in rows]
-        return [Row(**_Line.model_validate(row).model_dump()) for row in whole]
+        return part(json.loads(path.read_bytes()))
     except FileNotFoundError:
         raise RunDirError(
             f"{directory} has no leaderboard yet: {path} is missing. Let jmlp sweep end first."
@@ -141,11 +157,6 @@ def read_board(directory: Path) -> list[Row]:
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         said = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise RunDirError(f"{path}: cannot be read: {said}. jmlp sweep writes it anew.") from None
-
-
-def read_monitor(directory: Path) -> str:
-    """The metric that a sweep with a leaderboard is ranked by."""
-    return str(json.loads((directory / "summary.json").read_text())["monitor"])
 
 
 def ranked(rows: Iterable[Row], higher: bool) -> list[Row]:
