@@ -3,6 +3,7 @@
 import json
 import shutil
 from importlib import resources
+from pathlib import Path
 
 import pytest
 
@@ -19,6 +20,7 @@ from jmlp.planner.here import here
 def nothing_measured(monkeypatch, tmp_path):
     """What somebody has measured of this machine is not looked at."""
     monkeypatch.setenv("JMLP_HARDWARE", str(tmp_path / "measured.yaml"))
+    monkeypatch.chdir(Path(__file__).parents[2])  # where configs/ lies
 
 
 @pytest.fixture
