@@ -5,16 +5,18 @@ file that is missing here) must be told to all before anybody acts on it, or the
 other for ever.
 """
 
+import hashlib
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 import jax
 import numpy as np
 
 from jmlp import errors
-from jmlp.errors import JmlpError, PeerLost
+from jmlp.errors import ConfigError, JmlpError, PeerLost
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -80,6 +82,29 @@ def first(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         return call(*args, **kwargs)
     said = together(lambda: json.dumps(call(*args, **kwargs)) if is_first() else "")
     return json.loads(gather_texts(said)[0])
+
+
+def same_file(key: str, file: str) -> None:
+    """Raises ConfigError on all processes where they do not read the same in `file`.
+
+    Programs that depend on it would differ, and wait for each other for ever.
+    """
+    if jax.process_count() == 1:
+        return
+
+    def digest() -> str:
+        try:
+            return hashlib.sha256(Path(file).read_bytes()).hexdigest()
+        except OSError as error:
+            raise ConfigError(f"{key}={file}: {error.strerror}") from None
+
+    told = gather_texts(together(digest))
+    for number, text in enumerate(told):
+        if text != told[0]:
+            raise ConfigError(
+                f"{key}={file}: process {number} reads another file there than process 0: copy "
+                "one to all hosts"
+            )
 
 
 def barrier() -> None:

@@ -23,6 +23,7 @@ from jmlp.data.load import load
 from jmlp.data.preparation import dtype_of
 from jmlp.data.quantiles import edges_of, target_range
 from jmlp.data.weights import of_classes
+from jmlp.distributed.agreement import same_file
 from jmlp.distributed.forks import refuse_forked
 from jmlp.errors import ConfigError
 from jmlp.losses import Loss, LossLike, check_loss, loss_of, targets_of
@@ -252,6 +253,8 @@ def make_setup(
     rows = dataset.train.rows
     plan = make_plan(config, rows)
     _check(config, dataset, loss_of(config.train.loss, dataset.schema, loss), metrics)
+    if links := config.comm.own().get("links"):
+        same_file("comm.links", links)
     updates = strategy_of(config).updates(config, mesh.size, plan.total, rows)
     programs = make(
         _of_rows(config, rows), dataset.schema, mesh, plan.total, updates,

@@ -12,6 +12,7 @@ from jmlp.analysis.choices import choices
 from jmlp.bench import links as bench
 from jmlp.comm.links import Links, read
 from jmlp.config import parse_config
+from jmlp.distributed import agreement
 from jmlp.errors import ConfigError
 
 
@@ -88,6 +89,19 @@ def test_files_that_are_no_links_are_refused(tmp_path, text, said):
         file.write_text(text)
     with pytest.raises(ConfigError, match=said):
         read(str(file), 4)
+
+
+def test_processes_that_read_unlike_files_are_refused(tmp_path, monkeypatch):
+    """Or each would compile another program, and wait for the others."""
+    file = tmp_path / "links.json"
+    file.write_text(json.dumps(table()))
+    agreement.same_file("comm.links", str(file))  # alone
+    monkeypatch.setattr(agreement.jax, "process_count", lambda: 2)
+    monkeypatch.setattr(agreement, "gather_texts", lambda mine: [mine, mine])
+    agreement.same_file("comm.links", str(file))
+    monkeypatch.setattr(agreement, "gather_texts", lambda mine: [mine, mine and "other"])
+    with pytest.raises(ConfigError, match="process 1 reads another file there than process 0"):
+        agreement.same_file("comm.links", str(file))
 
 
 def test_links_go_with_auto_alone():
