@@ -144,8 +144,9 @@ def read(file: str, n: int) -> Links:
         links = Links.model_validate_json(text)
     except pydantic.ValidationError as error:
         wrong = error.errors()[0]
-        where = ".".join(map(str, wrong["loc"]))
-        raise ConfigError(f"comm.links={file}: {where}: {wrong['msg']}; {way}") from None
+        where = "".join(f"{part}." for part in wrong["loc"])[:-1]
+        said = f"{where}: {wrong['msg']}" if where else wrong["msg"]
+        raise ConfigError(f"comm.links={file}: {said}; {way}") from None
     if links.processes != n:
         raise ConfigError(
             f"comm.links={file}: measured over {links.processes} processes, mesh.data={n}; {way}"
