@@ -73,6 +73,7 @@ def test_classes_are_as_a_grid_search_finds_them():
     assert found.score(x, y) == found.best_estimator_.score(x, y)
 
 
+@SLOW
 def test_quantities_stop_early_where_they_would_alone():
     x, y = numbers()
     model = MLPRegressor(
@@ -121,6 +122,7 @@ def test_weights_groups_and_frames_are_cut_with_the_rows():
     assert list(found.feature_names_in_) == list("abcde")
 
 
+@SLOW
 def test_what_cannot_be_trained_beside_others_is_fitted_alone():
     x, y = IRIS
     grid = [{"step": ["explicit"]}, {"learning_rate_init": [0.01]}]

@@ -100,6 +100,7 @@ def test_an_ensemble_is_one_model_to_whoever_asks(swept, tmp_path, capsys):
         swept.ensemble(2, tmp_path / "run", data=rows())
 
 
+@pytest.mark.slow
 def test_the_mean_of_quantities_and_members_of_other_columns(tmp_path):
     tree = {"train": {"epochs": 4, "batch_size": 32}, "data": {"scale": "standardize"}, "search": {
         "method": "grid", "space": {"seed": [0, 1, 2], "data.scale": ["standardize", "robust"]}},
