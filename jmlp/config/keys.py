@@ -224,7 +224,11 @@ def override(tree: JsonObject, name: str, text: str, root: type[Section]) -> Non
         if below is None:
             below = tree[section] = {}
         if not isinstance(below, dict):
-            raise ConfigError(f"{section} is not a section")
+            above = ".".join(sections[:depth])
+            raise ConfigError(
+                f"{name}: {above} is {below!r} there, which has no keys; to say it anew, "
+                f"--{above}={{{last}: ...}}"
+            )
         tree = below
     key = keys.get(name)
     value = _value(key, text)

@@ -161,6 +161,13 @@ def test_overrides_reach_every_key(tmp_path):
     assert override_config(config, ["--model.hidden=[]"]).model.hidden == ()
 
 
+def test_a_word_in_place_of_a_section_is_replaced_whole(tmp_path):
+    config = write(tmp_path, "mesh: auto")
+    assert load_config(config, ["--mesh={fsdp: 2}"]).mesh.fsdp == 2
+    with pytest.raises(ConfigError, match=r"mesh is 'auto' there.*--mesh=\{fsdp: \.\.\.\}"):
+        load_config(config, ["--mesh.fsdp=2"])
+
+
 @pytest.mark.parametrize("text", ["--model", "model.hidden=3", "--=3", "--seed.x=3"])
 def test_bad_overrides(tmp_path, text):
     assert any(text in line for line in mistakes(tmp_path, "seed: 0", text))
