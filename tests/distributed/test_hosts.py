@@ -136,6 +136,7 @@ def test_hosts_and_links_fail_and_come_back():
 OWNER = """
 import os, signal, subprocess, sys, time
 from jmlp.distributed.hosts import Hosts
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's `&` has it ignored
 with Hosts(2) as network:
     # What a daemon does to outlive its parents.
     daemon = "(setsid sh -c 'trap \\"\\" TERM HUP INT; echo up; sleep 600') & sleep 600"

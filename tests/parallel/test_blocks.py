@@ -21,8 +21,18 @@ BY_HAND = {
 }
 
 
+# What is no layer but a model of models is told them.
+MODELS = {
+    "average": {
+        "models": {"deep": {"hidden": [33, 24]}, "wide": {"hidden": [40], "activation": "tanh"}},
+        "counts": {"wide": 2},
+    }
+}
+
+
 def model_of(block):
-    return {"model": {"block": block, "hidden": [33, 24]}, "train": {"batch_size": 48}}
+    more = MODELS.get(block, {"hidden": [33, 24]})
+    return {"model": {"block": block, **more}, "train": {"batch_size": 48}}
 
 
 @functools.cache
@@ -48,7 +58,7 @@ def assert_as_alone(block, data, keys):
     np.testing.assert_allclose(losses, want_losses, rtol=2e-5, atol=1e-6)
     assert_trees_close(got.params, want.params, atol=2e-5, rtol=2e-5)
     assert losses[-1] < losses[0]
-    assert len(got.params["blocks"]) == 2
+    assert len(got.params["models" if block in MODELS else "blocks"]) == 2
     assert jax.tree.leaves(got.params)[0].sharding.mesh.size > 1
 
 
