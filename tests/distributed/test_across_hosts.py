@@ -43,7 +43,7 @@ def member(devices):
 
 
 SHARES = {
-    4: ("sharded", "ring", "int8", "low rank", "local"),
+    4: ("sharded", "low rank", "local"),
     8: ("fsdp, model", "pipeline", "ring"),
 }
 
