@@ -83,6 +83,7 @@ class Memory(NamedTuple):
 
     @property
     def total(self) -> float:
+        """Bytes a device holds at most."""
         return sum(self)
 
 

@@ -43,6 +43,7 @@ class Plan(NamedTuple):
 
     @property
     def devices(self) -> int:
+        """Devices of its mesh."""
         return self.config.mesh.size()
 
 
