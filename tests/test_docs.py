@@ -60,9 +60,16 @@ ELSEWHERE = [
     ("scripts/soak.py --times", "test_faults.py", '"soak.py"'),
     ("scripts/kill_actors.py", "actors/test_actors.py", "kill_actors"),
     ("jmlp bench peers", "peers/test_bench.py", '"bench", "peers"'),
+    ("scripts/fuzz.py --inputs", "test_fuzz.py", '"fuzz.py"'),
+    ("scripts/mutate.py --known", "test_breaks.py", "scripts/mutate.py --known"),
+    ("scripts/hosts.py --hosts", "distributed/test_hosts.py", '"hosts.py"'),
     ("jmlp bench links", "comm/test_links.py", '"bench", "links"'),
     ("jmlp launch -n 4 -- bench links", "comm/test_links.py", '"bench", "links"'),
-    ("jmlp train CONFIG --comm.all_reduce=auto --comm.links", "comm/test_links.py", '"links": str(file)'),
+    (
+        "jmlp train CONFIG --comm.all_reduce=auto --comm.links",
+        "comm/test_links.py",
+        '"links": str(file)',
+    ),
     ("jmlp plan --check", "planner/test_auto.py", '"plan", "--check"'),
     ("jmlp bench push-pull", "actors/test_actors.py", '"bench", "push-pull"'),
 ]

@@ -1,5 +1,6 @@
 """Hosts in network namespaces: names, rates, faults, and that nothing of them is left."""
 
+import json
 import os
 import signal
 import subprocess
@@ -16,6 +17,7 @@ from jmlp.distributed import hosts
 from jmlp.distributed.hosts import Hosts, Namespaces, Wire, why_not
 from jmlp.errors import ConfigError, JmlpError
 
+ROOT = Path(__file__).parents[2]
 LISTEN = """
 import socket, time
 server = socket.create_server(("0.0.0.0", 5000))
@@ -170,6 +172,19 @@ def test_nothing_is_left_however_the_owner_ends(end):
     assert ends(numbers)
     assert os.listdir("/sys/class/net") == links
     assert "jmlp" not in Path("/proc/self/mounts").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("namespaces")
+def test_the_script_trains_over_hosts(tmp_path):
+    few = ["--mesh.data=2", "--mesh.model=1", "--train.epochs=1", f"--run-dir={tmp_path / 'run'}"]
+    hosts = [ROOT / "scripts" / "hosts.py", "--hosts", "2", "--rate", "100mbit", "--"]
+    done = subprocess.run(
+        [sys.executable, *hosts, "train", ROOT / "configs" / "digits.yaml", *few],
+        env=own_environment(), capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["epochs"] == 1
 
 
 # What follows needs no root: tools that do as if, or do not.
