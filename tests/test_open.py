@@ -54,7 +54,7 @@ def test_a_reader_beside_a_writer_that_deletes_old_steps(blobs, tmp_path):
     writer.start()
     seen = set()
     try:
-        for _ in range(50):
+        for _ in range(20):
             try:
                 run = jmlp.open_run(tmp_path)
                 seen.add(run.step)

@@ -44,7 +44,7 @@ def member(devices):
 
 SHARES = {
     4: ("sharded", "low rank", "local"),
-    8: ("fsdp, model", "pipeline", "ring"),
+    8: ("fsdp, model", "pipeline"),
 }
 
 
