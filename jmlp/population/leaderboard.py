@@ -16,7 +16,7 @@ import pydantic
 from jmlp.errors import ConfigError, RunDirError, TrainingError
 from jmlp.population.store import Result, read_results
 from jmlp.report import Reporter
-from jmlp.training.files import to_json, write_atomically
+from jmlp.training.files import replacing, to_json, write_atomically
 from jmlp.types import Json, JsonObject
 
 if TYPE_CHECKING:
@@ -202,9 +202,8 @@ def write_trials(directory: Path) -> bool:
     rows = [_trial(result) for result in read_results(directory)]
     names = dict.fromkeys(name for row in rows for name in row)
     columns = {name: _column([row.get(name) for row in rows]) for name in names}
-    temporary = directory / ".trials.parquet"
-    pq.write_table(pa.table(columns), temporary)
-    temporary.replace(directory / "trials.parquet")
+    with replacing(directory / "trials.parquet") as file:
+        pq.write_table(pa.table(columns), file)
     return True
 
 

@@ -20,7 +20,7 @@ import os
 import time
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from socket import gethostname
@@ -32,7 +32,7 @@ import pydantic
 from jmlp.config.yaml12 import dump_yaml, read_yaml
 from jmlp.errors import RunDirError, TrainingError
 from jmlp.population.course import Course
-from jmlp.training.files import to_json, write_atomically
+from jmlp.training.files import replacing, to_json, write_atomically
 from jmlp.training.run_dir import RunDir
 from jmlp.types import Json, JsonObject
 
@@ -144,17 +144,8 @@ class SweepDir(RunDir):
     def save(self, pack: str, arrays: Mapping[str, np.ndarray]) -> None:
         """Writes a pack's weights, whole or not at all."""
         path = self.path / "weights" / f"{pack}.npz"
-        temporary = path.with_name(f".{path.name}")
-        with _written(path):
-            try:
-                with open(temporary, "wb") as file:
-                    np.savez(file, **arrays)  # type: ignore[arg-type]  # names are ours
-                    file.flush()
-                    os.fsync(file.fileno())
-                temporary.replace(path)
-            finally:
-                with suppress(OSError):
-                    temporary.unlink(missing_ok=True)
+        with _written(path), replacing(path) as file:
+            np.savez(file, **arrays)  # type: ignore[arg-type]  # names are ours
 
 
 class SweepShare(SweepDir):

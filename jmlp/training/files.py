@@ -3,8 +3,10 @@
 import json
 import math
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 
 def to_json(value: object, indent: int | None = None) -> str:
@@ -20,15 +22,25 @@ def to_json(value: object, indent: int | None = None) -> str:
     return json.dumps(plain(value), indent=indent)
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Writes `text` so that a crash leaves the old file or the new one, never a part."""
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file to write that takes the place of `path` at the end, or leaves it as it was.
+
+    A crash leaves the old file or the new one, never a part.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with open(temporary, "w") as file:
-            file.write(text)
+        with open(temporary, "wb") as file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Writes `text` so that a crash leaves the old file or the new one, never a part."""
+    with replacing(path) as file:
+        file.write(text.encode())
