@@ -12,7 +12,7 @@ from jmlp.errors import RunDirError
 from jmlp.plots.style import BLUE, GREY, VERMILION, Figure, legend, new, tidy
 from jmlp.population.importance import LEAST, axis_of, importances, ticks_of
 from jmlp.population.leaderboard import read_board, read_monitor
-from jmlp.population.store import Result, read_results
+from jmlp.population.store import Result, course_of, newest, read_results
 from jmlp.types import JsonObject
 
 if TYPE_CHECKING:
@@ -37,22 +37,17 @@ def sweep(run_dir: Path | str) -> Figure:
     monitor = f"val {read_monitor(directory)}"
     figure, panels = new(1, 3, width=9.0, height=9.6, height_ratios=[1, 1.2, 0.8])
     curves, lines, bars = panels[:, 0]
-    _curves(curves, _newest(read_results(directory)), rows[0].member, monitor)
+    _curves(curves, newest(read_results(directory)), rows[0].member, monitor)
     points = [row.config for row in rows]
     _coordinates(lines, points)
     _importance(bars, importances(points, range(len(points))))
     return figure
 
 
-def _newest(results: Sequence[Result]) -> dict[int, Result]:
-    """Of each member, that of its longest training."""
-    return {one.member: one for one in sorted(results, key=lambda one: one.epochs)}
-
-
 def _curves(axes: Axes, members: Mapping[int, Result], best: int, name: str) -> None:
     by_step: dict[float, list[float]] = {}
     for result in members.values():
-        for step, _, value in _curve(result):
+        for step, _, value in course_of(result).curve:
             if np.isfinite(value):
                 by_step.setdefault(step, []).append(value)
     steps = sorted(by_step)
@@ -65,22 +60,16 @@ def _curves(axes: Axes, members: Mapping[int, Result], best: int, name: str) -> 
         axes.plot(steps, levels[2], color=BLUE, label="median")
         if levels.min() > 0 and levels.max() > 20 * levels.min():
             axes.set_yscale("log")
-    mine = [(step, value) for step, _, value in _curve(members[best])] if best in members else []
+    mine = (
+        [(step, value) for step, _, value in course_of(members[best]).curve]
+        if best in members
+        else []
+    )
     if mine:
         axes.plot(*zip(*mine, strict=True), color=VERMILION, label="the best at the end")
     axes.set(xlabel="step", ylabel=name, title=f"{len(members)} members")
     legend(axes)
     tidy(axes)
-
-
-def _curve(result: Result) -> list[tuple[float, float, float]]:
-    found = result.course["curve"]
-    assert isinstance(found, list)
-    # What was not finite is null on disk.
-    return [
-        tuple(float("nan") if v is None else float(v) for v in at)  # type: ignore[misc, union-attr, arg-type]
-        for at in found
-    ]
 
 
 def _coordinates(axes: Axes, points: Sequence[JsonObject]) -> None:

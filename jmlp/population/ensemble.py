@@ -20,12 +20,18 @@ from jmlp.data.dataset import Schema
 from jmlp.errors import ConfigError, RunDirError
 from jmlp.model.recipes import settled
 from jmlp.parallel import TrainState
-from jmlp.population.export import check_free, newest
+from jmlp.population.export import check_free, result_of
 from jmlp.population.greedy import Together, greedy
 from jmlp.population.leaderboard import read_board
-from jmlp.population.pack import course_of
 from jmlp.population.running import member_config
-from jmlp.population.store import Result, read_results, read_sweep, read_weights
+from jmlp.population.store import (
+    Result,
+    course_of,
+    newest,
+    read_results,
+    read_sweep,
+    read_weights,
+)
 from jmlp.population.sweep import sweep_config
 from jmlp.population.trainer import Trainer, Want, verified_weights
 from jmlp.programs.evaluation import evaluated
@@ -114,10 +120,10 @@ def export_ensemble(
         )
     check_free(target)
     board, trainer = read_board(source), Trainer(data)
-    results = read_results(source)
+    results = newest(read_results(source))
     found: list[tuple[int, Result, Config]] = []
     for row in board:
-        result = newest(source, results, row.member)
+        result = result_of(source, results, row.member)
         if course_of(result).status != "diverged":
             config = with_full_paths(member_config(tree, search, result.point, result.fold))
             task = trainer.dataset(config).schema.task

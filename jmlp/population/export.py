@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple, cast
 
@@ -15,9 +15,15 @@ from jmlp.errors import ConfigError, RunDirError
 from jmlp.parallel import TrainState
 from jmlp.population.course import Course
 from jmlp.population.leaderboard import read_board
-from jmlp.population.pack import course_of
 from jmlp.population.running import member_config
-from jmlp.population.store import Result, read_results, read_sweep, read_weights
+from jmlp.population.store import (
+    Result,
+    course_of,
+    newest,
+    read_results,
+    read_sweep,
+    read_weights,
+)
 from jmlp.population.sweep import sweep_config
 from jmlp.population.trainer import verified_weights
 from jmlp.population.widths import pad
@@ -65,7 +71,7 @@ def export_member(
     folds = (search.folds or 1) * search.repeats
     if not 0 <= fold < folds:
         raise ConfigError(f"--fold={fold}: the sweep has {folds} fold{'s' * (folds > 1)}, from 0")
-    result = newest(source, read_results(source), rows[rank - 1].member + fold)
+    result = result_of(source, newest(read_results(source)), rows[rank - 1].member + fold)
     course = course_of(result)
     if course.status == "diverged":
         raise RunDirError(f"member {result.member} diverged: its loss was not finite")
@@ -80,12 +86,11 @@ def export_member(
     return Exported(target, result.member, summary)
 
 
-def newest(directory: Path, results: Sequence[Result], member: int) -> Result:
-    """A member's result of its longest training."""
-    mine = [result for result in results if result.member == member]
-    if not mine:
+def result_of(directory: Path, results: Mapping[int, Result], member: int) -> Result:
+    """That of a member, of the newest by member. Raises RunDirError: it has none."""
+    if member not in results:
         raise RunDirError(f"{directory}: member {member} is not on record")
-    return max(mine, key=lambda result: result.epochs)
+    return results[member]
 
 
 def check_free(run_dir: Path) -> None:

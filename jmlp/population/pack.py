@@ -17,16 +17,10 @@ from jmlp.population.judge import Judge
 from jmlp.population.numbers import Leaf, Numbers, numbers_of
 from jmlp.population.program import PopulationProgram
 from jmlp.population.slots import deal, units
-from jmlp.population.store import Result
 from jmlp.population.widths import pad
 from jmlp.programs.evaluation import rows_of
 from jmlp.training.plan import RunPlan
 from jmlp.types import PyTree
-
-
-def course_of(result: Result) -> Course:
-    """How the member of a result has fared."""
-    return Course(**result.course)  # type: ignore[arg-type]  # as `asdict` made it
 
 
 class Start(NamedTuple):

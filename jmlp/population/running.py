@@ -22,13 +22,15 @@ from jmlp.metrics import check_monitor, metrics_of
 from jmlp.model.recipes import settled
 from jmlp.population.leaderboard import Row, Sweep, ranked
 from jmlp.population.methods import Job, make_method
-from jmlp.population.pack import Start, course_of
+from jmlp.population.pack import Start
 from jmlp.population.space import SearchConfig, ends, with_point
 from jmlp.population.store import (
     Machine,
     Result,
     SweepDir,
     as_line,
+    course_of,
+    newest,
     read_weights,
     results_of,
 )
@@ -317,12 +319,9 @@ class Running:
 
     def _leaderboard(self) -> list[Row]:
         rows: list[Row] = []
-        newest: dict[int, Result] = {}
-        for (member, epochs), result in self.known.items():
-            if member not in newest or epochs > newest[member].epochs:
-                newest[member] = result
+        longest = newest(self.known.values())
         for point in self.points.values():
-            results = [newest[m] for m in point.members if m in newest]
+            results = [longest[m] for m in point.members if m in longest]
             if len(results) < len(point.members):
                 continue  # stopped before all of its folds were trained
             tests = [result.test for result in results]

@@ -19,7 +19,7 @@ import json
 import os
 import time
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -204,6 +204,20 @@ def read_results(path: Path | str) -> list[Result]:
                     "again."
                 ) from None
     return found
+
+
+def newest(results: Iterable[Result]) -> dict[int, Result]:
+    """Of each member, the result of its longest training."""
+    found: dict[int, Result] = {}
+    for result in results:
+        if result.member not in found or result.epochs > found[result.member].epochs:
+            found[result.member] = result
+    return found
+
+
+def course_of(result: Result) -> Course:
+    """How the member of a result has fared."""
+    return Course(**result.course)  # type: ignore[arg-type]  # as `asdict` made it
 
 
 def as_line(results: Sequence[Result]) -> str:

@@ -24,10 +24,10 @@ from jmlp.population.feed import Feed, Order
 from jmlp.population.groups import COMPILE_S, Group, group_members
 from jmlp.population.judge import ByMonitor, Measured
 from jmlp.population.numbers import numbers_of
-from jmlp.population.pack import Ended, Pack, Start, course_of, stack
+from jmlp.population.pack import Ended, Pack, Start, stack
 from jmlp.population.program import AXIS, PopulationProgram, Shape
 from jmlp.population.slots import capacity_for, chunk_of, units
-from jmlp.population.store import Result
+from jmlp.population.store import Result, course_of
 from jmlp.population.widths import cut, pad
 from jmlp.sharding.layout import path_of
 from jmlp.sharding.mesh import make_mesh
