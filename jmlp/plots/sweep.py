@@ -60,13 +60,9 @@ def _curves(axes: Axes, members: Mapping[int, Result], best: int, name: str) -> 
         axes.plot(steps, levels[2], color=BLUE, label="median")
         if levels.min() > 0 and levels.max() > 20 * levels.min():
             axes.set_yscale("log")
-    mine = (
-        [(step, value) for step, _, value in course_of(members[best]).curve]
-        if best in members
-        else []
-    )
-    if mine:
-        axes.plot(*zip(*mine, strict=True), color=VERMILION, label="the best at the end")
+    if best in members and (curve := course_of(members[best]).curve):
+        at, _, values = zip(*curve, strict=True)
+        axes.plot(at, values, color=VERMILION, label="the best at the end")
     axes.set(xlabel="step", ylabel=name, title=f"{len(members)} members")
     legend(axes)
     tidy(axes)

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from jmlp.population.leaderboard import short
 from jmlp.types import Json, JsonObject
 
 LEAST = 10
@@ -65,20 +66,16 @@ def axis_of(values: Sequence[Json]) -> np.ndarray:
 
 def _size(value: Json) -> tuple[float, str]:
     """Wider networks come after narrower ones, words in the order of the alphabet."""
-    wide = isinstance(value, list) and all(isinstance(one, int) for one in value)
-    numbers: list[int] = value if wide else []  # type: ignore[assignment]
-    return math.fsum(numbers), json.dumps(value)
+    numbers = [one for one in value if isinstance(one, int)] if isinstance(value, list) else []
+    wide = isinstance(value, list) and len(numbers) == len(value)
+    return math.fsum(numbers) if wide else 0.0, json.dumps(value)
 
 
 def ticks_of(values: Sequence[Json]) -> Mapping[float, str]:
     """Some places on that line, and what stands there."""
     places = axis_of(values)
-    named = {float(place): _short(value) for place, value in zip(places, values, strict=True)}
+    named = {float(place): short(value, 2) for place, value in zip(places, values, strict=True)}
     if len(named) <= 8:
         return named
     ends = sorted(named)
     return {place: named[place] for place in (ends[0], ends[len(ends) // 2], ends[-1])}
-
-
-def _short(value: Json) -> str:
-    return f"{value:.2g}" if isinstance(value, float) else json.dumps(value).strip('"')

@@ -171,11 +171,12 @@ def ranked(rows: Iterable[Row], higher: bool) -> list[Row]:
 
 def in_words(point: JsonObject) -> str:
     """`optim.learning_rate=0.0031  model.hidden=[32]`."""
-    return "  ".join(f"{key}={_short(value)}" for key, value in point.items())
+    return "  ".join(f"{key}={short(value)}" for key, value in point.items())
 
 
-def _short(value: Json) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else json.dumps(value).strip('"')
+def short(value: Json, digits: int = 4) -> str:
+    """A value of a space, in few letters."""
+    return f"{value:.{digits}g}" if isinstance(value, float) else json.dumps(value).strip('"')
 
 
 def as_csv(rows: Sequence[Row]) -> str:
@@ -235,7 +236,7 @@ def show(sweep: Sweep, report: Reporter, most: int = 10) -> None:
         table.add_column(name, justify="right")
     for row in sweep.leaderboard[:most]:
         test = "" if row.test is None else f"{row.test:.5g}"
-        cells = [_short(row.config[key]) for key in keys]
+        cells = [short(row.config[key]) for key in keys]
         ends = (f"{row.val:.5g}", test, f"{row.epochs:g}")
         table.add_row(str(row.rank), str(row.member), *cells, *ends)
     report.table(table)

@@ -5,7 +5,7 @@ Rows are counted from 0. Files may differ in how they store a column (whole numb
 fractions there; text as it is or in a dictionary), not in what it is.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -62,13 +62,13 @@ def read_files(path: Path, files: Sequence[Path], columns: Columns) -> RawSplits
             piece = min(max(budget.limit // 8, _PIECE[0]), _PIECE[1])
             _check_size(path, table.rows, 1 + len(targets))
             x, found = _spooled(path, table, {n: kinds[n] for n in features}, piece, columns)
-            rest = _whole(table, beside)
+            rest = _whole(table, {name: kinds[name] for name in beside})
             y = targets_in(rest, targets, table.find, truths=columns.truths)
             raw = Raw(x, y, table.find, tuple(features), tuple(targets), notes=notes)
             raw = raw._replace(weight=weights_in(rest, weight, table.find))
             return RawSplits(described(raw._replace(carried=_carried(table, chosen)), found))
         _check_size(path, table.rows, len(kinds), table.packed)
-        whole = _whole(table, features + beside)
+        whole = _whole(table, kinds)
         raw = raw_of(whole, chosen._replace(carried=()), table.find, columns=columns)
         return RawSplits(raw._replace(carried=_carried(table, chosen)))
 
@@ -116,6 +116,9 @@ class _Table(NamedTuple):
             here = shape.field(name).type
             if kind == here or pa.types.is_null(here):
                 continue
+            if pa.types.is_null(kind):
+                kind, first = here, file
+                continue
             if is_text(kind) and is_text(here):
                 kind = pa.string()
                 continue
@@ -154,7 +157,8 @@ def _carried(table: _Table, chosen: Chosen) -> dict[str, object]:
     """The columns that are carried along, of whatever type, as the files have them."""
     if not chosen.carried:
         return {}
-    whole = _whole(table, chosen.carried, coded=False)
+    kinds = {name: table.kind(name) for name in chosen.carried}
+    whole = _whole(table, kinds, coded=False)
     return {name: whole[name] for name in chosen.carried}
 
 
@@ -186,39 +190,40 @@ def _check_size(path: Path, rows: int, columns: int, packed: int = 0) -> None:
         raise DataError(f"{path}: says it has {rows:,} rows, more than fit in memory")
 
 
-def _whole(table: _Table, wanted: Sequence[str], coded: bool = True) -> Any:
-    """Some columns, whole; coded: each text of a column once."""
+def _whole(table: _Table, kinds: Mapping[str, Any], coded: bool = True) -> Any:
+    """Some columns, whole.
+
+    Args:
+      kinds: the columns, and the type of each.
+      coded: each text of a column once.
+    """
     pa, _ = arrow()
     import pyarrow.parquet as pq
 
     parts = []
     for file, shape, meta in zip(*table, strict=True):
         # A megabyte of text said a million times over is small in a dictionary.
-        texts = [name for name in wanted if coded and is_text(shape.field(name).type)]
+        texts = [name for name in kinds if coded and is_text(shape.field(name).type)]
         with reading(file, "Parquet file"), pq.ParquetFile(file, read_dictionary=texts) as source:
-            part = source.read(columns=list(wanted)).select(list(wanted))
+            part = source.read(columns=list(kinds)).select(list(kinds))
             if len(part) != meta.num_rows:
                 raise DataError(f"{file}: says {meta.num_rows} rows but holds {len(part)}")
-            parts.append(_alike(part, table, coded))
+            parts.append(part if len(table.files) == 1 else _alike(part, kinds, coded))
     return parts[0] if len(parts) == 1 else pa.concat_tables(parts).unify_dictionaries()
 
 
-def _alike(part: Any, table: _Table, coded: bool) -> Any:
-    """Columns of one file, of the types that hold those of all; as they are if it is alone."""
-    if len(table.files) == 1:
-        return part
+def _alike(part: Any, kinds: Mapping[str, Any], coded: bool) -> Any:
+    """Columns of one file of several, of the types that hold those of all."""
     pa, _ = arrow()
-    kinds = {name: table.kind(name) for name in part.column_names}
-    if coded:
-        kinds = {
-            name: pa.dictionary(pa.int32(), pa.string()) if is_text(kind) else kind
-            for name, kind in kinds.items()
-        }
-    return part.cast(pa.schema(kinds.items()))
+    words = pa.dictionary(pa.int32(), pa.string())
+    wanted = [(name, kinds[name]) for name in part.column_names]
+    return part.cast(
+        pa.schema((name, words if coded and is_text(kind) else kind) for name, kind in wanted)
+    )
 
 
 def _spooled(
-    path: Path, table: _Table, kinds: dict[str, Any], piece: int, columns: Columns
+    path: Path, table: _Table, kinds: Mapping[str, Any], piece: int, columns: Columns
 ) -> tuple[np.ndarray, list[Values]]:
     """(N, F) features in a spool file, and what was found about each.
 
@@ -236,7 +241,7 @@ def _spooled(
     for source, group, rows, file in _groups(table):
         if rows < 0 or start + rows > len(x):
             raise DataError(f"{file}: its row groups hold more than {len(x):,} rows")
-        _fill(table, source, group, x[start : start + rows], features, numbers, piece)
+        _fill(table, source, group, x[start : start + rows], kinds, piece)
         start += rows
     if start != len(x):
         raise DataError(f"{path}: says {len(x)} rows but holds {start}")
@@ -246,7 +251,7 @@ def _spooled(
     for name in features:
         if name in numbers:
             continue
-        column = _whole(table, [name])[name]
+        column = _whole(table, {name: kinds[name]})[name]
         values = as_values(column, (table.find, name), TYPED, columns.cell_of(name))
         for cut in cuts(*x.shape):
             x[cut, features.index(name)] = values.x[cut]
@@ -277,16 +282,17 @@ def _fill(
     source: Any,
     group: int,
     out: np.ndarray,
-    features: Sequence[str],
-    numbers: Sequence[str],
+    kinds: Mapping[str, Any],
     piece: int,
 ) -> None:
     """Numbers of one row group, as many columns at a time as make so many bytes."""
+    features = list(kinds)
     width = max(1, piece // (8 * max(1, len(out))))
     for left in range(0, len(features), width):
         names = features[left : left + width]
-        asked = [name for name in names if name in numbers]
-        part = _alike(source.read_row_group(group, columns=asked), table, coded=True)
+        asked = [name for name in names if not is_text(kinds[name])]
+        part = source.read_row_group(group, columns=asked)
+        part = part if len(table.files) == 1 else _alike(part, kinds, coded=True)
         block = np.zeros((len(out), len(names)), out.dtype)
         for place, name in enumerate(names):
             if name in asked:
