@@ -30,7 +30,7 @@ from jmlp.estimators.sharing import kept, padded, shapes_of, training_key
 from jmlp.population.course import Course
 from jmlp.population.feed import Feed, Order
 from jmlp.population.groups import group_members
-from jmlp.population.numbers import numbers_of
+from jmlp.population.numbers import less_numbers, numbers_of
 from jmlp.population.pack import Ended, Pack
 from jmlp.population.program import AXIS, PopulationProgram
 from jmlp.population.trainer import (
@@ -207,11 +207,7 @@ def _program(pack: Planned, setup: Setup, mesh: Mesh, total: int) -> PopulationP
     configs = [want.config for want in pack.wants]
     shape, optim = shape_of(pack, configs), numbers_of(configs, [0] * len(configs)).optim
     config, schema = pack.group.config, setup.dataset.schema
-    inputs = {"model": config.model, "train": config.train}
-    if config.model.block == "plain":
-        inputs["model"] = config.model.model_copy(update={"dropout": 0.0})
-    inputs["train"] = config.train.model_copy(update={"label_smoothing": 0.0})
-    key = training_key(config.model_copy(update=inputs), schema, mesh, total, total)
+    key = training_key(less_numbers(config), schema, mesh, total, total)
     loss = setup.programs.evaluation.loss
     return kept(
         _programs,

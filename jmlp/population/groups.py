@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from jmlp.config import Config
-from jmlp.population.numbers import MAY_BE_OFF, OPTIM
+from jmlp.population.numbers import MAY_BE_OFF, OPTIM, less_numbers
 from jmlp.population.widths import cannot_be_padded, like_pattern, padded_widths
 from jmlp.types import may_be_on
 
@@ -67,14 +67,11 @@ def group_members(
 
 def _key(config: Config, features: int) -> str:
     """What members of one program must have alike."""
-    tree = config.model_dump(mode="json")
+    tree = less_numbers(config).model_dump(mode="json")
     hidden = config.model.hidden
     tree["seed"] = None
     on = [may_be_on(config.model.dropout), may_be_on(config.train.label_smoothing)]
     tree["model"]["hidden"] = len(hidden)
-    tree["train"]["label_smoothing"] = None
-    if config.model.block == "plain":  # others have a rate of their own making
-        tree["model"]["dropout"] = None
     for name in OPTIM:
         value = getattr(config.optim, name)
         tree["optim"][name] = None if name in MAY_BE_OFF else value is None

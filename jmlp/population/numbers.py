@@ -36,6 +36,17 @@ class Numbers(NamedTuple):
     """(M,) float32, of labels"""
 
 
+def less_numbers(config: Config) -> Config:
+    """A config without its dropout and label smoothing, where members may differ in them.
+
+    What they may differ in of `optim` is in `OPTIM`.
+    """
+    model, train = config.model, config.train.model_copy(update={"label_smoothing": 0.0})
+    if model.block == "plain":  # others have a rate of their own making
+        model = model.model_copy(update={"dropout": 0.0})
+    return config.model_copy(update={"model": model, "train": train})
+
+
 def numbers_of(configs: Sequence[Config], order: Sequence[int]) -> Numbers:
     """Of members with these configs; what is off for all of them is left out of `optim`."""
     optim: dict[str, Leaf] = {}

@@ -23,7 +23,7 @@ from jmlp.parallel import TrainState
 from jmlp.population.feed import Feed, Order
 from jmlp.population.groups import COMPILE_S, Group, group_members
 from jmlp.population.judge import ByMonitor, Measured
-from jmlp.population.numbers import numbers_of
+from jmlp.population.numbers import less_numbers, numbers_of
 from jmlp.population.pack import Ended, Pack, Start, stack
 from jmlp.population.program import AXIS, PopulationProgram, Shape
 from jmlp.population.slots import capacity_for, chunk_of, units
@@ -201,10 +201,7 @@ class Trainer:
         config = pack.group.config
         numbers = numbers_of(configs, [0] * len(configs))
         shape = shape_of(pack, configs)
-        shared = config.model_dump(mode="json") | {"seed": 0, "data": None}
-        if config.model.block == "plain":
-            shared["model"] |= {"dropout": None}
-        shared["train"] |= {"label_smoothing": None}
+        shared = less_numbers(config).model_dump(mode="json") | {"seed": 0, "data": None}
         shared["optim"] |= dict.fromkeys(numbers.optim)
         sizes = (setup.plan.total, setup.dataset.schema.model_dump_json())
         key = (json.dumps(shared), shape, tuple(numbers.optim), sizes)
