@@ -16,7 +16,7 @@ from jmlp.checkpoint.meta import Meta
 from jmlp.config import Config, parse_config
 from jmlp.config.fields import expanded
 from jmlp.config.sections import MeshConfig
-from jmlp.data.dataset import Dataset, Schema, Split
+from jmlp.data.dataset import Schema, Split
 from jmlp.data.frames import is_frame
 from jmlp.data.load import labelled_of, load, read_labelled
 from jmlp.distributed.agreement import first, is_first
@@ -255,12 +255,7 @@ def splits(run: OpenRun, data: object = None) -> dict[str, Split]:
             f"the data has changed since the run: fingerprint {dataset.fingerprint[:12]}, "
             f"{run.data_fingerprint[:12]} then. To evaluate other rows name them: --data FILE"
         )
-    return _by_name(dataset)
-
-
-def _by_name(dataset: Dataset) -> dict[str, Split]:
-    splits = zip(("train", "val", "test"), dataset[:3], strict=True)
-    return {name: split for name, split in splits if split}
+    return dataset.splits()
 
 
 def _rows(data: object) -> dict[str, object]:
@@ -291,7 +286,7 @@ def evaluate(run: Trained, data: object = None) -> dict[str, dict[str, float]]:
     """
     opened = as_open(run)
     if isinstance(run, Result) and data is None:
-        return score(opened, _by_name(run.setup.dataset))
+        return score(opened, run.setup.dataset.splits())
     return score(opened, splits(opened, data))
 
 

@@ -127,9 +127,13 @@ class Dataset(NamedTuple):
     notes: tuple[str, ...] = ()
     """one line each about what was decided: task, dropped rows, ..."""
 
+    def splits(self) -> dict[str, Split]:
+        """Those that there are, by name."""
+        every = {"train": self.train, "val": self.val, "test": self.test}
+        return {name: split for name, split in every.items() if split is not None}
+
     def __repr__(self) -> str:
-        splits = {"train": self.train, "val": self.val, "test": self.test}
-        rows = ", ".join(f"{split.rows} {name}" for name, split in splits.items() if split)
+        rows = ", ".join(f"{split.rows} {name}" for name, split in self.splits().items())
         count = len(self.schema.classes)
         what = f"{count} classes" if count else f"{self.schema.outputs} targets"
         return f"Dataset({rows} rows, {self.schema.features} features, {what})"

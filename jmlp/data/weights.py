@@ -73,9 +73,8 @@ def checked(dataset: Dataset) -> Dataset:
     Raises:
       DataError: names the rows' split and number.
     """
-    for name in ("train", "val", "test"):
-        split: Split | None = getattr(dataset, name)
-        if split is None or split.weight is None:
+    for name, split in dataset.splits().items():
+        if split.weight is None:
             continue
         weight = np.asarray(split.weight)
         if weight.shape != (split.rows,):

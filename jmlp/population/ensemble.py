@@ -229,8 +229,8 @@ def _write(
     if jax.tree.leaves(model_state):
         made = made._replace(model_state=model_state)
     state = jax.device_put(made, programs.shardings)
-    splits = [n for n in ("train", "val", "test") if getattr(setup.dataset, n) is not None]
-    metrics = {n: programs.evaluate(state, getattr(setup.dataset, n)) for n in splits}
+    splits = setup.dataset.splits()
+    metrics = {name: programs.evaluate(state, split) for name, split in splits.items()}
     progress = Progress()
     with RunDir(target) as run:
         run.adopt(config)

@@ -140,8 +140,8 @@ def _write(
                 scored = setup.programs.evaluate(state, setup.dataset.val)
             checkpoints.save(state, metadata(setup, progress, []), scored)
         checkpoints.wait()
-    splits = [n for n in ("train", "val", "test") if getattr(setup.dataset, n) is not None]
-    metrics = {n: setup.programs.evaluate(selected, getattr(setup.dataset, n)) for n in splits}
+    splits = setup.dataset.splits()
+    metrics = {name: setup.programs.evaluate(selected, split) for name, split in splits.items()}
     summary = summarize(setup, progress, selected, course.step, metrics)
     if course.step >= plan.total or course.status == "stopped":
         run.finish(summary)

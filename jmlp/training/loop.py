@@ -318,8 +318,7 @@ class Loop:
         if self.checkpoints:
             self.checkpoints.wait()
         state = self._best.selected(state, self.progress)
-        splits = [n for n in ("train", "val", "test") if getattr(self.dataset, n) is not None]
-        metrics = {name: self._metrics(state, name) for name in splits}
+        metrics = {name: self._metrics(state, name) for name in self.dataset.splits()}
         summary = summarize(self.setup, self.progress, state, self.step, metrics)
         if self._show_wire and self._compiled and self._compiled.hlo:
             summary["wire"] = self._compiled.wire.rows
