@@ -1,5 +1,8 @@
 """Measurements that a user can repeat: `jmlp bench NAME`."""
 
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
 from jmlp.bench import (
     asynchronous,
     columns,
@@ -14,23 +17,33 @@ from jmlp.bench import (
     step,
     stream,
 )
+from jmlp.bench.resume import Flags
+from jmlp.report import Reporter
+
+
+class Bench(NamedTuple):
+    """A measurement."""
+
+    run: Callable[[Flags, Reporter], Any]
+    drawn: bool = True
+    """False: its result is a file of figures, and no picture"""
+    simulated: int | None = None
+    """where other processes of a job take part: devices that one without them simulates"""
+
 
 BENCHES = {
-    "step": step.run,
-    "peers": peers.run,
-    "comm": comm.run,
-    "stream": stream.run,
-    "columns": columns.run,
-    "links": links.run,
-    "compress": compress.run,
-    "async": asynchronous.run,
-    "push-pull": push_pull.run,
-    "reproducible": reproducible.run,
-    "population": population.run,
-    "hardware": hardware.run,
+    "step": Bench(step.run),
+    "peers": Bench(peers.run),
+    "comm": Bench(comm.run),
+    "stream": Bench(stream.run),
+    "columns": Bench(columns.run),
+    "links": Bench(links.run, drawn=False, simulated=links.SIMULATED),
+    "compress": Bench(compress.run),
+    "async": Bench(asynchronous.run),
+    "push-pull": Bench(push_pull.run),
+    "reproducible": Bench(reproducible.run),
+    "population": Bench(population.run),
+    "hardware": Bench(hardware.run, drawn=False),
 }
 
-UNDRAWN = ("hardware", "links")
-"""those whose result is a file of figures, and no picture"""
-
-__all__ = ["BENCHES", "UNDRAWN"]
+__all__ = ["BENCHES", "Bench"]

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from jmlp.cli.flags import (
     Bench,
@@ -286,21 +286,22 @@ def _rounds(flags: Comm, report: "Reporter") -> int:
 
 
 def run_bench(flags: Bench, overrides: list[str]) -> int:
-    from jmlp.bench import BENCHES, UNDRAWN, links
+    from jmlp.bench import BENCHES
 
     if flags.what not in BENCHES:
         raise ConfigError(f"bench {flags.what!r}: there are {', '.join(BENCHES)}")
+    bench = BENCHES[flags.what]
     if min((flags.repeats, flags.epochs, *flags.widths)) < 1:
         raise ConfigError("--repeats, --epochs and --widths are at least 1")
     if flags.out and not (flags.out.parent.is_dir() and not flags.out.is_dir()):
         raise ConfigError(f"--out {flags.out}: expected a file in a folder that is there")
-    if flags.plot and flags.what in UNDRAWN:
+    if flags.plot and not bench.drawn:
         raise ConfigError(f"bench {flags.what} draws no picture: leave --plot out")
     check_plot(flags.plot)
-    if flags.what == "links":  # the one with other processes, of which one speaks
-        start_devices(None, MeshConfig(data=links.SIMULATED))
+    if bench.simulated:
+        start_devices(None, MeshConfig(data=bench.simulated))
     report = reporter(flags.json_)
-    result: Any = BENCHES[flags.what](flags, report)
+    result = bench.run(flags, report)
     if flags.out and is_first():
         from jmlp.training.run_dir import write_atomically
 
