@@ -9,11 +9,10 @@ what a chip holds and sends, and how many of its asynchronous messages have work
 
 import argparse
 import json
-import os
 import time
 from collections import Counter
 
-from aot_tpu import QUIET, overlap
+from aot_tpu import chips, overlap
 
 MODEL = {"hidden": [4096, 4096, 4096], "dtype": "bfloat16"}
 BATCH = 8192
@@ -115,10 +114,7 @@ def main() -> None:
     parser.add_argument("--only", default="", help="step kinds, with commas between")
     parser.add_argument("--out", help="write the rows here as JSON")
     flags = parser.parse_args()
-    os.environ.update(QUIET)
-    from jax.experimental import topologies
-
-    devices = topologies.get_topology_desc(platform="tpu", topology_name=flags.topology).devices
+    devices = chips(flags.topology)
     only, rows = set(filter(None, flags.only.split(","))), []
     columns = ("step", "mesh", "MB held", "MB sent", "collectives", "overlapped", "seconds")
     print("|", " | ".join(columns), "|")
@@ -127,7 +123,7 @@ def main() -> None:
         name, mesh = said(way)
         if only and not only & {name, name.split(",")[0]}:
             continue
-        row = compile_step(way, list(devices))
+        row = compile_step(way, devices)
         rows.append(row)
         kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(row["collectives"].items()))
         cells = (

@@ -14,16 +14,6 @@ import os
 import re
 import sys
 
-QUIET = {
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-    "TPU_SKIP_MDS_QUERY": "1",
-    "TPU_ACCELERATOR_TYPE": "v5litepod-8",
-    "TPU_WORKER_HOSTNAMES": "localhost",
-    "TPU_WORKER_ID": "0",
-    "TPU_MIN_LOG_LEVEL": "3",
-    "TPU_STDERR_LOG_LEVEL": "3",
-    "JAX_PLATFORMS": "cpu",
-}
 PAIRS = [
     ("psum", "none"),
     ("full", "none"),
@@ -44,22 +34,27 @@ PAIRS = [
 ]
 
 
+def chips(topology: str) -> list:
+    """The devices of a slice, to compile for; ends the script where that cannot be."""
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    from jmlp.analysis.plans import tpu_devices
+    from jmlp.errors import ConfigError
+
+    try:
+        return tpu_devices(topology)
+    except ConfigError as error:
+        sys.exit(f"no TPU program can be compiled for {topology}: {error}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--topology", default="v5e:2x4", help="e.g. v5e:2x4, v5e:4x4")
     parser.add_argument("--size", type=int, default=262_144, help="float32 elements")
     parser.add_argument("--out", help="write the rows here as JSON")
     flags = parser.parse_args()
-    os.environ.update(QUIET)
-    from jax.experimental import topologies
-
+    devices = chips(flags.topology)
     from jmlp.analysis import ledger
 
-    try:
-        found = topologies.get_topology_desc(platform="tpu", topology_name=flags.topology)
-    except Exception as error:  # libtpu missing, or a topology it does not know
-        sys.exit(f"no TPU program can be compiled for {flags.topology}: {error}")
-    devices = list(found.devices)
     rows = []
     for topology, reducer in PAIRS:
         row = ledger.row(topology, reducer, devices, flags.size)

@@ -136,10 +136,7 @@ _TPU = {
 
 
 def compiler_devices(where: Target) -> list[Device] | str:
-    """Devices to compile for, or why there are none.
-
-    For a TPU it sets libtpu's environment, which is read when it is loaded.
-    """
+    """Devices to compile for, or why there are none."""
     import jax
 
     if where.text == "here" or where.hardware.platform == "cpu":
@@ -149,16 +146,31 @@ def compiler_devices(where: Target) -> list[Device] | str:
         return list(devices)
     if where.hardware.platform != "tpu" or where.text.partition(":")[0].endswith(".yaml"):
         return f"no compiler for {where.hardware.name} is known to jmlp here: by formula alone"
+    try:
+        return tpu_devices(where.text)
+    except ConfigError as error:
+        return str(error)
+
+
+def tpu_devices(topology: str) -> list[Device]:
+    """Devices of a slice of TPU chips that need not be here, to compile for: `v5e:2x4`.
+
+    It sets libtpu's environment, which is read when it is loaded.
+
+    Raises:
+      ConfigError: libtpu is not installed, or does not know the topology.
+    """
     if find_spec("libtpu") is None:
-        return "programs for TPUs are compiled by libtpu: pip install 'jmlp[aot]'"
+        raise ConfigError("programs for TPUs are compiled by libtpu: pip install 'jmlp[aot]'")
     for name, value in _TPU.items():
         os.environ.setdefault(name, value)
     from jax.experimental import topologies
 
     try:
-        return list(topologies.get_topology_desc(where.text, platform="tpu").devices)
+        return list(topologies.get_topology_desc(topology, platform="tpu").devices)
     except Exception as error:  # libtpu's own, of no common kind
-        return f"libtpu knows no topology {where.text}: {str(error).splitlines()[0][:100]}"
+        said = str(error).splitlines()[0][:100]
+        raise ConfigError(f"libtpu knows no topology {topology}: {said}") from None
 
 
 def compile_best(found: Plans, most: int) -> dict[int, Compiled | str]:
