@@ -21,17 +21,12 @@ from pathlib import Path
 from subprocess import Popen
 from typing import IO
 
+from kill_processes import CONFIG, kept_programs, newest_step
+
 from jmlp.distributed.hosts import Across, Hosts, Wire, why_not
 from jmlp.distributed.launch import Gang, launch
 
-CONFIG = """
-data: {name: digits}
-model: {hidden: [64, 32], dropout: 0.1}
-mesh: {data: 4}
-step: explicit
-comm: {all_reduce: ring}
-train: {epochs: 25, batch_size: 64, eval_every: 10, checkpoint_every: 45 steps}
-"""
+EPOCHS = 25
 
 
 def down(seconds: float) -> Callable[[Hosts], None]:
@@ -100,7 +95,7 @@ def train(folder: Path, name: str, fault: Callable[[Hosts], None] | None, restar
     with Hosts(4, Wire("100mbit")) as hosts, run.with_suffix(".log").open("w") as log:
 
         def strike() -> None:
-            while not any(p.name.isdigit() for p in run.glob("checkpoints/*")):
+            while not newest_step(run):
                 if time.monotonic() - begun_s > 300:
                     return
                 time.sleep(0.02)
@@ -110,6 +105,7 @@ def train(folder: Path, name: str, fault: Callable[[Hosts], None] | None, restar
         if fault:
             thread.start()
         command = ["train", str(folder / "config.yaml"), f"--run-dir={run}"]
+        command.append(f"--train.epochs={EPOCHS}")
         code = launch(Gang(4, restarts=restarts), command, said.append, place=Quiet(hosts, log))
         struck = fault is None or not thread.is_alive()
     summary = json.loads((run / "summary.json").read_text()) if not code else {}
@@ -132,12 +128,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "config.yaml").write_text(CONFIG)
-        os.environ |= {
-            "JMLP_HEARTBEAT_SECONDS": str(args.heartbeat),
-            "JAX_COMPILATION_CACHE_DIR": str(folder / "cache"),
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-            "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-        }
+        os.environ |= {"JMLP_HEARTBEAT_SECONDS": str(args.heartbeat), **kept_programs(folder)}
         undisturbed = train(folder, "undisturbed", None, 0)
         print(f"undisturbed: {undisturbed['seconds']:.0f} s", flush=True)
         for name in args.fault:

@@ -165,24 +165,14 @@ def checkpoints_dangling(run: Placed, rng: random.Random) -> None:
     run.undo = (run.path / "checkpoints").unlink
 
 
-def config_a_folder(run: Placed, rng: random.Random) -> None:
-    (run.path / "config.yaml").mkdir(parents=True)
-    run.undo = (run.path / "config.yaml").rmdir
+def a_folder(name: str) -> Fault:
+    """A folder where the run wants a file of its own."""
 
+    def fault(run: Placed, rng: random.Random) -> None:
+        (run.path / name).mkdir(parents=True)
+        run.undo = (run.path / name).rmdir
 
-def lock_a_folder(run: Placed, rng: random.Random) -> None:
-    (run.path / "LOCK").mkdir(parents=True)
-    run.undo = (run.path / "LOCK").rmdir
-
-
-def metrics_a_folder(run: Placed, rng: random.Random) -> None:
-    (run.path / "metrics.jsonl").mkdir(parents=True)
-    run.undo = (run.path / "metrics.jsonl").rmdir
-
-
-def summary_a_folder(run: Placed, rng: random.Random) -> None:
-    (run.path / "summary.json").mkdir(parents=True)
-    run.undo = (run.path / "summary.json").rmdir
+    return fault
 
 
 MOUNTED = {
@@ -202,10 +192,10 @@ FAULTS: dict[str, Fault] = {
     "file": a_file,
     "checkpoints a file": checkpoints_a_file,
     "checkpoints a dangling link": checkpoints_dangling,
-    "config.yaml a folder": config_a_folder,
-    "LOCK a folder": lock_a_folder,
-    "metrics.jsonl a folder": metrics_a_folder,
-    "summary.json a folder": summary_a_folder,
+    "config.yaml a folder": a_folder("config.yaml"),
+    "LOCK a folder": a_folder("LOCK"),
+    "metrics.jsonl a folder": a_folder("metrics.jsonl"),
+    "summary.json a folder": a_folder("summary.json"),
 }
 
 

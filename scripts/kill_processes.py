@@ -41,19 +41,23 @@ def newest_step(run_dir: Path) -> int:
     return max(steps, default=0)
 
 
-def start(folder: Path, name: str, args: argparse.Namespace, *flags: str) -> subprocess.Popen:
-    cache = {
-        "JAX_COMPILATION_CACHE_DIR": str(folder / "cache"),  # most of a short life is compiling
+def kept_programs(folder: Path) -> dict[str, str]:
+    """Environment in which programs are kept: most of a short life is compiling."""
+    return {
+        "JAX_COMPILATION_CACHE_DIR": str(folder / "cache"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
     }
+
+
+def start(folder: Path, name: str, args: argparse.Namespace, *flags: str) -> subprocess.Popen:
     config = folder / "config.yaml"
     config.write_text(CONFIG)
     jmlp = [sys.executable, "-m", "jmlp"]
     told = [f"--run-dir={folder / name}", f"--mesh.data={args.processes}", *args.extra]
     return subprocess.Popen(
         [*jmlp, "launch", f"-n={args.processes}", *flags, "--", "train", str(config), *told],
-        env=os.environ | cache,
+        env=os.environ | kept_programs(folder),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
