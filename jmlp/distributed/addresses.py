@@ -93,7 +93,7 @@ def _split(address: str | None) -> tuple[str | None, str]:
 
 def _resolved(host: str) -> list[tuple[int, int, int, str, tuple[str, int]]]:
     try:
-        return socket.getaddrinfo(host, None, type=socket.SOCK_DGRAM)  # type: ignore[return-value]
+        return socket.getaddrinfo(host, None, type=socket.SOCK_DGRAM)  # type: ignore[return-value]  # stubs mix IPv4 with IPv6
     except OSError:
         return []
 

@@ -24,7 +24,7 @@ from jmlp.data import weights
 from jmlp.data.batches import padded_size
 from jmlp.data.dataset import Dataset
 from jmlp.errors import TrainingError
-from jmlp.estimators.base import BaseMLP, LoadRows, Prepared
+from jmlp.estimators.base import BaseMLP, LoadRows, Prepared, Rows
 from jmlp.estimators.fitting import Fitted, Open, Stopping, Weights, estimates_of
 from jmlp.estimators.sharing import kept, padded, shapes_of, training_key
 from jmlp.population.course import Course
@@ -94,13 +94,13 @@ class RowsOnce:
         return Fit(estimator, Prepared(config, dataset, stopping))
 
     def _loader(self, estimator: BaseMLP, split: int, keys: list[Hashable]) -> LoadRows:
-        def load(config: Config, rows: object, before: Fitted | None) -> Dataset:
+        def load(config: Config, rows: Rows, before: Fitted | None) -> Dataset:
             of_classes = repr(getattr(estimator, "class_weight", None))
             held_out = (config.seed, estimator.validation_fraction) * estimator.early_stopping
             said = (config.data.model_dump_json(), config.train.loss.model_dump_json())
             key = (split, said, of_classes, held_out)
             if key not in self._datasets:
-                self._datasets[key] = estimator._dataset(config, rows, before)  # type: ignore[arg-type]
+                self._datasets[key] = estimator._dataset(config, rows, before)
             keys.append(key)
             return self._datasets[key]
 

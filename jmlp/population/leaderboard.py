@@ -221,8 +221,10 @@ def _trial(result: Result) -> JsonObject:
 def _column(values: Sequence[Json]) -> list[Json]:
     """Values of one kind: of several kinds, and lists, the JSON of each."""
     kinds = {type(value) for value in values if value is not None}
-    if kinds <= {int, float} or (len(kinds) == 1 and kinds <= {str, bool}):
-        return [float(v) if kinds == {int, float} and v is not None else v for v in values]  # type: ignore[arg-type]
+    if kinds == {int, float}:
+        return [float(value) if isinstance(value, int | float) else None for value in values]
+    if len(kinds) <= 1 and kinds <= {int, float, str, bool}:
+        return list(values)
     return [None if value is None else json.dumps(value) for value in values]
 
 
