@@ -30,6 +30,7 @@ def digests(leaves: dict[str, jax.Array]) -> tuple[dict[str, jax.Array], dict[st
     return {name: leaf_digest(leaf) for name, leaf in leaves.items()}, finite
 
 
+@jax.jit  # leaves of one shape are traced once: parameters and the optimizer's copies of them
 def leaf_digest(leaf: jax.Array) -> jax.Array:
     """(2,) uint32 over the bits of `leaf` and their places.
 

@@ -1,5 +1,6 @@
 """The `jmlp` command: parses, calls a command, prints what went wrong."""
 
+import gc
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -117,6 +118,9 @@ COMMANDS: dict[str, tuple[type, Callable[[Any, list[str]], int]]] = {
 
 def entry() -> None:
     """The `jmlp` command."""
+    # Imports and traces make many objects that stay; at its own pace the collector takes
+    # a fifth of a short run to look at them again and again.
+    gc.set_threshold(50_000, 20, 100)
     if sys.stdout is None:  # closed; the next file that is opened would take its place
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (as long as the process)
     code = main()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -76,6 +77,7 @@ class Evaluation:
         """Of each kind, (CAPACITY, K) weighted sums over the rows of each of the batches."""
         params, model_state = evaluated(state)
 
+        @partial(jax.jit, inline=True)  # traced once, for its shapes and in the loop
         def of_batch(k: jax.Array) -> list[dict[str, jax.Array]]:
             batch = self.placement.batch(source, k)
             if not self._any_order:  # sums over devices would depend on how many there are
@@ -86,9 +88,9 @@ class Evaluation:
         def body(k: jax.Array, sums: list[dict[str, jax.Array]]) -> list[dict[str, jax.Array]]:
             return jax.tree.map(lambda all_, new: all_.at[k].set(new), sums, of_batch(k))
 
-        shapes = jax.eval_shape(of_batch, jnp.int32(0))
+        shapes = jax.eval_shape(of_batch, np.int32(0))
         sums = jax.tree.map(lambda s: jnp.zeros((CAPACITY, *s.shape), jnp.float32), shapes)
-        return lax.fori_loop(0, batches, body, sums)
+        return lax.fori_loop(np.int32(0), batches, body, sums)
 
     @in_32_bits
     def evaluate(

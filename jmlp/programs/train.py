@@ -9,6 +9,7 @@ loop change how many steps it sends at a time.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from functools import partial
 from typing import NamedTuple, NotRequired, Protocol, TypedDict
 
 import jax
@@ -158,7 +159,8 @@ class TrainProgram:
         def init(seed: jax.Array, weights: Weights | None = None) -> TrainState:
             return strategy.init(self.context, init_state(make_model, tx, seed, weights))
 
-        self._init = init
+        # Inlined, so that it is traced once, for its shapes and to be compiled.
+        self._init = jax.jit(init, inline=True)
         self.abstract = jax.eval_shape(self._init, np.uint32(0))
         self.shardings = layout.state_shardings(self.abstract, mesh, rules)
         parts = strategy.divisor(config, mesh) * config.optim.accumulate
@@ -216,6 +218,7 @@ class TrainProgram:
     ) -> tuple[TrainState, jax.Array]:
         """Takes steps `first .. stop - 1` of `source`; losses[i] is of step first + i."""
 
+        @partial(jax.jit, inline=True)  # traced once, for the loss's shape and in the loop
         def step(state: TrainState, k: jax.Array) -> tuple[TrainState, jax.Array]:
             batch = self.placement.batch(source, k, self.strategy.wants_total)
             state, metrics = self.step(state, batch)

@@ -18,6 +18,7 @@ from jmlp.errors import ConfigError
 from jmlp.losses import cross_entropy
 from jmlp.programs import cache
 from jmlp.programs.kernels import choose, compile_for
+from jmlp.programs.placement import DataPlacement
 from jmlp.report import Reporter
 from jmlp.training.setup import prepare
 
@@ -270,3 +271,19 @@ def test_results_name_the_machine():
     found = described("step", {}, [])
     assert found["versions"]["jax"] == jax.__version__
     assert found["processor"] and found["simulated"]
+
+
+# Traces.
+
+
+def test_programs_trace_their_batch_once(blobs, monkeypatch):
+    traced = []
+    batch = DataPlacement.batch
+    monkeypatch.setattr(
+        DataPlacement, "batch", lambda *args: traced.append(args[2].aval) or batch(*args)
+    )
+    setup = prepare(config_of({"mesh": {"data": 2}, "model": {"hidden": [8]}}), blobs)
+    state, _ = run_steps(setup, epochs=1)
+    assert len(traced) == 1
+    setup.programs.evaluate(state, setup.dataset.train)
+    assert len(traced) == 2
