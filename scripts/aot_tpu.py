@@ -37,7 +37,7 @@ PAIRS = [
 def chips(topology: str) -> list:
     """The devices of a slice, to compile for; ends the script where that cannot be."""
     os.environ["JAX_PLATFORMS"] = "cpu"
-    from jmlp.analysis.plans import tpu_devices
+    from jmlp.analysis.compilers import tpu_devices
     from jmlp.errors import ConfigError
 
     try:

@@ -1,24 +1,23 @@
 """`jmlp plan` and `jmlp.plan`: what to train a config as, before it is trained."""
 
-import os
 from collections.abc import Mapping, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from jmlp.analysis.compiled import Compiled, compile_plan
+from jmlp.analysis.compilers import compiler_devices
 from jmlp.config import Config, parse_config
 from jmlp.data.dataset import Schema
 from jmlp.errors import ConfigError, DataError
 from jmlp.model.recipes import settled
 from jmlp.planner.candidates import ALSO, Also
-from jmlp.planner.hardware import Target, target
+from jmlp.planner.hardware import target
 from jmlp.planner.here import here
 from jmlp.planner.memory import RESIDENT_SHARE
 from jmlp.planner.planning import Plan, Plans, plan_all
 from jmlp.planner.workload import Workload
 from jmlp.training.setup import load_dataset
-from jmlp.types import Device, Json, JsonObject
+from jmlp.types import Json, JsonObject
 
 
 class Sizes(NamedTuple):
@@ -126,51 +125,6 @@ def _row(plan: Plan, found: Plans) -> Json:
         ],
         "config": plan.changes,
     }  # fmt: skip
-
-
-_TPU = {
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_ID": "0",
-    "TPU_ACCELERATOR_TYPE": "v5litepod-8", "TPU_WORKER_HOSTNAMES": "localhost",
-    "TPU_MIN_LOG_LEVEL": "3", "TPU_STDERR_LOG_LEVEL": "3",
-}  # fmt: skip
-
-
-def compiler_devices(where: Target) -> list[Device] | str:
-    """Devices to compile for, or why there are none."""
-    import jax
-
-    if where.text == "here" or where.hardware.platform == "cpu":
-        devices = jax.devices()
-        if len(devices) < where.devices or (where.text != "here" and devices[0].platform != "cpu"):
-            return f"{len(devices)} {devices[0].platform} devices here, of {where.devices}"
-        return list(devices)
-    if where.hardware.platform != "tpu" or where.text.partition(":")[0].endswith(".yaml"):
-        return f"no compiler for {where.hardware.name} is known to jmlp here: by formula alone"
-    try:
-        return tpu_devices(where.text)
-    except ConfigError as error:
-        return str(error)
-
-
-def tpu_devices(topology: str) -> list[Device]:
-    """Devices of a slice of TPU chips that need not be here, to compile for: `v5e:2x4`.
-
-    It sets libtpu's environment, which is read when it is loaded.
-
-    Raises:
-      ConfigError: libtpu is not installed, or does not know the topology.
-    """
-    if find_spec("libtpu") is None:
-        raise ConfigError("programs for TPUs are compiled by libtpu: pip install 'jmlp[aot]'")
-    for name, value in _TPU.items():
-        os.environ.setdefault(name, value)
-    from jax.experimental import topologies
-
-    try:
-        return list(topologies.get_topology_desc(topology, platform="tpu").devices)
-    except Exception as error:  # libtpu's own, of no common kind
-        said = str(error).splitlines()[0][:100]
-        raise ConfigError(f"libtpu knows no topology {topology}: {said}") from None
 
 
 def compile_best(found: Plans, most: int) -> dict[int, Compiled | str]:

@@ -97,6 +97,22 @@ class Reached(_Strict):
         return self
 
 
+class GpuCompiler(_Strict):
+    """What XLA asks of a GPU that is not here, to compile for it."""
+
+    capability: tuple[int, int]
+    """compute capability"""
+    cores: Annotated[int, Field(ge=1)]
+    """streaming multiprocessors"""
+    clock_ghz: Positive
+    l2_bytes: Annotated[int, Field(ge=1)]
+    shared_bytes: Annotated[int, Field(ge=1)]
+    """of a core"""
+    shared_block_bytes: Annotated[int, Field(ge=1)]
+    """that a block may ask for"""
+    source: str
+
+
 class Hardware(_Strict):
     """One kind of device."""
 
@@ -123,6 +139,8 @@ class Hardware(_Strict):
     """between devices of a host, or of a slice of TPU chips"""
     between: LinkFigures
     """between hosts, for each device"""
+    compiler: GpuCompiler | None = None
+    """of GPUs: by which programs are compiled where there is none"""
     shared: bool = False
     """devices are simulated: they share one machine's memory, rates and bandwidth"""
 

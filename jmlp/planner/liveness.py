@@ -92,6 +92,8 @@ class Program(NamedTuple):
     """of all values, by name"""
     own: frozenset[Name]
     """those that it writes for itself: neither arguments nor what it returns"""
+    fused: bool = False
+    """whether elementwise operations are fused into products, as for accelerators"""
 
     def peak(self, rows: int) -> int:
         """Most bytes alive at once, over `rows` rows."""
@@ -104,11 +106,19 @@ class Program(NamedTuple):
             mine = [name for name in operation.writes if name in self.own]
             alive += sum(self.sizes[name].of(rows) for name in mine)
             inside = operation.inside.peak(rows) if operation.inside else 0
-            most = max(most, alive + inside)
+            most = max(most, alive + inside - self._in_place(operation, at, last, rows))
             for name in {*operation.reads, *operation.writes}:
                 if last[name] == at and name in self.own:
                     alive -= self.sizes[name].of(rows)
         return most
+
+    def _in_place(self, operation: Operation, at: int, last: dict[Name, int], rows: int) -> int:
+        """Bytes of what an elementwise operation reads last, into which it writes."""
+        if not self.fused or operation.product or operation.inside or len(operation.writes) != 1:
+            return 0
+        size = self.sizes[operation.writes[0]].of(rows)
+        dying = (name for name in operation.reads if name in self.own and last[name] == at)
+        return size if any(self.sizes[name].of(rows) == size for name in dying) else 0
 
 
 class _Equation(NamedTuple):
@@ -122,15 +132,21 @@ class _Equation(NamedTuple):
     times: int
 
 
-def program_of(closed: core.ClosedJaxpr) -> Program:
-    """The program of a jaxpr, traced over `ROWS` rows where it has rows."""
-    return _Reader().program(closed.jaxpr)
+def program_of(closed: core.ClosedJaxpr, fused: bool = False) -> Program:
+    """The program of a jaxpr, traced over `ROWS` rows where it has rows.
+
+    Args:
+      fused: elementwise operations are done again in the products that read them, and write over
+        what they read last.
+    """
+    return _Reader(fused).program(closed.jaxpr)
 
 
 class _Reader:
     """Inlines calls, and sorts values into those that are written and those that are fused."""
 
-    def __init__(self) -> None:
+    def __init__(self, fused: bool = False) -> None:
+        self._fused = fused
         self.equations: list[_Equation] = []
         self.sizes: list[Size] = []
 
@@ -144,7 +160,7 @@ class _Reader:
         if slices:
             operations = (Operation((), tuple(arguments[-slices:])), *operations)
         own = frozenset(range(len(self.sizes))) - given - {*results}
-        return Program(operations, dict(enumerate(self.sizes)), own)
+        return Program(operations, dict(enumerate(self.sizes)), own, self._fused)
 
     def _new(self, aval: Any) -> Name:
         self.sizes.append(_size(aval))
@@ -201,7 +217,7 @@ class _Reader:
             dear = equation.primitive in _COSTLY or self._reads_two(equation, maker)
             if equation.primitive in _WRITTEN or (dear and several):
                 written |= {*equation.makes}
-            if equation.primitive in _PRODUCTS:
+            if equation.primitive in _PRODUCTS and not self._fused:
                 for name in equation.reads:
                     while name in maker and maker[name].primitive in _MOVES:
                         name = maker[name].reads[0]  # a product reads as it likes

@@ -9,9 +9,8 @@ alive when in its trace (`liveness`), and from copies that exchanges make:
 - fsdp gathers parameters for use, and they stay until the backward pass is done;
 - a pipeline keeps the inputs of its stages, and layers in use beside those at rest.
 
-The constants below were measured: they are what XLA for processors was seen to write besides. On
-accelerators it may do with less, so that what fits by this formula should fit there;
-`jmlp plan --compile` asks the compiler.
+The constants below were measured: they are what XLA for processors was seen to write besides. For
+GPUs and TPUs the last step is another (`accelerators`). `jmlp plan --compile` asks the compiler.
 """
 
 # jax's trees have no type.
@@ -21,7 +20,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 
@@ -30,6 +29,7 @@ from jmlp.data.batches import padded_size
 from jmlp.parallel import strategy_of
 from jmlp.parallel.pipeline import make_plan
 from jmlp.parallel.pipeline_stages import kept_bytes
+from jmlp.planner.accelerators import temporaries
 from jmlp.planner.exchange import make_reducer, stage_bytes
 from jmlp.planner.liveness import ROWS
 from jmlp.planner.workload import Traced, Workload, abstract_mesh, rules_of
@@ -56,11 +56,8 @@ STAGE_KEPT = 2.5
 """the same where each tick keeps what it needs, and does not compute it again"""
 BRANCH = 1.15
 """what a branch of a switch keeps, by what a layer keeps elsewhere"""
-MARGIN = 0.15
-"""by how much less than the room the formula must come to for a plan to fit: it was at most so
-much too low in any of the programs that scripts/check_plan.py compiles"""
-TILE, TWICE = 8, 1.5
-"""of a TPU: features of rows are padded to so many; bfloat16 copies of rows were seen as well"""
+TILE = 8
+"""of a TPU: features of rows are padded to so many"""
 BLOCK_BYTES = 16 << 20
 """of rows that are sent from the host, as training.feed has it"""
 RESIDENT_SHARE = 0.25
@@ -113,14 +110,14 @@ def memory_of(
     traced: Traced,
     room_bytes: float,
     blocks: int = 2,
-    platform: str = "cpu",
+    platform: Literal["cpu", "gpu", "tpu"] = "cpu",
 ) -> Memory:
     """The memory of a config on its mesh, whose sizes are numbers.
 
     Args:
       room_bytes: what a device has, by which rows stay on it or do not.
       blocks: of rows on their way at a time, where they do not stay.
-      platform: `tpu` pads rows to its tiles, and keeps some of them twice.
+      platform: `cpu`, `gpu` or `tpu`, whose compilers fuse otherwise.
     """
     mesh, rules, strategy = abstract_mesh(config.mesh), rules_of(config), strategy_of(config)
     state, params = traced.state, traced.state.params
@@ -135,7 +132,15 @@ def memory_of(
     used = in_use(traced, config)
     rows = local_rows(config)
     batch = rows * (4 * work.schema.features + 8.0)
+    held_rows = rows_bytes(work, config, room_bytes, blocks, platform)
     kept = _kept_by_exchange(traced, config, parameters)
+    if platform in ("gpu", "tpu"):
+        alive = traced.fused.peak(rows // config.optim.accumulate)
+        resident = stay(work, config, room_bytes) * work.rows * work.row_bytes
+        resident *= _padding(work, platform)
+        need = temporaries(platform, config, alive, used, batch, resident)
+        gradients = min(used, need)
+        return Memory(parameters, optimizer, gradients, need - gradients, kept, held_rows)
     if strategy.stages:
         alive, used = _of_pipeline(traced, config)
         alive += batch  # once more, cut into microbatches
@@ -149,7 +154,7 @@ def memory_of(
         kept += used  # each micro-batch's, summed over devices, beside the sum so far
     return Memory(
         parameters, optimizer, used, alive + batch - used, kept + most - alive - batch,
-        rows_bytes(work, config, room_bytes, blocks, platform),
+        held_rows,
     )  # fmt: skip
 
 
@@ -242,19 +247,28 @@ def _first_layer(traced: Traced, config: Config) -> float:
     return kernels / (parts if config.model.hidden and config.model.hidden[0] % parts == 0 else 1)
 
 
+def stay(work: Workload, config: Config, room_bytes: float) -> bool:
+    """Whether the rows stay on a device."""
+    little = work.rows * work.row_bytes <= RESIDENT_SHARE * room_bytes
+    placed = config.data.placement
+    return placed == "device" or (placed == "auto" and little)
+
+
+def _padding(work: Workload, platform: str) -> float:
+    """How often the rows' own bytes rows take."""
+    features = work.schema.features
+    return math.ceil(features / TILE) * TILE / features if platform == "tpu" else 1.0
+
+
 def rows_bytes(
     work: Workload, config: Config, room_bytes: float, blocks: int, platform: str
 ) -> float:
     """Of the data on a device."""
-    whole = work.rows * work.row_bytes
-    stays = whole <= RESIDENT_SHARE * room_bytes
+    whole = work.rows * work.row_bytes * _padding(work, platform)
     parts = layout.batch_parts(abstract_mesh(config.mesh))
     width = width_of(config)
-    if config.data.placement == "device" or (config.data.placement == "auto" and stays):
+    if stay(work, config, room_bytes):
         steps = math.ceil(work.rows / config.train.batch_size)
-        if platform == "tpu":
-            features = work.schema.features
-            whole *= TWICE * math.ceil(features / TILE) * TILE / features
         return whole + 4 * steps * (width / parts + 1)
     fixed = config.train.steps_per_call
     steps = max(1, BLOCK_BYTES // ((work.row_bytes + 4) * width)) if fixed == "auto" else fixed

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from jmlp.config import Config
+from jmlp.planner.accelerators import MARGINS
 from jmlp.planner.candidates import Also, Candidates, differences
 from jmlp.planner.exchange import Sent, sent_in_step
 from jmlp.planner.hardware import Target
-from jmlp.planner.memory import MARGIN, Memory, local_rows, memory_of
+from jmlp.planner.memory import Memory, local_rows, memory_of
 from jmlp.planner.seconds import Seconds, seconds_of
 from jmlp.planner.workload import Tracer, Workload
 from jmlp.types import JsonObject
@@ -30,6 +31,8 @@ class Plan(NamedTuple):
     room_bytes: float
     seconds: Seconds
     sent: list[Sent]
+    margin: float
+    """by how much more than the formula's memory there must be"""
 
     @property
     def fits(self) -> bool:
@@ -39,7 +42,7 @@ class Plan(NamedTuple):
     @property
     def needed_bytes(self) -> float:
         """Room that a device must have."""
-        return (1 + MARGIN) * self.memory.total
+        return (1 + self.margin) * self.memory.total
 
     @property
     def devices(self) -> int:
@@ -96,7 +99,8 @@ def price(work: Workload, config: Config, target: Target, tracer: Tracer) -> Pla
     steps = math.ceil(work.rows / config.train.batch_size)
     seconds = seconds_of(config, traced, target, sent, steps)
     changes = differences(work.config, config)
-    return Plan(config, changes, memory, target.room_bytes, seconds, sent)
+    margin = MARGINS[target.hardware.platform]
+    return Plan(config, changes, memory, target.room_bytes, seconds, sent, margin)
 
 
 def _accumulated(

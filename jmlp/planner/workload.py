@@ -73,6 +73,8 @@ class Traced(NamedTuple):
     """shapes of all of it, on one device"""
     program: Program
     """of this device's layers, over `ROWS` rows a micro-batch"""
+    fused: Program
+    """the same as compilers for accelerators write it"""
 
 
 def loss_for(config: Config, schema: Schema) -> Loss:
@@ -99,7 +101,7 @@ class Tracer:
                 self._state(key, config, schema, hidden)
                 for hidden in (config.model.hidden, _cut(config))
             )
-            self._kept[by_cut] = Traced(whole, _program(config, schema, cut))
+            self._kept[by_cut] = Traced(whole, *_programs(config, schema, cut))
         return self._kept[by_cut]
 
     def _state(
@@ -131,7 +133,7 @@ def _state(config: Config, schema: Schema, hidden: tuple[int, ...]) -> TrainStat
     return jax.eval_shape(lambda seed: init_state(make, tx, seed), np.uint32(0))
 
 
-def _program(config: Config, schema: Schema, state: TrainState) -> Program:
+def _programs(config: Config, schema: Schema, state: TrainState) -> tuple[Program, Program]:
     """One device's step, of a state as wide as its share of the layers."""
     cut = _cut(config)
     graphdef = nnx.graphdef(nnx.eval_shape(lambda: _make(config, schema, cut, nnx.Rngs(0))))
@@ -147,4 +149,5 @@ def _program(config: Config, schema: Schema, state: TrainState) -> Program:
         else jax.ShapeDtypeStruct((rows, schema.outputs), jnp.float32),
         "weight": jax.ShapeDtypeStruct((rows,), jnp.float32),
     }  # fmt: skip
-    return program_of(jax.make_jaxpr(step)(state, batch))
+    traced = jax.make_jaxpr(step)(state, batch)
+    return program_of(traced), program_of(traced, fused=True)
