@@ -14,11 +14,12 @@ ROOT = Path(__file__).parent.parent
 TEXTS = sorted((ROOT / "notebooks").glob("*.py"))
 # What each shows; numbers 1 to 6 come from jmlp alone.
 NAMES = """01_quickstart 02_meshes_and_layouts 03_topologies 04_compression 05_parameter_server
-06_pipeline_and_hosts 07_your_own 08_from_file_to_use""".split()
+06_pipeline_and_hosts 07_your_own 08_from_file_to_use 10_what_to_run""".split()
 USED = {"jmlp", "numpy", "jax", "json", "pathlib", "subprocess", "sys"}
 MORE = {
     "07_your_own": {"flax", "optax"},
     "08_from_file_to_use": {"importlib", "onnxruntime", "pandas"},
+    "10_what_to_run": {"importlib"},
 }
 
 _spec = importlib.util.spec_from_file_location("notebooks", ROOT / "scripts" / "notebooks.py")
