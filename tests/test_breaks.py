@@ -147,6 +147,19 @@ def test_devices_round_with_noise_of_their_own():
     assert len({tuple(key) for key in np.asarray(drawn).reshape(16, -1).tolist()}) == 16
 
 
+def test_workers_round_with_noise_of_their_own(blobs):
+    """Four slices of one batch and two of the next, of the same gradient: six codes."""
+    server = {"engine": "replay", "workers": 4}
+    keys = {"step": "async", "server": server, "comm": {"reducer": "int8"}, "model": {"hidden": []}}
+    setup = prepare(config_of(keys), blobs)
+    program = setup.programs.train
+    compute = program.make_group(setup.programs.init(0), setup.dataset, setup.plan).compute
+    places = [(0, 0), (0, 13), (0, 26), (0, 39), (1, 0), (1, 13)]
+    grads = jax.tree.map(lambda s: jnp.linspace(-1, 1, s.size).reshape(s.shape), compute.like)
+    codes = [compute._encode(grads, (), compute.key, *map(np.int32, at), 1.0)[0] for at in places]
+    assert len({np.asarray(code[0]).tobytes() for code in codes}) == 6
+
+
 def test_a_residual_stays_where_a_push_came_too_late():
     before, after = [np.array([1.0]), np.array([2.0])], [np.array([3.0]), np.array([4.0])]
     push = Push([], after, 1.0, 0.0)

@@ -218,8 +218,9 @@ class Compute:
         server = self.config.server
         if server.compensation:
             # g + lambda g*g*(w - w_pulled): a diagonal guess of how far the gradient has moved.
+            # In this order, since g*g alone may be infinite, or zero.
             grads = jax.tree.map(
-                lambda g, now, then: g + server.compensation * g * g * (now - then),
+                lambda g, now, then: g + server.compensation * (g * (now - then)) * g,
                 grads, params, pulled,
             )  # fmt: skip
         updates, opt_state = self.tx.update(grads, opt_state, params)

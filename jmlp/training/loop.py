@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jmlp.checkpoint.checkpoints import Checkpoints
@@ -24,6 +25,7 @@ from jmlp.programs.memory import held_bytes
 from jmlp.programs.predictions import Predictions, predict_rows
 from jmlp.programs.train import Source
 from jmlp.report import Reporter, Spared
+from jmlp.sharding.layout import path_of
 from jmlp.training.best import BestWeights
 from jmlp.training.callbacks import Best, Callback, Compiled, RunView, Steps, make_callbacks
 from jmlp.training.dispatch import Dispatch
@@ -297,6 +299,18 @@ class Loop:
                 "This is a fault of the machine or of jmlp: continue with step: sharded."
             )
 
+    def _check_finite(self, state: TrainState) -> None:
+        """Refuses what the last update has spoilt; no loss of a step comes after it."""
+        for path, leaf in jax.tree_util.tree_leaves_with_path(state.params):
+            if not bool(jnp.isfinite(leaf).all()):
+                error = TrainingError(
+                    f"params.{path_of(path).replace('/', '.')} is not finite after step "
+                    f"{self.step}, the last. {self._newest()} "
+                    "Lower optim.learning_rate or set optim.clip_norm."
+                )
+                error.everywhere = True
+                raise error
+
     def _newest(self) -> str:
         """A sentence that names the last good checkpoint, if any are kept."""
         return self.checkpoints.newest() if self.checkpoints else ""
@@ -319,6 +333,8 @@ class Loop:
             self.checkpoints.wait()
         state = self._best.selected(state, self.progress)
         metrics = {name: self._metrics(state, name) for name in self.dataset.splits()}
+        if not np.isfinite(metrics["train"]["loss"]):
+            self._check_finite(state)
         summary = summarize(self.setup, self.progress, state, self.step, metrics)
         if self._show_wire and self._compiled and self._compiled.hlo:
             summary["wire"] = self._compiled.wire.rows

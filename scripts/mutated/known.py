@@ -74,6 +74,12 @@ KNOWN = [
         "jax.random.split(key)",
     ),
     Known(
+        "the same rounding noise at every worker",
+        "jmlp/parameter_server/compute.py",
+        "key = jax.random.fold_in(jax.random.fold_in(key, step), place)",
+        "key = jax.random.fold_in(key, step)",
+    ),
+    Known(
         "a residual replaced though its push was late",
         "jmlp/parameter_server/compute.py",
         'old if answer == "late" else new',

@@ -25,26 +25,6 @@ def alike(n, leaf):
 # Sign: |v|_1 / d of the numbers that are there (Karimireddy et al. 2019).
 
 
-def by_sign(v):
-    blocks = [v[at : at + 512] for at in range(0, len(v), 512)]
-    return np.concatenate([np.where(b >= 0, 1, -1) * np.abs(b).mean() for b in blocks])
-
-
-@pytest.mark.parametrize("n", some([2, 3, 8], 3))
-@pytest.mark.parametrize("size", some([1, 300, 4100], 1, 4100))
-def test_sign_is_that_of_the_paper_at_any_size(size, n):
-    grads = grads_of(n, shapes={"a": (size,)})
-    mean, _ = Ways({"reducer": "sign"}, n, {"a": (size,)}).mean(grads)
-    want, width = np.zeros(size), -(-size // n)
-    for owner in range(n):
-        part = slice(owner * width, min((owner + 1) * width, size))
-        rows = grads["a"][:, part]
-        if rows.size:
-            coded = [row if i == owner else by_sign(row) for i, row in enumerate(rows)]
-            want[part] = by_sign(np.mean(coded, 0))
-    np.testing.assert_allclose(mean["a"][0], want, rtol=1e-4)
-
-
 @pytest.mark.parametrize("all_reduce", some(["full", "ring"], "ring"))
 @pytest.mark.parametrize(("size", "n"), some([(300, 8), (1000, 3)], (1000, 3)))
 def test_sign_of_ones_is_ones(size, n, all_reduce):

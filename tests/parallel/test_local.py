@@ -4,7 +4,6 @@ import itertools
 
 import jax
 import numpy as np
-import optax
 import pytest
 from helpers import (
     Interrupt,
@@ -127,47 +126,6 @@ def run_order(programs, dataset, index):
     """The state after the batches of `index`."""
     source = Resident(*programs.place(dataset.train), programs.place_index(index))
     return programs.train.run(programs.init(0), source, np.int32(0), np.int32(len(index)))[0]
-
-
-def test_diloco_by_hand(blobs):
-    """Two rounds of one worker: single runs for the inner steps, optax for the outer ones."""
-    rate, momentum, every = 0.5, 0.8, 2
-    keys = local("diloco", every, outer_learning_rate=rate, outer_momentum=momentum)
-    flat = {"optim": {"schedule": "constant"}}
-    one = {"mesh": {"data": 1}, "train": {"steps": 4}}
-    got = jmlp.train(merged(RUN, SGD, keys, flat, one), blobs)
-
-    alone = prepared(blobs, {"model": LOCAL["model"], "step": "single"}, SGD)
-    index = epoch_index(0, 0, alone.dataset.train.rows, 50, 50)[:4]
-    source = Resident(*alone.programs.place(alone.dataset.train), alone.programs.place_index(index))
-    outer = optax.sgd(rate, momentum, nesterov=True)
-    state = alone.programs.init(0)
-    outer_state = outer.init(state.params)
-    for k in (0, every):
-        anchor = jax.tree.map(lambda leaf: leaf.copy(), state.params)
-        state, _ = alone.programs.train.run(state, source, np.int32(k), np.int32(k + every))
-        drift = jax.tree.map(lambda a, b: a - b, anchor, state.params)
-        updates, outer_state = outer.update(drift, outer_state, anchor)
-        state = state._replace(params=optax.apply_updates(anchor, updates))
-    assert_trees_close(got.state.params, state.params, atol=1e-6, rtol=1e-5)
-
-
-def test_gossip_by_hand(blobs):
-    """One step of eight workers: each ends with the mean of itself and its neighbours."""
-    apart = run_order(*_apart(blobs, local("local_sgd", 100)))
-    met = run_order(*_apart(blobs, local("gossip", 1)))
-    alone = np.asarray(apart.comm_state["params"]["head"]["kernel"])
-    want = (alone + np.roll(alone, 1, 0) + np.roll(alone, -1, 0)) / 3
-    got = np.asarray(met.comm_state["params"]["head"]["kernel"])
-    np.testing.assert_allclose(got, want, atol=1e-6)
-    np.testing.assert_allclose(met.params["head"]["kernel"], alone.mean(0), atol=1e-6)
-
-
-def _apart(blobs, keys):
-    """Programs, data and the first batch of a run."""
-    setup = prepared(blobs, LOCAL, SGD, keys)
-    index = epoch_index(0, 0, setup.dataset.train.rows, 50, setup.programs.width)[:1]
-    return setup.programs, setup.dataset, index
 
 
 def test_nothing_is_sent_between_exchanges(blobs):

@@ -169,21 +169,6 @@ def test_a_schedule_ends_with_the_last_push_that_has_rows(blobs, keys, updates):
     assert -step["w"][0] == pytest.approx(1 / updates, rel=1e-4)  # the last rate of a ramp to 0
 
 
-@pytest.mark.parametrize("strength", some([0.0, 2.0], 2.0))
-@pytest.mark.parametrize("rate", some(["constant", "inverse"], "inverse"))
-def test_what_is_done_about_staleness(blobs, strength, rate):
-    """g + lambda g g (w - w_held), and the rate over the staleness, by hand."""
-    compute = group_of(blobs, server("asp", compensation=strength, rate=rate)).compute
-    rng = np.random.default_rng(0)
-    w, held, g = ({"head": {"kernel": rng.normal(size=(5, 3)).astype(np.float32)}} for _ in "123")
-    for staleness in (0, 1, 4):
-        new, _ = compute.update.apply(w, compute.tx.init(w), g, held, staleness)
-        now, then, slope = (tree["head"]["kernel"] for tree in (w, held, g))
-        slower = max(staleness, 1) if rate == "inverse" else 1
-        step = 0.05 / slower * (slope + strength * slope**2 * (now - then))
-        np.testing.assert_allclose(new["head"]["kernel"], now - step, atol=1e-6)
-
-
 def test_what_a_push_loses_is_part_of_the_next(blobs):
     """codes + the residual afterwards = gradient + the residual before; of two shards."""
     coded = {"comm": {"reducer": {"name": "top_k", "keep": 0.1, "error_feedback": True}}}

@@ -5,6 +5,7 @@ import signal
 import threading
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -174,6 +175,15 @@ def test_a_loss_that_explodes_names_step_and_checkpoint(blobs, tmp_path):
     for step in (tmp_path / "checkpoints").glob("[0-9]*"):
         state = jmlp.open_run(tmp_path, which=step.name).state
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params))
+
+
+def test_weights_that_the_last_update_spoils_are_no_result(blobs):
+    """Of one step whose loss is finite and whose gradient is not; nothing is kept on disk."""
+    keys = {"model": {"hidden": []}, "train": {"epochs": 1, "batch_size": 203}}
+    with pytest.raises(
+        TrainingError, match=r"params\.head\.bias is not finite after step 1, the l"
+    ):
+        jmlp.train(keys, blobs, loss=lambda z, y: jnp.sqrt((z[:, 0] * 0) ** 2))
 
 
 def test_the_run_directory(blobs, tmp_path):
