@@ -22,19 +22,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 from mutated.known import KNOWN, TESTS
+from mutated.nearest import FOLDERS, nearest
 from mutated.sites import sites
 
 ROOT = Path(__file__).parent.parent
-NEAREST = {
-    "comm": ["tests/comm"],
-    "compress": ["tests/compress", "tests/test_breaks.py"],
-    "parallel": ["tests/test_breaks.py", "tests/parallel"],
-    "parameter_server": ["tests/test_breaks.py", "tests/parameter_server"],
-    "checkpoint": ["tests/checkpoint", "tests/training/test_mutated.py"],
-    "data": ["tests/data"],
-    "training": ["tests/training", "tests/test_breaks.py"],
-    "population": ["tests/population"],
-}
 EQUIVALENT: dict[tuple[str, str], str] = {}
 """(path, what is broken) -> why it changes nothing"""
 
@@ -83,7 +74,7 @@ def chosen(args: argparse.Namespace) -> list[tuple[str, str, str, list[str]]]:
             for site in sites(file.read_text()):
                 said = f"line {site.line}: {site.said}"
                 if (path, site.said) not in EQUIVALENT:
-                    found.append((path, said, site.text, NEAREST[folder]))
+                    found.append((path, said, site.text, nearest(path.removeprefix("jmlp/"))))
     return (
         found if args.all else random.Random(args.seed).sample(found, min(args.times, len(found)))
     )
@@ -94,7 +85,7 @@ def main() -> None:
     parser.add_argument(
         "--known", action="store_true", help="the breaks of scripts/mutated/known.py"
     )
-    parser.add_argument("--only", nargs="*", default=list(NEAREST), choices=list(NEAREST))
+    parser.add_argument("--only", nargs="*", default=FOLDERS, choices=FOLDERS)
     parser.add_argument("--times", type=int, default=20)
     parser.add_argument("--all", action="store_true")
     parser.add_argument("--seed", type=int, default=0)
@@ -106,10 +97,12 @@ def main() -> None:
         ignored = shutil.ignore_patterns(".git", "__pycache__", ".pytest_cache", "runs")
         shutil.copytree(ROOT, copy, ignore=ignored)
         breaks = chosen(args)
-        for tests in {tuple(tests) for *_, tests in breaks}:  # or all would be taken for killed
+        for tests in sorted(
+            {tuple(tests) for *_, tests in breaks}
+        ):  # or all would be taken for killed
             if (
                 outcome(
-                    copy, "pyproject.toml", (copy / "pyproject.toml").read_text(), [*tests], 9e9
+                    copy, "pyproject.toml", (copy / "pyproject.toml").read_text(), [*tests], 86400
                 )
                 != "survived"
             ):
@@ -121,6 +114,7 @@ def main() -> None:
             counts[kind] += 1
             print(f"{kind} in {time.monotonic() - begun:.0f} s: {path}: {said}", flush=True)
     print(", ".join(f"{count} {kind}" for kind, count in counts.items()))
+    print(f"{1 - counts['survived'] / max(len(breaks), 1):.1%} are noticed")
     sys.exit(1 if counts["survived"] else 0)
 
 

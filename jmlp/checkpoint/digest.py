@@ -30,6 +30,12 @@ def digests(leaves: dict[str, jax.Array]) -> tuple[dict[str, jax.Array], dict[st
     return {name: leaf_digest(leaf) for name, leaf in leaves.items()}, finite
 
 
+def not_finite(params: Params) -> list[str]:
+    """Paths of the leaves that hold NaN or infinity, on any device. All processes must call it."""
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    return [path_of(path) for path, leaf in leaves if not bool(jnp.isfinite(leaf).all())]
+
+
 @jax.jit  # leaves of one shape are traced once: parameters and the optimizer's copies of them
 def leaf_digest(leaf: jax.Array) -> jax.Array:
     """(2,) uint32 over the bits of `leaf` and their places.

@@ -6,11 +6,10 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jmlp.checkpoint.checkpoints import Checkpoints
-from jmlp.checkpoint.digest import copies_agree
+from jmlp.checkpoint.digest import copies_agree, not_finite
 from jmlp.compress.make import explain
 from jmlp.data.batches import batch_totals
 from jmlp.data.dataset import Split
@@ -25,7 +24,6 @@ from jmlp.programs.memory import held_bytes
 from jmlp.programs.predictions import Predictions, predict_rows
 from jmlp.programs.train import Source
 from jmlp.report import Reporter, Spared
-from jmlp.sharding.layout import path_of
 from jmlp.training.best import BestWeights
 from jmlp.training.callbacks import Best, Callback, Compiled, RunView, Steps, make_callbacks
 from jmlp.training.dispatch import Dispatch
@@ -301,15 +299,13 @@ class Loop:
 
     def _check_finite(self, state: TrainState) -> None:
         """Refuses what the last update has spoilt; no loss of a step comes after it."""
-        for path, leaf in jax.tree_util.tree_leaves_with_path(state.params):
-            if not bool(jnp.isfinite(leaf).all()):
-                error = TrainingError(
-                    f"params.{path_of(path).replace('/', '.')} is not finite after step "
-                    f"{self.step}, the last. {self._newest()} "
-                    "Lower optim.learning_rate or set optim.clip_norm."
-                )
-                error.everywhere = True
-                raise error
+        if bad := not_finite(state.params):
+            error = TrainingError(
+                f"params.{bad[0].replace('/', '.')} is not finite after step {self.step}, the "
+                f"last. {self._newest()} Lower optim.learning_rate or set optim.clip_norm."
+            )
+            error.everywhere = True
+            raise error
 
     def _newest(self) -> str:
         """A sentence that names the last good checkpoint, if any are kept."""

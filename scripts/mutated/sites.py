@@ -1,4 +1,7 @@
-"""Where a module can be broken, by its syntax: operators, comparisons, numbers, branches, calls."""
+"""Where a module can be broken, by its syntax.
+
+Operators, comparisons, numbers, branches, calls, what is returned, statements left out.
+"""
 
 import ast
 import copy
@@ -97,6 +100,10 @@ def _ways(node: ast.AST) -> int:
             return 1
         case ast.Call(func=ast.Attribute(attr=name)) | ast.Call(func=ast.Name(id=name)):
             return int(name in _CALLS)
+        case ast.Return(value=ast.expr() as value):
+            return int(not (isinstance(value, ast.Constant) and value.value is None))
+        case ast.AugAssign() | ast.Expr(value=ast.Call()):
+            return 1
     return 0
 
 
@@ -122,3 +129,9 @@ def _break(node: ast.AST, way: int) -> None:
             func.attr = _CALLS[func.attr]
         case ast.Call(func=ast.Name() as func):
             func.id = _CALLS[func.id]
+        case ast.Return():
+            node.value = ast.Constant(None)
+        case ast.AugAssign():  # the statement is left out, since this changes nothing
+            node.op, node.value = ast.Add(), ast.Constant(0)
+        case ast.Expr():
+            node.value = ast.Constant(None)
