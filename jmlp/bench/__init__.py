@@ -12,6 +12,7 @@ from jmlp.bench import (
     links,
     peers,
     population,
+    predict,
     push_pull,
     reproducible,
     step,
@@ -34,6 +35,7 @@ class Bench(NamedTuple):
 BENCHES = {
     "step": Bench(step.run),
     "peers": Bench(peers.run),
+    "predict": Bench(predict.run),
     "comm": Bench(comm.run),
     "stream": Bench(stream.run),
     "columns": Bench(columns.run),

@@ -8,7 +8,7 @@ import multiprocessing
 import os
 import socket
 from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from typing import Generic, TypeVar
@@ -35,7 +35,8 @@ class Turns(Generic[T]):
           JmlpError: one failed, ended or does not answer.
         """
         for pipe in self._pipes:
-            pipe.send("go")
+            with suppress(BrokenPipeError):  # of one that has failed: it has said why
+                pipe.send("go")
         return [self._answer(pipe) for pipe in self._pipes]
 
     def _answer(self, pipe: "Connection") -> T:

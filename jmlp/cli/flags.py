@@ -310,7 +310,9 @@ class Bench:
 
     step: samples/s of `jmlp train` against JAX loops written by hand, and the machine's rate.
     peers: against scikit-learn, torch, torch DDP and Keras (pip install 'jmlp[peers]'), with
-    the accuracy of each. stream: rows beyond the memory limit against rows on the device.
+    the accuracy of each. predict: rows predicted a second, against torch, scikit-learn and
+    onnxruntime with the same weights. stream: rows beyond the memory limit against rows on the
+    device.
     columns: from a file of a mixed table to batches, against pandas with scikit-learn and grain.
     comm: the time of an exchange by topology and compressor. compress: accuracy against
     bytes, Fashion-MNIST on 8 devices with each compressor. async: accuracy there by
@@ -325,11 +327,12 @@ class Bench:
     """
 
     what: tyro.conf.Positional[str]
-    """step, peers, stream, columns, comm, compress, async, push-pull, reproducible, population,
-    hardware or links"""
+    """step, peers, predict, stream, columns, comm, compress, async, push-pull, reproducible,
+    population, hardware or links"""
     cases: Annotated[tuple[str, ...], tyro.conf.arg(help_behavior_hint="")] = ()
     """step, peers, stream: hidden widths and batch size (default: 64-64/64, 512-512/256 and
-    2048-2048/1024; stream only the second); population: mixed, 8, 32, 64, 128"""
+    2048-2048/1024; stream only the second); predict: hidden widths and rows a call (default: 64-64
+    and 512-512, each with 1, 64 and 100000); population: mixed, 8, 32, 64, 128"""
     widths: tuple[int, ...] = (64, 512, 2048)
     """reproducible: hidden widths, two layers each"""
     repeats: int = 5

@@ -1,5 +1,6 @@
 """What every data source yields: rows, and what is needed to read more like them."""
 
+import functools
 import itertools
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -96,6 +97,11 @@ class Schema(BaseModel):
     """of each of `numbers`, of the bins that the model cuts it in; () without bins"""
     y_range: tuple[tuple[float, float], ...] = ()
     """of each target, scaled, in which predictions stay; () where they need not"""
+
+    @functools.cached_property
+    def x_statistics(self) -> tuple[np.ndarray, np.ndarray]:
+        """x_mean and x_scale as float64 arrays, made once: tuples of many numbers are slow."""
+        return np.array(self.x_mean), np.array(self.x_scale)
 
     @property
     def numbers(self) -> tuple[int, ...]:

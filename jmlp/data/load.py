@@ -18,6 +18,7 @@ from jmlp.data.columns.plans import column_plans, unseen_names
 from jmlp.data.dataset import Columns, Dataset, Raw, RawSplits, Reader, Schema, Split, reading
 from jmlp.data.formats import csv, idx, parquet, tables
 from jmlp.data.formats.arrow import choose
+from jmlp.data.from_arrays import inputs_of_array
 from jmlp.data.given import raw_features, raw_labelled, raws_of
 from jmlp.data.labels import Part, where_of
 from jmlp.data.preparation import (
@@ -339,6 +340,8 @@ def features_of(x: Any, schema: Schema, carry: tuple[str, ...] = ()) -> Features
     Raises:
       DataError: a column is missing or no number, or the number of columns is not the model's.
     """
+    if not carry and (found := inputs_of_array(x, schema)) is not None:
+        return Features(found, np.ones(len(found), bool), {})
     shape = np.shape(x) if isinstance(x, np.ndarray | list | tuple) or hasattr(x, "shape") else ()
     if len(shape) == 1 and shape[0] and not isinstance(x[0], str):
         raise DataError(

@@ -258,6 +258,10 @@ class BaseMLP(BaseEstimator):
     def _estimates(self, X: Any) -> np.ndarray:
         """(N, K) of raw rows."""
         check_is_fitted(self, "_fitted")
+        if not hasattr(self, "feature_names_in_") and self._finite():
+            found = self._fitted.plain_estimates(X)  # whose checks are those of `validate_data`
+            if found is not None:
+                return found
         if is_frame(X):
             validate_data(self, X, reset=False, skip_check_array=True)
         else:

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 import numpy as np
-from scipy.special import log_softmax
 from sklearn.base import ClassifierMixin
 from sklearn.metrics import accuracy_score
 from sklearn.utils import Tags, compute_sample_weight
@@ -219,4 +218,7 @@ def _log_chances(logits: np.ndarray) -> np.ndarray:
     """(N, K) logarithms of probabilities, in float64 to the last bit that logits have."""
     if logits.shape[1] == 1:
         logits = np.concatenate([np.zeros_like(logits), logits], 1)
-    return log_softmax(logits, axis=1)
+    # SciPy's takes ten times as long for one row.
+    highest = logits.max(1, keepdims=True)
+    shifted = logits - np.where(np.isfinite(highest), highest, 0.0)
+    return shifted - np.log(np.exp(shifted).sum(1, keepdims=True))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ import numpy as np
 
 from jmlp.config import Config, parse_config
 from jmlp.data.dataset import Dataset, Schema
+from jmlp.data.from_arrays import inputs_of_array
 from jmlp.data.load import features_of
 from jmlp.errors import ConfigError, DataError
 from jmlp.estimators.sharing import (
@@ -69,16 +71,25 @@ class Fitted:
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_open": None}
 
-    @in_32_bits
     def open(self) -> Open:
         """The model on this process's devices; made once."""
+        return self._open or self._opened()
+
+    @in_32_bits
+    def _opened(self) -> Open:
         if self._open is None:
-            config = parse_config(json.loads(self.config))
-            schema = Schema.model_validate_json(self.schema)
-            programs = prediction_programs(config, schema)
-            outputs = partial(programs.outputs, _placed(programs, self.weights))
-            self._open = Open(schema, programs.evaluation.loss, outputs)
+            _, programs, state = self.parts()
+            self._open = Open(programs.schema, programs.evaluation.loss, programs.bound(state))
         return self._open
+
+    @in_32_bits
+    def parts(self) -> tuple[Config, Programs, TrainState]:
+        """Its config, and what predicts on this process's devices, with the state that does."""
+        config = parse_config(json.loads(self.config))
+        schema = Schema.model_validate_json(self.schema)
+        programs = copy.copy(prediction_programs(config, schema))
+        programs.schema = schema  # of those that share the programs, each has its own
+        return config, programs, _placed(programs, self.weights)
 
     def estimates(self, x: object) -> np.ndarray:
         """(N, K) float64 of raw rows: logits of classes, chances of labels, or values.
@@ -94,6 +105,12 @@ class Fitted:
                 f"({int((~valid).sum())} such rows), which data.missing=drop leaves out"
             )
         return in_units(schema, estimates_of(loss, outputs(rows)))
+
+    def plain_estimates(self, x: object) -> np.ndarray | None:
+        """`estimates` of a finite array of floats with F columns; None where x is no such."""
+        schema, loss, outputs = self.open()
+        rows = inputs_of_array(x, schema)
+        return None if rows is None else in_units(schema, estimates_of(loss, outputs(rows)))
 
 
 def estimates_of(loss: Loss, outputs: np.ndarray) -> np.ndarray:

@@ -305,6 +305,7 @@ def population(result: Result[PopulationRow]) -> Figure:
 DRAWN: dict[str, Callable[[Result[Any]], Figure]] = {
     "step": speeds,
     "peers": speeds,
+    "predict": speeds,
     "stream": speeds,
     "columns": speeds,
     "comm": exchanges,

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from jmlp.data.dataset import Schema
 from jmlp.losses import Loss, loss_of
 from jmlp.metrics import Metric, metrics_of
-from jmlp.programs.evaluation import Evaluation
+from jmlp.parallel import TrainState
+from jmlp.programs.evaluation import Evaluation, Outputs
 from jmlp.programs.placement import DataPlacement
 from jmlp.programs.train import TrainingProgram
 
@@ -46,6 +47,12 @@ class Programs:
         self.place_block, self.my_columns = place.place_block, place.my_columns
         self.everywhere = place.everywhere
 
+    def outputs_of(self, state: TrainState) -> Outputs:
+        """`bound`, kept while it is asked for the same state: for predictions, call by call."""
+        if self._bound is None or self._bound[0] is not state:
+            self._bound = state, self.bound(state)
+        return self._bound[1]
+
     def drop_metric(self, name: str) -> None:
         """Leaves a metric out of what `evaluate` returns from here on."""
         kept = [metric for metric in self.evaluation.metrics if metric.name != name]
@@ -57,6 +64,8 @@ class Programs:
             train.context.graphdef, self.placement, loss, metrics, train.strategy.any_order
         )
         self.evaluate, self.outputs = evaluation.evaluate, evaluation.outputs
+        self.bound = evaluation.bound
+        self._bound: tuple[TrainState, Outputs] | None = None
         self.forward = evaluation.forward
 
     def __repr__(self) -> str:

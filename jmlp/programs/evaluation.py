@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import partial
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -24,8 +25,17 @@ from jmlp.programs.precision import in_32_bits
 from jmlp.sharding import layout
 from jmlp.types import ModelState, Params
 
-EVAL_ROWS = 1024  # most rows per batch; those of outputs, which so never depend on the caller
+EVAL_ROWS = 1024  # most rows per batch
 LEAST_ROWS = 32
+_FEW_ROWS = (1, 8, 64)
+"""sizes of programs for calls of few rows: one row as 1024 would cost as much as they"""
+_IN_FLIGHT = 2
+"""chunks of outputs that are computed while an earlier one is copied"""
+
+Forward: TypeAlias = Callable[[list[jax.Array], "np.ndarray | jax.Array"], jax.Array]
+"""(leaves of the weights, rows) -> outputs; compiled"""
+Outputs: TypeAlias = Callable[[np.ndarray], np.ndarray]
+"""(N, O) float32 of prepared rows (N, F)"""
 
 
 class Evaluation:
@@ -53,7 +63,7 @@ class Evaluation:
         self._kinds = tuple(dict.fromkeys(kinds))
         everywhere = placement.everywhere
         self._sums = jax.jit(self._sums_of, out_shardings=everywhere)
-        self._outputs = jax.jit(self.forward, out_shardings=everywhere)
+        self._forwards: dict[Hashable, Forward] = {}
 
     def metric(self, name: str) -> Metric:
         """The metric of that name, one of `metrics`."""
@@ -141,29 +151,73 @@ class Evaluation:
                     totals[kind][name] = totals[kind].get(name, 0) + values
         return totals
 
-    @in_32_bits
     def outputs(self, state: TrainState, x: np.ndarray) -> np.ndarray:
-        """(N, O) float32 of the model, in chunks of one fixed shape."""
-        mesh = self.placement.mesh
-        width = padded_size(EVAL_ROWS, layout.batch_parts(mesh))
-        sharding = layout.batch_sharding(mesh)
-        parts = []
-        for start in range(0, len(x), width):
-            part = x[start : start + width]
-            real = len(part)
-            part = np.concatenate([part, np.zeros((width - real, *x.shape[1:]), x.dtype)])
-            placed = self.placement.put(part, sharding)
-            parts.append(np.asarray(self._outputs(state, placed))[:real])
-        return (
-            np.concatenate(parts)
-            if parts
-            else np.zeros((0, self.loss.outputs(self.schema)), np.float32)
-        )
+        """(N, O) float32 of the model.
+
+        Rows go in chunks of few shapes, which depend on N: so may the last bits of a row's
+        outputs, but not where bits are the same on any number of devices.
+        """
+        return self.bound(state)(x)
+
+    def bound(self, state: TrainState) -> Outputs:
+        """`outputs` of one state, whose weights are looked up once: for many calls."""
+        found = evaluated(state)
+        leaves, tree = jax.tree.flatten(found)
+        if tree not in self._forwards:
+            self._forwards[tree] = self._forward_of(found)
+        forward = self._forwards[tree]
+        parts = layout.batch_parts(self.placement.mesh)
+        alone = self.placement.mesh.size == 1
+        sharding = layout.batch_sharding(self.placement.mesh)
+
+        def computed(part: np.ndarray, width: int) -> jax.Array:
+            if len(part) < width:
+                padding = np.zeros((width - len(part), *part.shape[1:]), part.dtype)
+                part = np.concatenate([part, padding])
+            return forward(leaves, part if alone else self.placement.put(part, sharding))
+
+        @in_32_bits
+        def outputs(x: np.ndarray) -> np.ndarray:
+            width = padded_size(self._chunk(len(x)), parts)
+            if 0 < len(x) <= width:
+                return np.asarray(computed(x, width))[: len(x)]
+            made = np.empty((len(x), self.loss.outputs(self.schema)), np.float32)
+            flying: list[tuple[int, jax.Array]] = []
+            for start in range(0, len(x), width):
+                flying.append((start, computed(x[start : start + width], width)))
+                if len(flying) > _IN_FLIGHT:
+                    _land(made, *flying.pop(0))
+            for start, part in flying:
+                _land(made, start, part)
+            return made
+
+        return outputs
+
+    def _forward_of(self, like: tuple[Params, ModelState]) -> Forward:
+        """Compiled outputs of weights as leaves: to take a tree of them apart costs a call more."""
+        tree = jax.tree.structure(like)
+
+        def forward(leaves: list[jax.Array], x: jax.Array) -> jax.Array:
+            params, model_state = jax.tree.unflatten(tree, leaves)
+            return self._outputs_of(params, model_state, self.placement.scale(x))
+
+        return jax.jit(forward, out_shardings=self.placement.everywhere)
+
+    def _chunk(self, rows: int) -> int:
+        """Rows of a chunk of outputs, before padding for the devices."""
+        if not self._any_order:
+            return EVAL_ROWS
+        return next((few for few in _FEW_ROWS if rows <= few), EVAL_ROWS)
 
     @in_32_bits
     def estimates(self, state: TrainState, x: np.ndarray) -> np.ndarray:
         """(N, K) float32 logits of the classes, or an estimate of each scaled target."""
         return np.asarray(self.loss.estimates(jnp.asarray(self.outputs(state, x))))
+
+
+def _land(made: np.ndarray, start: int, part: jax.Array) -> None:
+    """Copies a chunk of outputs to where it belongs, without its padding."""
+    made[start : start + len(part)] = np.asarray(part)[: len(made) - start]
 
 
 def rows_of(rows: int) -> int:

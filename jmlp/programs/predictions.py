@@ -52,10 +52,11 @@ def predict_rows(
         carry = data.carry if from_file or table_of("x", x) is not None else ()
     names = tuple(dict.fromkeys([carry] if isinstance(carry, str) else carry))
     found = read_features(str(x), schema, names) if from_file else features_of(x, schema, names)
-    outputs = programs.outputs(state, found.x).astype(np.float64)
-    outputs[~found.valid] = np.nan
+    outputs = programs.outputs_of(state)(found.x).astype(np.float64)
+    missing = len(found.valid) - int(np.count_nonzero(found.valid))
+    if missing:
+        outputs[~found.valid] = np.nan
     columns = programs.evaluation.loss.predictions(outputs, schema)
-    for column in columns.values():
+    for column in columns.values() if missing else ():
         column[~found.valid] = None if column.dtype == object else np.nan
-    missing = int((~found.valid).sum())
     return Predictions(beside(columns, found.carried), missing, found.carried)

@@ -91,6 +91,7 @@ def test_errors_beyond_float32_squares_are_counted(curve):
 def test_constant_columns_count_as_scikit_learn_counts_them(curve, monkeypatch):
     # In batches of the size in which outputs are made: another one may round otherwise.
     monkeypatch.setattr("jmlp.programs.evaluation.LEAST_ROWS", 1024)
+    monkeypatch.setattr("jmlp.programs.evaluation._FEW_ROWS", ())
     x, y = curve
     run = jmlp.train(REGRESSION, (x, np.stack([y[:, 1], np.full(len(x), 5.0)], 1)))
     split = run.setup.dataset.test
