@@ -1,10 +1,11 @@
 """`jmlp bench stream`: rows beyond the memory limit against rows that stay on the device.
 
-    device    all rows on the device: what fits
+    device    all rows on the device, gathered inside the step
+    host      the same rows in memory, gathered ahead of it by a thread: what auto takes
     npz       rows of an .npz file ten times the memory limit, mapped and sent in blocks
     parquet   the same rows of a Parquet file, spooled and sent in blocks
 
-The same rows and batches in all three, each in a process of its own, in turn (A B C A B
+The same rows and batches in all four, each in a process of its own, in turn (A B C A B
 C ...); the first turn is thrown away. `peak_bytes` is the most memory that a process held
 from its start on, reading the file included; `bare_bytes` what it held before.
 """
@@ -71,7 +72,8 @@ def measure(
     only: tuple[str, ...] = (),
 ) -> list[CaseRow]:
     """Rows with `samples_per_second, ratio, peak_bytes, bare_bytes`."""
-    known = chosen({"device": "npz", "npz": "npz", "parquet": "parquet"}, only, always=[AGAINST])
+    files_of = {"device": "npz", "host": "npz", "npz": "npz", "parquet": "parquet"}
+    known = chosen(files_of, only, always=[AGAINST])
     steps = case.steps(TARGET_S, least=16)
     memory: dict[str, Held] = {}
 
@@ -84,7 +86,8 @@ def measure(
         for name, kind in known.items():
             told: JsonObject = {"path": str(files[kind])}
             told |= {"target": "y"} if kind == "parquet" else {}
-            told |= {} if name == AGAINST else {"memory_limit": limit_bytes}
+            in_memory = name in ("device", "host")
+            told |= {"placement": name} if in_memory else {"memory_limit": limit_bytes}
             make = partial(_trained, case, told, steps)
             turns[name] = partial(timed, name, stack.enter_context(taking_turns(name, make)))
         speeds = interleaved(turns, repeats)

@@ -24,6 +24,9 @@ _CALL_S = 1.0  # a call this long hides its dispatch, and Ctrl-C is still answer
 _FIRST_FLOPS = 1e9
 _BLOCK_BYTES = 16 << 20
 _SHARE = 0.25  # of the memory that resident rows may take
+_GATHER_BYTES = 1 << 28
+"""rows beyond it are gathered faster by a thread ahead of a CPU's step than inside it, where one
+core waits for memory and the others for it (`jmlp bench stream --only device host`)"""
 
 
 class Call(NamedTuple):
@@ -152,10 +155,15 @@ def placement(programs: Programs, dataset: Dataset) -> tuple[str, str]:
     in_files = on_cpu and any(is_mapped(split.x) for split in splits)
     need = sum(split.x.nbytes + split.y.nbytes for split in splits)
     room = _room_bytes(programs)
+    # Another program may round otherwise: never where bits are to be those of more devices.
+    alone = programs.mesh.size == 1 and programs.train.strategy.any_order
+    far = on_cpu and alone and need > _GATHER_BYTES
     # Where one process has no room, none keeps its rows there: their programs must be one.
-    place = "device" if not any(agree(in_files or need > room)) else "host"
+    place = "device" if not any(agree(in_files or far or need > room)) else "host"
     if in_files:
         return place, "rows beyond data.memory_limit lie in files"
+    if far and need <= room:
+        return place, f"{need / 1e6:.1f} MB of rows, which a thread gathers faster than a step"
     return place, f"{need / 1e6:.1f} MB of rows, room for {room / 1e6:.0f} MB a device"
 
 

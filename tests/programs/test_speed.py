@@ -10,6 +10,7 @@ import optax
 import pytest
 from helpers import config_of, run_steps
 
+import jmlp
 from jmlp.analysis.choices import choices
 from jmlp.bench import comm, step, stream
 from jmlp.bench.resume import described
@@ -187,6 +188,23 @@ def test_choices_say_why(blobs):
     found = {c.key: c for c in choices(host, prepare(host, blobs))}
     assert found["data.placement"].why == "as told"
     assert found["train.steps_per_call"].value == 1024
+
+
+def test_many_rows_are_gathered_ahead_of_a_cpus_step(blobs, monkeypatch):
+    monkeypatch.setattr("jmlp.training.feed._GATHER_BYTES", 1000)
+    train = {"train": {"epochs": 2, "batch_size": 32}}
+    told = {"step": "single", "data": {"placement": "device"}} | train
+    want = jmlp.train(config_of(told), blobs)
+    config = config_of({"step": "single"} | train)
+    setup = prepare(config, blobs)
+    found = next(c for c in choices(config, setup) if c.key == "data.placement")
+    assert found.value == "host" and "a thread gathers" in found.why
+    got = jmlp.train(config, blobs)
+    assert got.summary["fingerprint"] == want.summary["fingerprint"]
+    for other in ({"mesh": {"data": 2}}, {"step": "single", "reproducible": True}):
+        config = config_of(other)  # sends each device its part; has the bits of more devices
+        found = next(c for c in choices(config, prepare(config, blobs)) if c.key == found.key)
+        assert found.value == "device"
 
 
 # Benches.
