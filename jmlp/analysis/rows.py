@@ -105,6 +105,9 @@ class Recipe(TypedDict, total=False):
     batch: int
     virtual_shards: int
     workers: int
+    hosts: int
+    goal: float
+    every: int
     exchanges: dict[int, int]
     data: dict[str, Json]
     model: Model
@@ -192,6 +195,38 @@ class AsyncRow(AsyncRuns):
 
     mean: Outcome
     spread: Outcome
+
+
+class NetworkRun(TypedDict):
+    """Of `network`: one run over several hosts."""
+
+    curve: list[tuple[float, float]]
+    """(seconds from the start of the first step, accuracy of the validation rows)"""
+    steps: int
+    compile: float
+    """seconds before that"""
+    bytes: int
+    """sent by the first host in a step, as its card counts"""
+
+
+class NetworkRuns(TypedDict):
+    """Of `network`: runs by seed."""
+
+    name: str
+    links: str
+    method: str
+    limit: float
+    """seconds that links need for the dense exchange of all steps, and for nothing else"""
+    runs: dict[str, NetworkRun]
+
+
+class NetworkRow(NetworkRuns):
+    """That, in the mean: seconds to the goal and to the end, accuracy there, compiling, bytes."""
+
+    mean: Outcome
+    spread: Outcome
+    against: float | None
+    """how many times as fast to the end as torch DDP; None: it was not run"""
 
 
 class Result(TypedDict, Generic[R]):

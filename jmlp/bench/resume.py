@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from jmlp.analysis.rows import AsyncRow, CompressRow, Recipe, Result
+from jmlp.analysis.rows import AsyncRow, CompressRow, NetworkRow, Recipe, Result
 from jmlp.errors import ConfigError
 
 T = TypeVar("T")
@@ -24,6 +24,10 @@ class Flags(Protocol):
     def epochs(self) -> int: ...
     @property
     def only(self) -> tuple[str, ...]: ...
+    @property
+    def links(self) -> tuple[str, ...]: ...
+    @property
+    def hosts(self) -> int: ...
     @property
     def out(self) -> Path | None: ...
 
@@ -68,7 +72,9 @@ def described(what: str, recipe: Recipe, rows: Iterable[T]) -> Result[T]:
     }
 
 
-def keep(out: Path | None, result: Result[CompressRow] | Result[AsyncRow]) -> None:
+def keep(
+    out: Path | None, result: Result[CompressRow] | Result[AsyncRow] | Result[NetworkRow]
+) -> None:
     """Writes `result`, if somewhere."""
     from jmlp.training.run_dir import write_atomically
 

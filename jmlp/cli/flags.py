@@ -322,23 +322,31 @@ class Bench:
     many small networks at once against one after another. hardware: what jmlp plan asks of
     these devices, for --out FILE.yaml, or kept for --on here. links: latency and bandwidth between
     the processes of a job, for `comm.all_reduce: auto`: jmlp launch -n 4 -- bench links --out FILE
+    network: seconds to 88 % on Fashion-MNIST over shaped links between hosts that are network
+    namespaces of this machine (Linux, root), against torch DDP and its hooks.
     Speeds are of interleaved runs, and every sample is kept.
-    With --out, compress and async go on where they were stopped.
+    With --out, compress, async and network go on where they were stopped.
     """
 
     what: tyro.conf.Positional[str]
     """step, peers, predict, stream, columns, comm, compress, async, push-pull, reproducible,
-    population, hardware or links"""
+    population, hardware, links or network"""
     cases: Annotated[tuple[str, ...], tyro.conf.arg(help_behavior_hint="")] = ()
     """step, peers, stream: hidden widths and batch size (default: 64-64/64, 512-512/256 and
     2048-2048/1024; stream only the second); predict: hidden widths and rows a call (default: 64-64
-    and 512-512, each with 1, 64 and 100000); population: mixed, 8, 32, 64, 128"""
+    and 512-512, each with 1, 64 and 100000); network: one (512-512/512); population: mixed, 8, 32,
+    64, 128"""
     widths: tuple[int, ...] = (64, 512, 2048)
     """reproducible: hidden widths, two layers each"""
     repeats: int = 5
-    """runs of each; compress, async: seeds"""
+    """runs of each; compress, async, network: seeds"""
     epochs: int = 6
-    """compress: passes over the training rows"""
+    """compress, network: passes over the training rows"""
+    links: Annotated[tuple[str, ...], tyro.conf.arg(help_behavior_hint="")] = ()
+    """network: of each host, and after a slash between two racks (default: 100mbit, 1gbit and
+    1gbit/100mbit)"""
+    hosts: int = 4
+    """network: how many, with a process each"""
     only: Annotated[tuple[str, ...], tyro.conf.arg(help_behavior_hint="")] = ()
     """only these rows, e.g. "low_rank 1 + feedback"; not of reproducible"""
     out: Picture = None

@@ -329,7 +329,7 @@ class Loop:
             self.checkpoints.wait()
         state = self._best.selected(state, self.progress)
         metrics = {name: self._metrics(state, name) for name in self.dataset.splits()}
-        if not np.isfinite(metrics["train"]["loss"]):
+        if not np.isfinite(metrics["train"].get("loss", np.nan)):  # estimators measure none
             self._check_finite(state)
         summary = summarize(self.setup, self.progress, state, self.step, metrics)
         if self._show_wire and self._compiled and self._compiled.hlo:

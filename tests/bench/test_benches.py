@@ -9,7 +9,16 @@ import jax
 import numpy as np
 import pytest
 
-from jmlp.bench import asynchronous, columns, compress, peers, predict, push_pull, reproducible
+from jmlp.bench import (
+    asynchronous,
+    columns,
+    compress,
+    network,
+    peers,
+    predict,
+    push_pull,
+    reproducible,
+)
 from jmlp.bench.peer_loops import PEERS, Rows
 from jmlp.bench.resume import chosen
 from jmlp.bench.timing import Case
@@ -41,6 +50,18 @@ def test_a_bench_goes_on_where_it_was(small, tmp_path, monkeypatch):
 def test_names_that_are_not_there_are_refused():
     with pytest.raises(ConfigError, match="--only int9: there are none, int8"):
         chosen({"none": 0, "int8": 1}, ["int9"])
+
+
+def test_what_links_need_at_least(monkeypatch):
+    one, racks = network.parse_links(["100mbit", "1gbit/100mbit"])
+    # 1.25 MB by 12.5 MB/s: 1.5 times of it from each of four hosts, once from each of two racks.
+    assert one.limit(312_500, 4) == pytest.approx(0.15)
+    assert racks.limit(312_500, 4) == pytest.approx(0.1)
+    with pytest.raises(ConfigError, match="--links 1gbit/fast: rate 'fast': expected a number"):
+        network.parse_links(["1gbit/fast"])
+    monkeypatch.setattr(network, "why_not", lambda: "network namespaces need root")
+    with pytest.raises(ConfigError, match="bench network: network namespaces need root"):
+        network.run(None, None)
 
 
 def test_staleness_is_counted(small):
