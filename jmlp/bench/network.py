@@ -38,6 +38,7 @@ CASE, RATE, GOAL, VALIDATION = "512-512/512", 1e-3, 0.88, 5_000
 EVERY = 20
 """steps between judgements, and between the exchanges of local ways"""
 AGAINST = "torch DDP"
+PATIENCE_S = 600.0  # with a run, besides ten times what its links need
 
 Section = dict[str, Json]
 OPTIM: Section = {"name": "adam", "learning_rate": RATE, "schedule": "constant"}
@@ -140,7 +141,8 @@ def run(flags: Flags, report: Reporter) -> Result[NetworkRow]:
             row = _row(table, link, name, _steps(rows, case, flags.epochs), case, flags.hosts)
             if str(seed) in row["runs"]:
                 continue
-            task = _task(method, case, flags, Path(folder) / "rows.npz", seed)
+            patience = PATIENCE_S + 10 * row["limit"]
+            task = _task(method, case, flags, Path(folder) / "rows.npz", seed, patience)
             row["runs"][str(seed)] = found = once(task, link, flags.hosts, Path(folder))
             seconds, accuracy = found["curve"][-1]
             report.note(f"seed {seed}  {row['name']:40} {seconds:8.1f} s   {accuracy:.4f}")
@@ -208,7 +210,7 @@ def _row(
     )
 
 
-def _task(method: Method, case: Case, flags: Flags, rows: Path, seed: int) -> Task:
+def _task(method: Method, case: Case, flags: Flags, rows: Path, seed: int, patience: float) -> Task:
     shared: dict[str, Json] = {
         "data": {"val_fraction": 0.0, "test_fraction": 0.0},
         "model": {"hidden": list(case.hidden)},
@@ -219,7 +221,7 @@ def _task(method: Method, case: Case, flags: Flags, rows: Path, seed: int) -> Ta
     return {
         "by": method.by, "config": shared | method.keys, "hidden": list(case.hidden),
         "batch": case.batch, "epochs": flags.epochs, "rate": RATE, "rows": str(rows),
-        "every": EVERY, "seed": seed,
+        "every": EVERY, "seed": seed, "patience": patience,
     }  # fmt: skip
 
 

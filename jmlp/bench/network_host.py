@@ -7,6 +7,7 @@ came of it beside the task. The clock runs from the first step on, when all host
 stands still while the validation rows are judged.
 """
 
+import faulthandler
 import json
 import os
 import sys
@@ -50,6 +51,8 @@ class Task(TypedDict):
     every: int
     """steps between two judgements, and between exchanges of local ways"""
     seed: int
+    patience: float
+    """seconds after which a run is ended, and says where it was"""
 
 
 class Clock:
@@ -182,12 +185,15 @@ class Hook(NamedTuple):
 
     register: "Callable[[DistributedDataParallel, int], AfterStep]"
     """(model, every) -> what is called after each step of the optimizer"""
+    bucket_megabytes: int | None = None
+    """None: as torch has it"""
 
 
 HOOKS = {
     "torch DDP": Hook(_plain),
     "torch DDP, fp16": Hook(_fp16),
-    f"torch DDP, PowerSGD {_RANK}": Hook(_power_sgd),
+    # Of several buckets this hook waits in gloo's threads for what they would do, for ever.
+    f"torch DDP, PowerSGD {_RANK}": Hook(_power_sgd, bucket_megabytes=1 << 14),
     "torch DDP, post-local SGD": Hook(_post_local),
 }
 
@@ -209,8 +215,9 @@ def by_torch(task: Task, env: Mapping[str, str] = os.environ) -> NetworkRun:
     torch.manual_seed(task["seed"])
     (x, y), held_out = _tensors(task["rows"])
     net = _net(task["hidden"])
-    model = DistributedDataParallel(net)
-    after_step = HOOKS[task["by"]].register(model, task["every"])
+    hook = HOOKS[task["by"]]
+    model = DistributedDataParallel(net, bucket_cap_mb=hook.bucket_megabytes)
+    after_step = hook.register(model, task["every"])
     optimizer = torch.optim.Adam(model.parameters(), lr=task["rate"])
     sampler = DistributedSampler(TensorDataset(y), seed=task["seed"])
     batches = BatchSampler(sampler, task["batch"] // world, drop_last=False)
@@ -272,6 +279,7 @@ def _accuracy(net: "torch.nn.Module", x: "torch.Tensor", y: "torch.Tensor") -> f
 
 def main(file: Path) -> int:
     task: Task = json.loads(file.read_text())
+    faulthandler.dump_traceback_later(task["patience"], exit=True)
     found = by_jmlp(task) if task["by"] == "jmlp" else by_torch(task)
     if found is not None and os.environ["JAX_PROCESS_ID"] == "0":
         file.with_suffix(".found").write_text(json.dumps(found))
