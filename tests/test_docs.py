@@ -274,7 +274,7 @@ def checked(command):
         assert (ROOT / "mkdocs.yml").exists()
     else:
         assert words[:2] == ["pip", "install"]
-        package, extra = re.fullmatch(r"(\.|\w+)\[(\w+)\]", words[-1]).groups()
+        package, extra = re.fullmatch(r"(\.|\w+)\[([\w-]+)\]", words[-1]).groups()
         ours = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
         known = ours["optional-dependencies"]
         if package not in (".", "jmlp"):
