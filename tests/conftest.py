@@ -8,7 +8,6 @@ same, HLO for HLO, their loops are slower. XLA_FLAGS in the environment say othe
 leave XLA as users have it. Tests marked `exact` always have that, in processes of their own.
 """
 
-import gc
 import os
 import subprocess
 import sys
@@ -28,8 +27,6 @@ IN_HASTE = (
     " --xla_cpu_use_fusion_emitters=false"
 )
 os.environ.setdefault("XLA_FLAGS", IN_HASTE)
-# Traced programs stay: at its own pace the collector looks at them again and again.
-gc.set_threshold(50_000, 20, 100)
 simulate_devices(8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 

@@ -9,11 +9,11 @@ the simulation's, and the same on any machine.
 
 import json
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from statistics import mean, stdev
 
 from jmlp.analysis.rows import AsyncRow, AsyncRuns, Keys, Outcome, Recipe, Result
-from jmlp.bench.resume import Flags, chosen, described, keep, rows_of
+from jmlp.bench.resume import Flags, chosen, described, keep, of_each, rows_of
 from jmlp.report import Reporter
 from jmlp.types import Json
 
@@ -123,16 +123,7 @@ def once(keys: Keys, seed: int) -> Outcome:
 
 def _with_means(rows: Mapping[str, AsyncRuns]) -> list[AsyncRow]:
     return [
-        {**row, "mean": _each(row, mean, least=1), "spread": _each(row, stdev, least=2)}
+        {**row, "mean": of_each(row["runs"].values(), mean, least=1),
+         "spread": of_each(row["runs"].values(), stdev, least=2)}
         for row in rows.values()
-    ]
-
-
-def _each(row: AsyncRuns, summary: Callable[[list[float]], float], least: int) -> Outcome:
-    """`summary` of each number over the runs; None where one has not got it, or of few."""
-    runs, found = list(row["runs"].values()), Outcome()
-    for key in runs[0]:
-        values = [value for run in runs if (value := run[key]) is not None]
-        enough = len(values) == len(runs) >= least
-        found[key] = round(summary(values), 4) if enough else None
-    return found
+    ]  # fmt: skip

@@ -12,8 +12,7 @@ machines. Runs are written as they end: with --out, a bench that was stopped goe
 import json
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from importlib.util import find_spec
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import mean, stdev
 from subprocess import Popen
@@ -23,7 +22,7 @@ import numpy as np
 
 from jmlp.analysis.rows import NetworkRow, NetworkRun, NetworkRuns, Outcome, Recipe, Result
 from jmlp.bench.network_host import HOOKS, Task
-from jmlp.bench.resume import Flags, chosen, described, keep, rows_of
+from jmlp.bench.resume import Flags, chosen, described, installed, keep, of_each, rows_of
 from jmlp.bench.timing import Case, parse_cases
 from jmlp.config import parse_config
 from jmlp.distributed.hosts import Across, Hosts, Wire, bits_per_second, why_not
@@ -38,6 +37,7 @@ CASE, RATE, GOAL, VALIDATION = "512-512/512", 1e-3, 0.88, 5_000
 EVERY = 20
 """steps between judgements, and between the exchanges of local ways"""
 AGAINST = "torch DDP"
+_NEEDS = dict.fromkeys(HOOKS, ("torch", "peers"))
 PATIENCE_S = 600.0  # with a run, besides ten times what its links need
 
 Section = dict[str, Json]
@@ -132,7 +132,7 @@ def run(flags: Flags, report: Reporter) -> Result[NetworkRow]:
             "bench network: expected one of --cases, --hosts of at least 2, and a batch that they "
             f"divide; got {case.name} for {flags.hosts} hosts"
         )
-    known = _present(chosen(methods(flags.hosts), flags.only), flags.only, report)
+    known = installed(chosen(methods(flags.hosts), flags.only), _NEEDS, flags.only, report)
     rows, recipe = _rows(), _recipe(case, flags)
     table: dict[str, NetworkRuns] = rows_of(flags.out, "network", recipe)
     with tempfile.TemporaryDirectory() as folder:
@@ -159,17 +159,6 @@ def _in_turn(
         for link in links:
             for method in known.items():
                 yield seed, link, method
-
-
-def _present(known: dict[str, Method], only: Sequence[str], report: Reporter) -> dict[str, Method]:
-    """Those whose library is here."""
-    torchs = [name for name, method in known.items() if method.by != "jmlp"]
-    if torchs and find_spec("torch") is None:
-        if only:
-            raise ConfigError(f"{torchs[0]} needs torch: pip install 'jmlp[peers]'")
-        report.warn("torch DDP left out: pip install 'jmlp[peers]'")
-        return {name: method for name, method in known.items() if name not in torchs}
-    return known
 
 
 def _rows() -> dict[str, np.ndarray]:
@@ -279,23 +268,14 @@ def _result(table: Mapping[str, NetworkRuns], recipe: Recipe) -> Result[NetworkR
     rows: list[NetworkRow] = []
     for row in table.values():
         if runs := [outcome(run) for run in row["runs"].values()]:
-            average = _each(runs, mean, least=1)
+            average = of_each(runs, mean, least=1)
             other = table.get(f"{row['links']} {AGAINST}", {"runs": {}})
             seconds = [outcome(run)["seconds"] or 0.0 for run in other["runs"].values()]
             times = mean(seconds) / (average["seconds"] or 1.0) if seconds else None
             against = None if times is None else round(times, 3)
-            spread = _each(runs, stdev, least=2)
+            spread = of_each(runs, stdev, least=2)
             rows.append({**row, "mean": average, "spread": spread, "against": against})
     return described("network", recipe, rows)
-
-
-def _each(runs: Sequence[Outcome], summary: Callable[[list[float]], float], least: int) -> Outcome:
-    """`summary` of each number over the runs; None where one has not got it, or of few."""
-    found = Outcome()
-    for key in runs[0]:
-        values = [value for run in runs if (value := run[key]) is not None]
-        found[key] = round(summary(values), 4) if len(values) == len(runs) >= least else None
-    return found
 
 
 def _say(rows: Sequence[NetworkRow], report: Reporter) -> None:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypedDict
 import numpy as np
 
 from jmlp.analysis.rows import NetworkRun
-from jmlp.bench.timing import CLASSES, FEATURES
+from jmlp.bench.peer_loops import torch_net
 from jmlp.training.callbacks import Callback, Metrics, RunView, Steps
 from jmlp.types import Json
 
@@ -214,7 +214,7 @@ def by_torch(task: Task, env: Mapping[str, str] = os.environ) -> NetworkRun:
     )  # fmt: skip
     torch.manual_seed(task["seed"])
     (x, y), held_out = _tensors(task["rows"])
-    net = _net(task["hidden"])
+    net = torch_net(task["hidden"])
     hook = HOOKS[task["by"]]
     model = DistributedDataParallel(net, bucket_cap_mb=hook.bucket_megabytes)
     after_step = hook.register(model, task["every"])
@@ -241,15 +241,6 @@ def by_torch(task: Task, env: Mapping[str, str] = os.environ) -> NetworkRun:
                 clock.judged(accuracy)
     dist.destroy_process_group()
     return _run(clock, steps, 0.0)
-
-
-def _net(hidden: list[int]) -> "torch.nn.Module":
-    from torch import nn
-
-    widths, layers = [FEATURES, *hidden], list["torch.nn.Module"]()
-    for a, b in zip(widths[:-1], widths[1:], strict=True):
-        layers += [nn.Linear(a, b), nn.ReLU()]
-    return nn.Sequential(*layers, nn.Linear(widths[-1], CLASSES))
 
 
 Labelled = tuple["torch.Tensor", "torch.Tensor"]

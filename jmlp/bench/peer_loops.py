@@ -88,10 +88,11 @@ def sklearn(case: Case, rows: Rows, epochs: int) -> Trained:
     return once
 
 
-def _torch_net(case: Case) -> "torch.nn.Module":
+def torch_net(hidden: Sequence[int]) -> "torch.nn.Module":
+    """The model of the benches, with torch's own first weights."""
     from torch import nn
 
-    widths, layers = [FEATURES, *case.hidden], []
+    widths, layers = [FEATURES, *hidden], []
     for a, b in zip(widths[:-1], widths[1:], strict=True):
         layers += [nn.Linear(a, b), nn.ReLU()]
     return nn.Sequential(*layers, nn.Linear(widths[-1], CLASSES))
@@ -126,7 +127,7 @@ def torch_eager(case: Case, rows: Rows, epochs: int, compiled: bool = False) -> 
     import torch
 
     torch.manual_seed(0)
-    net = _torch_net(case)
+    net = torch_net(case.hidden)
     begin = copy.deepcopy(net.state_dict())
     model = torch.compile(net) if compiled else net
     x, y = torch.from_numpy(rows.x), torch.from_numpy(rows.y).long()
@@ -166,7 +167,7 @@ def torch_ddp(case: Case, rows: Rows, epochs: int) -> Trained:
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // world))
     dist.init_process_group("gloo")
     torch.manual_seed(0)
-    net = _torch_net(case)
+    net = torch_net(case.hidden)
     begin = copy.deepcopy(net.state_dict())
     model = DistributedDataParallel(net)
     data = TensorDataset(torch.from_numpy(rows.x), torch.from_numpy(rows.y).long())

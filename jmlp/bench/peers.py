@@ -8,34 +8,26 @@ training alone, and the accuracy is that on the 10,000 test rows at the end of e
 
 from contextlib import ExitStack
 from functools import partial
-from importlib.util import find_spec
 
 import numpy as np
 
 from jmlp.analysis.rows import CaseRow, Result
 from jmlp.bench.peer_loops import PEERS, WORLD, Rows, Trained
-from jmlp.bench.resume import Flags, chosen, described
+from jmlp.bench.resume import Flags, chosen, described, installed
 from jmlp.bench.timing import CASES, Case, compared, interleaved, parse_cases, say
 from jmlp.bench.turns import Turns, taking_turns
 from jmlp.config import parse_config
-from jmlp.errors import ConfigError
 from jmlp.report import Reporter
 
 AGAINST = "jmlp"
-_NEEDS = {"torch": "torch", "torch.compile": "torch", "torch DDP, 2 processes": "torch",
-          "keras on jax": "keras"}  # fmt: skip
+_NEEDS = {name: ("torch", "peers") for name in PEERS if name.startswith("torch")}
+_NEEDS["keras on jax"] = "keras", "peers"
 
 
 def run(flags: Flags, report: Reporter) -> Result[CaseRow]:
     """The table for the command line's cases, peers and repeats."""
     cases = parse_cases(flags.cases or CASES)
-    known = dict(chosen(PEERS, flags.only, always=[AGAINST]))
-    for name in list(known):
-        if name in _NEEDS and find_spec(_NEEDS[name]) is None:
-            if flags.only:
-                raise ConfigError(f"{name} needs {_NEEDS[name]}: pip install 'jmlp[peers]'")
-            report.warn(f"{name} left out: pip install 'jmlp[peers]'")
-            del known[name]
+    known = installed(chosen(PEERS, flags.only, always=[AGAINST]), _NEEDS, flags.only, report)
     read(cases[0])  # says what is missing before anything starts
     worlds = {name: WORLD.get(name, 1) for name in known}
     table: list[CaseRow] = []

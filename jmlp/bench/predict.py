@@ -16,13 +16,12 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
-from importlib.util import find_spec
 from typing import NamedTuple
 
 import numpy as np
 
 from jmlp.analysis.rows import CaseRow, Result
-from jmlp.bench.resume import Flags, chosen, described
+from jmlp.bench.resume import Flags, chosen, described, installed
 from jmlp.bench.timing import (
     CLASSES,
     FEATURES,
@@ -34,7 +33,7 @@ from jmlp.bench.timing import (
     say,
 )
 from jmlp.bench.turns import Turns, taking_turns
-from jmlp.errors import ConfigError, JmlpError
+from jmlp.errors import JmlpError
 from jmlp.estimators import MLPClassifier
 from jmlp.report import Reporter
 
@@ -61,14 +60,7 @@ class Model(NamedTuple):
 def run(flags: Flags, report: Reporter) -> Result[CaseRow]:
     """The table for the command line's cases, peers and repeats."""
     cases = parse_cases(flags.cases or CASES)
-    known = chosen(PEERS, flags.only, always=[AGAINST])
-    for name in [name for name in known if name in _NEEDS]:
-        package, extra = _NEEDS[name]
-        if find_spec(package) is None:
-            if flags.only:
-                raise ConfigError(f"{name} needs {package}: pip install 'jmlp[{extra}]'")
-            report.warn(f"{name} left out: pip install 'jmlp[{extra}]'")
-            del known[name]
+    known = installed(chosen(PEERS, flags.only, always=[AGAINST]), _NEEDS, flags.only, report)
     table: list[CaseRow] = []
     for case in cases:
         with ExitStack() as stack:

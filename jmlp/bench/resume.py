@@ -1,12 +1,14 @@
-"""What benches share: which rows, and going on where a long one was stopped."""
+"""What benches share: rows to measure, numbers of their runs, going on where one was stopped."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from jmlp.analysis.rows import AsyncRow, CompressRow, NetworkRow, Recipe, Result
+from jmlp.analysis.rows import AsyncRow, CompressRow, NetworkRow, Outcome, Recipe, Result
 from jmlp.errors import ConfigError
+from jmlp.report import Reporter
 
 T = TypeVar("T")
 
@@ -41,6 +43,41 @@ def chosen(known: Mapping[str, T], only: Sequence[str], always: Sequence[str] = 
     if unknown := set(only) - set(known):
         raise ConfigError(f"--only {', '.join(sorted(unknown))}: there are {', '.join(known)}")
     return {name: what for name, what in known.items() if not only or name in (*only, *always)}
+
+
+def installed(
+    known: Mapping[str, T], needs: Mapping[str, tuple[str, str]], only: Sequence[str],
+    report: Reporter,
+) -> dict[str, T]:  # fmt: skip
+    """Those of `known` whose package is here; of the others it warns.
+
+    Args:
+      needs: by name, a package and the extra of jmlp that has it.
+
+    Raises:
+      ConfigError: one that `--only` names is not here.
+    """
+    found = dict(known)
+    for name in known:
+        package, extra = needs.get(name, ("", ""))
+        if package and find_spec(package) is None:
+            if only:
+                raise ConfigError(f"{name} needs {package}: pip install 'jmlp[{extra}]'")
+            report.warn(f"{name} left out: pip install 'jmlp[{extra}]'")
+            del found[name]
+    return found
+
+
+def of_each(
+    runs: Collection[Outcome], summary: Callable[[list[float]], float], least: int
+) -> Outcome:
+    """`summary` of each number over the runs; None where one has not got it, or of few."""
+    found = Outcome()
+    for key in next(iter(runs)):
+        values = [value for run in runs if (value := run[key]) is not None]
+        enough = len(values) == len(runs) >= least
+        found[key] = round(summary(values), 4) if enough else None
+    return found
 
 
 def rows_of(out: Path | None, what: str, recipe: Recipe) -> dict[str, Any]:

@@ -150,6 +150,11 @@ class Hardware(_Strict):
         figures = (*self.product_rates.values(), self.memory_bandwidth, self.kernel_s)
         return all(figure.origin == "measured" for figure in figures)
 
+    def product_rate(self, dtype: str) -> Rate:
+        """FLOP/s of products in `dtype`, or in the first that is known."""
+        rates = {str(name): rate for name, rate in self.product_rates.items()}
+        return rates.get(dtype, next(iter(rates.values())))
+
 
 class Target(NamedTuple):
     """Devices to plan for."""

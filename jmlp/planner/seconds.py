@@ -128,8 +128,7 @@ class _Meter:
 
     def __init__(self, target: Target, dtype: str, share: float):
         hardware = target.hardware
-        rates = hardware.product_rates
-        self._rate = rates.get(dtype, next(iter(rates.values())))  # type: ignore[call-overload]  # a word of model.dtype
+        self._rate = hardware.product_rate(dtype)
         self._share, self._tile = share, hardware.tile
         self._bandwidth = hardware.memory_bandwidth
         self._kernel_s = hardware.kernel_s.value

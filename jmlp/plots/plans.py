@@ -70,8 +70,7 @@ def roofline(plans: "Plans", shown: "Sequence[Plan]") -> Figure:
     """
     hardware = plans.target.hardware
     dtype = plans.work.config.model.dtype
-    known = hardware.product_rates
-    rate = known.get(dtype, next(iter(known.values()))).value
+    rate = hardware.product_rate(dtype).value
     bandwidth, size = hardware.memory_bandwidth.value, 2 if dtype == "bfloat16" else 4
     figure, ((axes,),) = new(width=6.5, height=3.8)
     at = np.logspace(-1, 5, 200)
