@@ -15,7 +15,6 @@ from jmlp.bench import (
     compress,
     network,
     peers,
-    predict,
     push_pull,
     reproducible,
 )
@@ -110,15 +109,6 @@ def test_peers_learn(name):
     rows = Rows(x.astype(np.uint8), scaled, y, x.astype(np.uint8), scaled, y)
     seconds, accuracy = PEERS[name](CASE, rows, 20)()
     assert seconds > 0 and accuracy > 0.9
-
-
-@pytest.mark.parametrize("name", sorted(predict.PEERS))
-def test_peers_predict_the_same(name, monkeypatch):
-    assert predict.timed(name, Case((8,), 3), 1e-9)() > 0  # which compares the probabilities
-    monkeypatch.setattr(predict, "_APART", -1.0)
-    if name != "jmlp.predict":  # a table, which is not compared
-        with pytest.raises(JmlpError, match="apart from jmlp's"):
-            predict.timed(name, Case((8,), 3), 1e-9)
 
 
 def test_the_slowest_process_of_a_peer_counts():

@@ -1,4 +1,4 @@
-"""`jmlp bench peers` from the shell: every peer trains, learns, and is compared."""
+"""Benches beside the libraries of jmlp[peers]: each trains, learns, predicts, and is compared."""
 
 import json
 import subprocess
@@ -11,7 +11,9 @@ import pytest
 from helpers import own_environment
 
 from jmlp import plots
-from jmlp.bench import network
+from jmlp.bench import network, predict
+from jmlp.bench.timing import Case
+from jmlp.errors import JmlpError
 from jmlp.report import Reporter
 
 if not (find_spec("torch") and find_spec("keras")):
@@ -36,6 +38,15 @@ def test_every_peer_trains_and_is_compared(tmp_path):
         assert row["accuracy"][0] > 0.5, row  # of ten classes: nobody wins by not learning
     assert found["versions"]["jax"] and found["processor"] and not found["simulated"]
     assert (tmp_path / "peers.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize("name", sorted(predict.PEERS))
+def test_peers_predict_the_same(name, monkeypatch):
+    assert predict.timed(name, Case((8,), 3), 1e-9)() > 0  # which compares the probabilities
+    monkeypatch.setattr(predict, "_APART", -1.0)
+    if name != "jmlp.predict":  # a table, which is not compared
+        with pytest.raises(JmlpError, match="apart from jmlp's"):
+            predict.timed(name, Case((8,), 3), 1e-9)
 
 
 @pytest.mark.slow
