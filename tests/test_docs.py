@@ -60,7 +60,7 @@ ELSEWHERE = [
     ("scripts/soak.py --times", "test_faults.py", '"soak.py"'),
     ("scripts/kill_actors.py", "actors/test_actors.py", "kill_actors"),
     ("jmlp bench peers", "peers/test_bench.py", '"bench", "peers"'),
-    ("jmlp bench predict", "bench/test_benches.py", "predict.timed"),
+    ("jmlp bench predict", "peers/test_bench.py", "predict.timed"),
     ("scripts/fuzz.py --inputs", "test_fuzz.py", '"fuzz.py"'),
     ("scripts/mutate.py --known", "test_breaks.py", "scripts/mutate.py --known"),
     ("scripts/hosts.py --hosts", "distributed/test_hosts.py", '"hosts.py"'),
