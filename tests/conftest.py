@@ -79,6 +79,23 @@ def pytest_pyfunc_call(pyfuncitem):
     return True
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m leaves any out
+def pytest_collection_modifyitems(config, items):
+    """Of a test marked `quick` the cases that it names are quick, all others slow."""
+    unknown = {}
+    for item in items:
+        quick = item.get_closest_marker("quick")
+        if quick is None:
+            continue
+        test = unknown.setdefault(item.nodeid.split("[")[0], set(quick.args))
+        test.discard(item.callspec.id)
+        if item.callspec.id not in quick.args:
+            item.add_marker(pytest.mark.slow)
+    missing = [f"{test}[{name}]" for test, names in unknown.items() for name in sorted(names)]
+    if missing and not any("::" in arg for arg in config.args):  # no case was asked for alone
+        raise pytest.UsageError(f"marked quick, but there is no {missing[0]}")
+
+
 def pytest_sessionstart(session):
     assert jax.device_count() == 8, f"{jax.device_count()} devices; need 8"
 

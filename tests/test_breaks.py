@@ -167,6 +167,7 @@ def test_a_residual_stays_where_a_push_came_too_late():
     assert [float(part[0]) for part in kept] == [1.0, 4.0]
 
 
+@pytest.mark.slow
 def test_statistics_of_micro_batches_follow_one_another():
     model = jmlp.MLP(5, [4], 3, config=ModelConfig(norm="batch"), rngs=nnx.Rngs(0))
     graphdef, state = state_of(model)
@@ -179,6 +180,7 @@ def test_statistics_of_micro_batches_follow_one_another():
         assert np.allclose(one, other, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_short_batch_counts_for_its_rows(no_pictures, tmp_path):
     """At a rate of next to nothing the mean over batches is that over rows."""
     rng = np.random.default_rng(0)

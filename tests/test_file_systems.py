@@ -53,6 +53,7 @@ class Befalls(jmlp.Callback):
             self.call()
 
 
+@pytest.mark.quick("replaced")
 @pytest.mark.parametrize("fault", ["moved", "replaced"])
 def test_a_folder_that_is_no_longer_the_run_s_is_not_written_to(
     blobs, tmp_path, no_pictures, fault
@@ -119,6 +120,7 @@ def test_failed_writes_in_a_line(capsys):
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.quick("another step's")
 @pytest.mark.parametrize("fault", ["another step's", "another run's"])
 def test_a_checkpoint_in_the_place_of_another_is_passed_over(blobs, tmp_path, no_pictures, fault):
     """Whole, and sealed, but not this run's: it was taken for it without a word."""

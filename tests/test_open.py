@@ -81,6 +81,7 @@ OTHER_MESHES = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", some(OTHER_MESHES, "tensor"))
 def test_a_run_of_any_mesh_is_read_on_the_devices_there_are(name, blobs, tmp_path, monkeypatch):
     told = merged(SMALL, {"optim": {"ema": 0.9}}, OTHER_MESHES[name])
@@ -111,6 +112,7 @@ def test_a_reader_keeps_a_large_model_in_parts(monkeypatch):
     assert dict(for_reading(config).mesh) == {"data": "auto", "fsdp": 2, "model": 1, "pipe": 1}
 
 
+@pytest.mark.slow
 def test_parts_of_ones_own_are_opened_again(blobs, tmp_path):
     ema = {"optim": {"ema": 0.9}}
     x = np.zeros((3, 7), np.float32)
@@ -169,6 +171,7 @@ def test_shapes_that_differ_are_not_damage(blobs, tmp_path):
         Checkpoints(tmp_path).restore(programs.abstract, programs.shardings)
 
 
+@pytest.mark.slow
 def test_a_broken_checkpoint_of_the_same_model_is_damage(blobs, tmp_path):
     jmlp.train(SMALL, blobs, run_dir=tmp_path)
     for step in (tmp_path / "checkpoints").glob("[0-9]*"):

@@ -58,6 +58,7 @@ def test_its_messages_are_counted_like_any_other(added):
     assert {message.target for message in seen.messages if message.round == 1} == {0}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("feedback", some([False, True], True))
 def test_a_compressor_of_ones_own_trains(added, blobs, feedback):
     reducer = {"name": "ternary", "error_feedback": feedback}
@@ -94,6 +95,7 @@ def first_few(exchange, settings):
     return of_vectors(exchange, mean, lambda size, n: [exchange.traffic(kept(size), 4, n)])
 
 
+@pytest.mark.slow
 def test_a_compressor_with_a_setting_of_its_own_trains_from_a_config(monkeypatch, blobs, tmp_path):
     monkeypatch.setitem(REDUCERS, "first_few", Scheme(first_few, Kept))
     assert REDUCERS["first_few"](None, share=0.1)  # as a function, by hand

@@ -27,6 +27,7 @@ def right(found):
     return (found.columns["prediction"].astype(int) == Y).mean()
 
 
+@pytest.mark.slow
 def test_raw_rows_of_every_kind_are_predicted_alike(trained, tmp_path):
     result, folder = trained
     run = jmlp.open_run(folder)

@@ -18,6 +18,7 @@ from jmlp.compress.packing import pack, scaled_bytes, unpack
 from jmlp.compress.two_phase import Code
 from jmlp.config.sections import ReducerConfig
 from jmlp.deferred import lazy_imports
+from jmlp.prng import bits
 
 with lazy_imports():
     import jax
@@ -87,5 +88,5 @@ def _stochastic(levels: jax.Array, key: jax.Array) -> jax.Array:
     size = jnp.abs(levels)
     below = jnp.floor(size)
     share = ((size - below) * 2.0**32).astype(jnp.uint32)  # of all draws, those that go up
-    up = jax.random.bits(key, levels.shape, jnp.uint32) < share
+    up = bits(key, levels.shape) < share
     return jnp.copysign(below + up, levels)

@@ -25,6 +25,7 @@ from jmlp.data.dataset import Schema
 from jmlp.model import ACTIVATIONS, BLOCKS, NORMS
 from jmlp.model.features import Numbers, encoder_of
 from jmlp.model.schedules import flat_cos
+from jmlp.prng import bernoulli
 from jmlp.types import may_be_on
 
 
@@ -123,7 +124,7 @@ def drop(
     keep = 1 - rate * rows.dropout
 
     def kept(key: jax.Array) -> jax.Array:
-        return jax.random.bernoulli(jax.random.fold_in(key, layer), keep, (features,))
+        return bernoulli(jax.random.fold_in(key, layer), keep, (features,))
 
     keep_BH = split.mine(jax.vmap(kept)(rows.keys))  # of the mask that one device would draw
     return jnp.where(keep_BH, h_BH / keep, jnp.zeros_like(h_BH)).astype(h_BH.dtype)

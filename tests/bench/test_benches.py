@@ -35,6 +35,7 @@ def small(monkeypatch):
         monkeypatch.setitem(module.BASE, "model", {"hidden": [16]})
 
 
+@pytest.mark.slow
 def test_a_bench_goes_on_where_it_was(small, tmp_path, monkeypatch):
     flags = SimpleNamespace(repeats=1, epochs=1, only=["int8"], out=tmp_path / "compress.json")
     found = compress.run(flags, Reporter.quiet())
@@ -63,6 +64,7 @@ def test_what_links_need_at_least(monkeypatch):
         network.run(None, None)
 
 
+@pytest.mark.slow
 def test_staleness_is_counted(small):
     flags = SimpleNamespace(repeats=1, only=["staleness 1"], out=None)
     (row,) = asynchronous.run(flags, Reporter.quiet())["rows"]
@@ -124,6 +126,7 @@ def test_the_slowest_process_of_a_peer_counts():
     assert theirs["accuracy"] == [0.5, 0.5]
 
 
+@pytest.mark.slow
 def test_a_process_works_when_it_is_its_turn():
     with taking_turns("pid", functools.partial(functools.partial, os.getpid), 2) as turns:
         first, second = turns.take(), turns.take()

@@ -104,6 +104,7 @@ def flip(path, bit=3, at=0.5):
     path.write_bytes(data)
 
 
+@pytest.mark.slow
 def test_damage_is_named_and_an_older_step_is_used(finished, tmp_path):
     folder, data, config, want = finished
     shutil.copytree(folder, tmp_path / "run")

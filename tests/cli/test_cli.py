@@ -94,6 +94,7 @@ def test_the_same_command_again_is_the_same_run(folder):
     assert "Traceback" not in refused.stderr
 
 
+@pytest.mark.slow
 def test_eval_agrees_with_the_summary(folder, tmp_path):
     path, done = folder
     summary = last_json(done)
@@ -106,6 +107,7 @@ def test_eval_agrees_with_the_summary(folder, tmp_path):
     assert last_json(one)["data"] == pytest.approx(summary["test"], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_predict(folder, tmp_path):
     path, _ = folder
     run = path / "runs/small"
@@ -149,6 +151,7 @@ MISTAKES = [
 SHOWN = [MISTAKES[i] for i in (1, 2, 7, 10)]
 
 
+@pytest.mark.quick("train small.yaml --modle.hidden=3-parts1")
 @pytest.mark.parametrize(
     ("args", "parts"),
     some(MISTAKES, *SHOWN),
@@ -168,6 +171,7 @@ def test_mistakes_end_in_a_line_and_exit_code_2(folder, args, parts):
     assert len(done.stderr.splitlines()) <= 3
 
 
+@pytest.mark.slow
 def test_print_layout_trains_nothing(folder):
     path, _ = folder
     done = jmlp("train", "small.yaml", "--print-layout", "--mesh.model=2", "--model.hidden=[15,8]",
@@ -271,6 +275,7 @@ def test_comm_counts_the_devices_that_were_asked_for(tmp_path):
     assert [row["n"] for row in found] == [7]
 
 
+@pytest.mark.slow
 def test_wire_shows_what_trains(folder, tmp_path):
     path, _ = folder
     done = jmlp(

@@ -53,6 +53,7 @@ def test_what_a_person_sees(table, capsys):
     assert "constant (left out)" in shown
 
 
+@pytest.mark.slow
 def test_a_config_that_trains(table, capsys):
     assert main(["inspect", "homes.csv", "--data.target=price [EUR]", "--out=homes.yaml"]) == 0
     few = ["--train.epochs=1", "--train.batch_size=16", "--mesh.data=1"]
@@ -73,6 +74,7 @@ def test_the_target_that_is_guessed_can_be_predicted(table, capsys):
     assert load_config("turned.yaml").data.target == ("price [EUR]",)
 
 
+@pytest.mark.slow
 def test_a_table_alone_has_defaults_that_suit_tables(table, capsys):
     few = ["--train.batch_size=16", "--model.dropout=0.1", "--mesh.data=1", "--model.hidden=8"]
     args = ["train", "homes.csv", "--data.target=sold", *few, "--train.eval_every=300 steps"]

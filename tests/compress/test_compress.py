@@ -157,6 +157,7 @@ def test_top_k_sends_the_largest():
 FED = ["bf16", "int8", "int8 ring", "int4", "sign", "top_k", "random_k", "low_rank"]
 
 
+@pytest.mark.quick("top_k-3")
 @pytest.mark.parametrize("n", some([8, 3], 3))
 @pytest.mark.parametrize("name", some(FED, "int8", "top_k", "low_rank"))
 def test_nothing_is_lost(name, n):

@@ -135,6 +135,7 @@ def test_momentum_correction_is_momentum_where_all_is_sent(reducer, close):
             np.testing.assert_allclose(mean[k][0], velocity[k], atol=close)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("devices", some([1, 8], 8))
 @pytest.mark.parametrize("reducer", some(["none", "top_k"], "top_k"))
 def test_corrected_sgd_trains_as_momentum_sgd(blobs, reducer, devices):

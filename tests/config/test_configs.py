@@ -38,6 +38,7 @@ def _rows(config):
     return None
 
 
+@pytest.mark.quick("fsdp")
 @pytest.mark.parametrize("path", some(CONFIGS, *SHOWN), ids=lambda path: path.stem)
 def test_it_trains(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

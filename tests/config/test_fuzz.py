@@ -89,6 +89,7 @@ def test_mutated_files(path, tmp_path):
         ends_well(load_config, changed)
 
 
+@pytest.mark.slow
 @seed(17)
 @FUZZ
 @given(st.sampled_from(sorted(keys_of(Config))), TEXTS)
@@ -98,6 +99,7 @@ def test_any_override(key, text):
     ends_well(load_config, path, [f"--{text}=3", f"--{key}={text}"])
 
 
+@pytest.mark.slow
 @seed(17)
 @FUZZ
 @given(st.sampled_from(sorted(keys_of(Config))), VALUES)

@@ -138,6 +138,7 @@ def trained(data, **keys):
     return jmlp.train(FEW | keys, data)
 
 
+@pytest.mark.slow
 def test_words_of_ones_own_train_as_values_do(blobs, monkeypatch):
     """By name in a config as what they are: an optimizer, a schedule, activation, norm, init."""
     monkeypatch.setitem(OPTIMIZERS, "signs", lambda config: optax.scale_by_sign())

@@ -69,6 +69,7 @@ def mutate(rng, data):
     return bytes(data[: rng.randrange(len(data) + 1)] if rng.random() < 0.15 else data)
 
 
+@pytest.mark.quick("labels.idx1.gz", "images.idx3.gz")
 @pytest.mark.filterwarnings("ignore::UserWarning:jmlp", "ignore::DeprecationWarning")
 @pytest.mark.parametrize("name", SEEDS)
 def test_damage_below_the_checksum(tmp_path, name):

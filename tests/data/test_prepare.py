@@ -161,6 +161,7 @@ def test_minus_one_and_one_are_two_classes():
     assert load(DataConfig(), 0, (RNG.normal(size=(60, 2)), y)).schema.classes == (-1, 1)
 
 
+@pytest.mark.slow
 def test_mutated_files_load_or_are_refused(tmp_path):
     """Thousands of damaged files: an answer or a DataError, nothing else."""
     import pyarrow as pa

@@ -173,6 +173,7 @@ def test_rows_to_predict(folder):
     assert np.array_equal(found, whole) and np.array_equal(valid, same) and not valid.all()
 
 
+@pytest.mark.slow
 def test_memory_is_bounded(tmp_path):
     """160 MB of rows, read and gathered in an epoch's order, in a fraction of that."""
     program = f"""

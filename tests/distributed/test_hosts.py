@@ -153,6 +153,7 @@ with Hosts(2) as network:
 """
 
 
+@pytest.mark.quick("INT", "raises")
 @pytest.mark.usefixtures("namespaces")
 @pytest.mark.parametrize("end", ["KILL", "TERM", "INT", "raises"])
 def test_nothing_is_left_however_the_owner_ends(end):
@@ -202,6 +203,7 @@ def tools(tmp_path, monkeypatch):
     return make
 
 
+@pytest.mark.slow
 def test_a_host_ends_with_its_owner_and_its_pipe(tools, tmp_path):
     tools("unshare", f"echo $$ > {tmp_path}/pid\necho ready\nexec cat")
     code = "import os; from jmlp.distributed.hosts import Namespaces; n = Namespaces('h0')"

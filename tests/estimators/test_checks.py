@@ -23,6 +23,7 @@ QUICK = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @BOTH
 def test_the_quick_checks(make):
     small = make(hidden_layer_sizes=4, max_iter=2, tol=0, mesh={"data": 1})

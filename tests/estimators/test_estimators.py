@@ -230,6 +230,7 @@ def test_initial_weights_are_those_of_scikit_learn(model, init):
     assert config.model.init == init
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["tabm", pytest.param("realmlp", marks=SLOW)])
 def test_a_recipe_is_that_of_train(recipe):
     x, y = IRIS

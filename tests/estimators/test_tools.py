@@ -116,6 +116,7 @@ def test_searching_over_processes():
     assert search.fit(X, Y).best_score_ > 0 or search.cv_results_
 
 
+@pytest.mark.quick("pmap", "async")
 @pytest.mark.parametrize("step", ["pmap", "local", "async"])
 def test_other_ways_to_train(step):
     model = MLPClassifier(**SMALL | {"mesh": {"data": 2}}, step=step).fit(X, Y)

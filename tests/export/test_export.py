@@ -82,6 +82,7 @@ def trained(table, target, model, data=None, **train):
     return jmlp.train(merged(settings, {"train": {"epochs": 2, **train}}), verbose=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", some(TARGETS, "classes"))
 def test_every_task_from_raw_columns(table, tmp_path, kind):
     target, train = TARGETS[kind]
@@ -91,6 +92,7 @@ def test_every_task_from_raw_columns(table, tmp_path, kind):
         assert made.rows == 240 and 0 < made.difference < 1e-5, made
 
 
+@pytest.mark.quick("numbers")
 @pytest.mark.parametrize("kind", TARGETS)
 def test_members_of_every_task_are_one_model(table, tmp_path, kind):
     target, train = TARGETS[kind]
@@ -99,6 +101,7 @@ def test_members_of_every_task_are_one_model(table, tmp_path, kind):
         assert export_run(run, name, tmp_path / name).difference < 1e-5
 
 
+@pytest.mark.quick("table-quantile")
 @pytest.mark.parametrize("scale", ["robust", "quantile"])
 @pytest.mark.parametrize("source", ["table", "matrix"])
 def test_every_scale(table, tmp_path, scale, source):
@@ -111,6 +114,7 @@ def test_every_scale(table, tmp_path, scale, source):
         assert export_run(run, name, tmp_path / name).difference < 2e-5
 
 
+@pytest.mark.quick("linear")
 @pytest.mark.parametrize("shape", SHAPES)
 def test_every_shape_of_a_model(table, tmp_path, shape):
     run = trained(table, "sort", SHAPES[shape])
@@ -243,6 +247,7 @@ def test_weights_come_back(tmp_path, own_names):
     assert all(jax.tree.leaves(same))
 
 
+@pytest.mark.slow
 def test_mistakes_are_named_and_write_nothing(table, tmp_path, blobs, monkeypatch, capsys):
     run = jmlp.train(config_of({"train": {"epochs": 1}}), blobs)
     out = tmp_path / "m.onnx"
@@ -273,6 +278,7 @@ def test_mistakes_are_named_and_write_nothing(table, tmp_path, blobs, monkeypatc
     assert not out.exists() and not list(tmp_path.glob(".m*"))
 
 
+@pytest.mark.slow
 def test_the_command(table, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = "--data.target=sort", "--data.exclude=price", "--train.epochs=1", "--run-dir=run"

@@ -42,6 +42,7 @@ WORDS = {
 }
 
 
+@pytest.mark.quick("yes-parquet", "numbers-csv", "numbers-apart")
 @pytest.mark.parametrize("end", ["frame", "apart", "csv", "parquet"])
 @pytest.mark.parametrize("words", WORDS.values(), ids=WORDS.keys())
 def test_labels_of_every_spelling(plain, words, end, tmp_path):

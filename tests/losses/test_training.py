@@ -70,6 +70,7 @@ def _alone(name, even):
     return trained(name, {"step": "single"}, EVEN if even else {})
 
 
+@pytest.mark.quick("squared_error-explicit")
 @pytest.mark.parametrize(("name", "way"), PAIRS)
 def test_every_strategy_differentiates_it(name, way):
     mesh, extra = WAYS[way]

@@ -182,6 +182,7 @@ ROWS = Metric(  # whose sum has the name of another's
 )
 
 
+@pytest.mark.slow
 def test_ones_own_are_exact_on_ragged_batches(blobs, monkeypatch):
     """61 test rows in one padded batch of 64 and, made small, in ragged ones of 8 over 4."""
     for rows in (1024, 8):
@@ -334,6 +335,7 @@ def test_a_function_has_targets_in_their_own_units(curve):
     assert max(min(abs(y[:, 0] - value)) for value in given) < 1e-3
 
 
+@pytest.mark.slow
 def test_what_is_monitored_goes_by_its_direction(blobs, tmp_path):
     """The best step is the one with the most, or the least, and is found again."""
     for best, choose in (("higher", max), ("lower", min)):

@@ -88,6 +88,7 @@ def assert_same(got, want):
         assert got[name] == pytest.approx(value, rel=2e-6, abs=1e-9), name
 
 
+@pytest.mark.quick("plain-2", "plain-3")
 @pytest.mark.parametrize("count", [2, 3])
 def test_classes(blobs, weight, count):
     x, y = (part[blobs[1] < count] for part in blobs)

@@ -79,6 +79,7 @@ def test_members_train_each_on_its_own_loss(blobs, dropout):
     assert found["accuracy"] == pytest.approx((softmax(made, -1).mean(1).argmax(1) == y).mean())
 
 
+@pytest.mark.slow
 def test_predictions_are_mean_probabilities_and_mean_values(blobs, curve):
     few = {"train": {"epochs": 2}, "data": {"val_fraction": 0.0, "test_fraction": 0.0}}
     run = jmlp.train(SMALL | few, blobs, verbose=False)

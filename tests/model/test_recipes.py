@@ -75,6 +75,7 @@ def test_one_of_ones_own_is_a_recipe_like_any_other(monkeypatch):
     assert config.model.hidden == (4,) and config.optim.ema == 0.5
 
 
+@pytest.mark.slow
 def test_a_run_writes_what_its_recipe_came_to_and_goes_on_with_it(tmp_path):
     config = merged({"data": {"name": "diabetes"}, "model": {"recipe": "realmlp"}}, FEW)
     whole = jmlp.train(config, run_dir=tmp_path / "whole", verbose=False)

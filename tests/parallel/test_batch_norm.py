@@ -70,6 +70,7 @@ def test_running_statistics_are_of_the_rows_of_each_batch(blobs, step):
     np.testing.assert_allclose(norm["var"], 0.9 + 0.1 * z.var(0), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_run_of_before_is_still_opened(blobs, tmp_path, monkeypatch):
     from jmlp.training import setup as build
 

@@ -62,6 +62,7 @@ def assert_as_alone(block, data, keys):
     assert jax.tree.leaves(got.params)[0].sharding.mesh.size > 1
 
 
+@pytest.mark.quick("plain-sharded")
 @pytest.mark.parametrize("way", some(WAYS, "sharded"))
 @pytest.mark.parametrize("block", sorted(BLOCKS))
 def test_every_block_of_the_table_trains_as_one_device_does(block, way, data):

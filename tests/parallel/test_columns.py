@@ -45,6 +45,7 @@ def tables_of(params):
     return [np.asarray(t) for t in jax.tree.leaves(params["columns"]["tables"])]
 
 
+@pytest.mark.quick("pmap--")
 @pytest.mark.parametrize(("step", "mesh", "extra"), WAYS, ids=lambda v: v if type(v) is str else "")
 def test_as_one_device(step, mesh, extra):
     (want, want_losses), setup = (

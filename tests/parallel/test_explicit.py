@@ -65,6 +65,7 @@ LEARN = [
 MESHES = [{"data": 8}, {"data": 4, "model": 2}]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reducer", some(LEARN, LEARN[3]), ids=lambda r: r["name"])
 @pytest.mark.parametrize("mesh", some(MESHES, MESHES[1]), ids=str)
 def test_compressed_runs_learn_and_keep_every_copy(blobs, reducer, mesh):
@@ -104,6 +105,7 @@ def test_a_device_that_strays_is_found(blobs):
     assert not copies_agree(bad, setup)
 
 
+@pytest.mark.slow
 def test_a_strayed_run_is_not_saved(blobs, tmp_path, monkeypatch):
     monkeypatch.setattr("jmlp.training.loop.copies_agree", lambda *given: False)
     with pytest.raises(TrainingError, match="devices hold different parameters"):
@@ -140,6 +142,7 @@ def test_an_interrupted_compressed_run_is_the_undisturbed_one(blobs, tmp_path, r
 MOVES = [{"data": 8}, {"data": 2}, {"data": 3, "model": 2}]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mesh", some(MOVES, MOVES[2]), ids=str)
 def test_what_is_owed_goes_along_to_another_number_of_devices(blobs, tmp_path, mesh):
     cut = merged(RUN, {"train": {"steps_per_call": 1}})

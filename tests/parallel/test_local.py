@@ -195,6 +195,7 @@ def test_every_way_learns_and_agrees(blobs, way):
         assert leaf.addressable_shards[0].data.shape[0] == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", some(WAYS, "local_sgd int8"))
 def test_an_interrupted_run_is_the_undisturbed_one(blobs, tmp_path, way):
     """Stopped between two exchanges, each device goes on with parameters of its own."""

@@ -71,6 +71,7 @@ TWICE = [(which, *way) for way in WAYS for which in OWN]
 ONCE = [TWICE[2 * i + i % 2] for i in range(len(WAYS))]
 
 
+@pytest.mark.quick("classes-explicit--", "classes-tensor--")
 @pytest.mark.parametrize(
     ("which", "step", "mesh", "extra"),
     some(TWICE, *ONCE),

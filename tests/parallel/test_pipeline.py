@@ -93,6 +93,7 @@ def test_the_bubble_by_formula(schedule, ticks, bubble):
     assert schedule.bubble == pytest.approx(bubble)
 
 
+@pytest.mark.quick("mesh0-pipeline0-more0")
 @pytest.mark.parametrize(("mesh", "pipeline", "more"), some(SETTINGS, SETTINGS[0], SETTINGS[2]))
 def test_every_schedule_is_the_single_device(blobs, mesh, pipeline, more):
     tree = merged(DEEP, more)
@@ -149,6 +150,7 @@ def test_the_program_is_a_pipeline(many):
     assert temporary[1] - temporary[0] == pytest.approx(saved, rel=0.5)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_under_another_step(blobs, tmp_path):
     tree = {"train": {"steps_per_call": 1}, "model": {"hidden": [16, 8]}}
     under = config_of(tree, {"step": "pipeline", "mesh": {"data": 2, "pipe": 2}})

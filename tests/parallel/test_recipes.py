@@ -60,6 +60,7 @@ def by_hand(step, extra):
     return step == "pipeline" or "tensor" in extra
 
 
+@pytest.mark.quick("tabm-pmap--")
 @pytest.mark.parametrize(
     ("model", "step", "mesh", "extra"),
     some(CASES, *SHOWN),
@@ -88,6 +89,7 @@ def test_every_way_is_here():
     assert {step for step, _, _ in TABLE_WAYS} | {"single", "async", "reproducible"} >= set(STEPS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", some(MODELS, "tabm"))
 def test_one_worker_is_one_device(model):
     server = {"step": "async", "mesh": {"data": 1}, "server": {"engine": "replay", "workers": 1}}
@@ -99,6 +101,7 @@ def test_one_worker_is_one_device(model):
     assert_trees_close(got.state.params, want.state.params, atol=2e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["realmlp", "tabm"])
 def test_a_recipe_on_many_devices_is_that_on_one(recipe):
     """First weights that are fitted to rows, factors of rates, decay and schedules included."""

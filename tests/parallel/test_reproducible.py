@@ -23,6 +23,7 @@ def bits(name, n, *trees):
     return fingerprint(state.params), fingerprint(state.opt_state), losses.tobytes()
 
 
+@pytest.mark.slow
 @pytest.mark.exact
 @pytest.mark.parametrize("name", some(SHAPES, "adamw, dropout"))
 def test_any_number_of_devices_ends_in_the_same_bits(name):

@@ -83,6 +83,7 @@ def test_every_step_kind_is_compared():
     assert {name for name, _ in MESHES} == set(STEPS) - {"single"}
 
 
+@pytest.mark.quick("pipeline-data2xpipe2xmodel2-adamw")
 @pytest.mark.parametrize(
     ("step", "mesh", "kind"),
     some(WAYS, *SHOWN),
@@ -126,6 +127,7 @@ def test_losses_fall_and_differ():
     assert np.abs(dropped - losses).max() > 0.01
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", some(sorted(OPTIMIZERS), "muon"))
 def test_optimizers_match_over_fsdp_and_model(blobs, optimizer):
     optim = {"optim": {"name": optimizer, "learning_rate": 3e-3, "ema": 0.9}}

@@ -30,6 +30,7 @@ MODELS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keep", some(KEEPS, "ring"))
 @pytest.mark.parametrize(
     ("n", "model"), some([(2, "gated"), (3, "rms"), (8, "plain")], (2, "gated"))
@@ -89,6 +90,7 @@ def compiled(data, *trees):
     return programs.train.run.lower(programs.init(0), source, np.int32(0), np.int32(1)).compile()
 
 
+@pytest.mark.slow
 def test_split_activations_save_memory(blobs):
     wide = {"model": {"hidden": [64] * 8}, "mesh": {"data": 1, "model": 8},
             "train": {"batch_size": 4096}}  # fmt: skip

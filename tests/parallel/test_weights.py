@@ -52,6 +52,7 @@ def _alone(which, even):
 
 
 # tests/losses has weights too, under each way: here by default where it is a matter of weights.
+@pytest.mark.quick("classes-local--")
 @pytest.mark.parametrize(
     ("step", "mesh", "extra"),
     some(WAYS, WAYS[1], WAYS[5]),
@@ -67,6 +68,7 @@ def test_every_strategy_weighs_as_one_device_does(step, mesh, extra, which):
     assert_trees_close(got.params, want.params, atol=2e-5, rtol=2e-5)
 
 
+@pytest.mark.quick("asp")
 @pytest.mark.parametrize("policy", ["bsp", "asp"])
 def test_a_server_weighs_as_one_device_does(blobs, policy):
     """Rounds of eight workers; and one worker, whose every push is a step."""
@@ -87,6 +89,7 @@ def made(x, y, weight, task):
     return Dataset(split, None, None, schema, "made")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("task", "way"),
     [("classification", {"mesh": {"data": 8}}), ("regression", {"step": "single"})],

@@ -120,6 +120,7 @@ def test_what_no_worker_may_do_is_refused():
         protocol.push(shard, policy, NOTES, 1, 0, "not pulled", 1.0)
 
 
+@pytest.mark.slow
 @settings(max_examples=50, deadline=None)
 @given(
     shapes=st.lists(
@@ -142,6 +143,7 @@ def test_shards_hold_everything_once_and_about_the_same(shapes, count):
         assert max(loads) <= 2 * -(-total // count) + row
 
 
+@pytest.mark.quick("none", "bf16", "int4", "int8")
 @pytest.mark.parametrize(
     "config",
     [

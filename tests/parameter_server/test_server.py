@@ -91,6 +91,7 @@ SCHEDULES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("schedule", some(SCHEDULES, "away shared", "coded"))
 def test_a_replay_is_the_same_every_time_and_wherever_it_was_cut(blobs, tmp_path, schedule):
     keys = SCHEDULES[schedule]
@@ -144,6 +145,7 @@ def group_of(blobs, *keys):
     return programs.train.make_group(programs.init(config.seed), dataset, plan)
 
 
+@pytest.mark.quick("keys3-49", "keys5-15")
 @pytest.mark.parametrize(
     ("keys", "updates"),
     [
@@ -256,6 +258,7 @@ def test_compressed_messages_are_as_long_as_they_say(blobs):
     assert got.summary["train"]["loss"] == pytest.approx(plain["train"]["loss"], rel=0.1)
 
 
+@pytest.mark.slow
 def test_threads_go_on_from_a_checkpoint(blobs, tmp_path):
     keys = merged(server("ssp", "threads"), {"train": {"checkpoint_every": "3 steps"}})
     assert run(blobs, keys, run_dir=tmp_path, report=Interrupt(7)).summary["interrupted"]

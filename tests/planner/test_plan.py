@@ -56,6 +56,7 @@ def test_a_loop_is_counted_once_with_what_it_cuts():
     assert program.peak(1) == 4 * (8 * 32 + 8 * 8)  # a slice and its product
 
 
+@pytest.mark.quick("single", "data")
 @pytest.mark.parametrize(
     "keys",
     [

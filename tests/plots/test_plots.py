@@ -44,6 +44,7 @@ def named(axes):
     return bool(axes.get_xlabel() and axes.get_ylabel())
 
 
+@pytest.mark.slow
 def test_curves_are_those_of_the_log(run):
     folder, _ = run
     figure = plots.run_curves(folder)
@@ -141,6 +142,7 @@ def test_large_meshes_fit_into_a_part():
     assert _named(list(range(0, 64, 2)), 9) == "32 devices"
 
 
+@pytest.mark.slow
 def test_messages_are_drawn_round_by_round():
     seen = rounds_of(ALL_REDUCE["tree"].all_reduce, 4, 8)
     figure = plots.messages(seen, "tree")

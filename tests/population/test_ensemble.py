@@ -74,6 +74,7 @@ def test_members_are_picked_for_what_they_do_together():
         assert found == brute(outputs, y, 4, errors) and len(found) > 1
 
 
+@pytest.mark.slow
 def test_an_ensemble_is_one_model_to_whoever_asks(swept, tmp_path, capsys):
     made = swept.ensemble(6, tmp_path / "run", data=rows())
     assert len(made.members) > 1 and sum(one.weight for one in made.members) == pytest.approx(1)

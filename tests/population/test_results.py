@@ -45,6 +45,7 @@ def test_values_have_places_on_a_line():
     assert axis_of(["tanh", "relu", True]).tolist() == [1, 0, 2]
 
 
+@pytest.mark.slow
 def test_all_trials_are_a_table(swept):
     parquet = pytest.importorskip("pyarrow.parquet")
     table = parquet.read_table(swept.run_dir / "trials.parquet").to_pydict()

@@ -61,6 +61,7 @@ def test_the_leaderboard_is_ranked_and_kept(swept):
     assert json.loads((path / "summary.json").read_text())["leaderboard"][0]["rank"] == 1
 
 
+@pytest.mark.slow
 def test_a_member_is_exported_as_the_run_it_is(swept, tmp_path):
     found, path = swept
     made = export_member(path, tmp_path / "run", rank=2, data=rows())
@@ -125,6 +126,7 @@ def test_other_rows_are_refused(swept):
         sweep(CONFIG, data=other, run_dir=path)
 
 
+@pytest.mark.slow
 def test_more_trials_leave_what_is_known_as_it_is(tmp_path):
     few = merged(CONFIG, {"search": {"trials": 3}})
     first = sweep(few, data=rows(), run_dir=tmp_path / "longer")
@@ -148,6 +150,7 @@ def test_damage_is_told_by_name(swept, tmp_path):
         export_member(tmp_path / "bad", tmp_path / "run", data=rows())
 
 
+@pytest.mark.slow
 def test_halving_goes_on_from_the_rung_below(tmp_path):
     tree = merged(CONFIG, {"train": {"epochs": 4, "select": "last"}, "search": {
         "method": "halving", "eta": 2, "trials": 8, "space": {
@@ -179,6 +182,7 @@ def test_folds_are_cuts_of_the_rows_that_are_not_for_testing(tmp_path):
     assert len(set.union(*held)) == sum(map(len, held)) >= 125
 
 
+@pytest.mark.slow
 def test_budgets_end_it_and_more_of_them_goes_on(tmp_path):
     tree = merged(CONFIG, {"search": {"trials": 4, "epochs": 1, "batch": 2}})
     few = sweep(tree, data=rows(), run_dir=tmp_path / "budget")
@@ -267,6 +271,7 @@ def test_asha_promotes_the_best_of_a_rung_and_nobody_twice():
     assert all(job.trial < 9 for job in asked if job.epochs == 9)
 
 
+@pytest.mark.slow
 def test_the_command_ends_in_json(tmp_path, capsys):
     file = tmp_path / "search.yaml"
     file.write_text(
@@ -310,6 +315,7 @@ def test_samplers_of_optuna_learn_from_what_they_are_told(method):
     assert np.mean(scores[-30:]) < np.mean(scores[:30]) / 2
 
 
+@pytest.mark.slow
 def test_an_interrupt_gives_up_the_pack_and_keeps_what_is_done(swept, tmp_path, monkeypatch):
     found, _ = swept
     calls = []

@@ -48,6 +48,7 @@ def flag():
         jax.config.update(name, value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", some(KINDS, "optimizer"))
 def test_flags_do_not_change_a_run(kind, blobs, flag):
     config = merged(BASE, KINDS[kind])
@@ -78,6 +79,7 @@ def test_a_run_continues_under_x64_as_it_began(tmp_path, blobs, flag):
     assert run.step == 12
 
 
+@pytest.mark.slow
 def test_a_flag_that_changes_bits_is_named_on_resume(tmp_path, blobs, flag, capsys):
     config = merged(BASE, FOUR, {"train": {"steps": 6}})
     jmlp.train(config, blobs, run_dir=tmp_path / "run")

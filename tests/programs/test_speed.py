@@ -238,6 +238,7 @@ def test_interleaved_and_compared():
     assert [row["ratio"] for row in unranked] == [None, None]
 
 
+@pytest.mark.slow
 @jax.numpy_rank_promotion("allow")  # loops by hand are written as people write them
 def test_bench_step_measures_every_row(monkeypatch):
     monkeypatch.setattr(step, "TARGET_S", 1e-9)
@@ -277,6 +278,7 @@ def test_bench_comm_ranks_nothing_here():
     assert len(comm._names()) == len(set(comm._names())) >= 18
 
 
+@pytest.mark.slow
 def test_bench_stream_shows_memory_and_speed(tmp_path, monkeypatch):
     monkeypatch.setattr(stream, "TARGET_S", 1e-9)
     files = stream.write(tmp_path, 2_000_000)

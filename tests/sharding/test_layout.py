@@ -99,6 +99,7 @@ def test_state_is_born_sharded(blobs):
     assert compiled_init.memory_analysis().output_size_in_bytes < whole / 2
 
 
+@pytest.mark.slow
 def test_each_parallelism_sends_what_it_should(blobs):
     assert kinds(compiled(blobs, EVEN, {"step": "single"})) == set()
     assert kinds(compiled(blobs, EVEN, {"mesh": {"data": 8}})) == {"all-reduce"}

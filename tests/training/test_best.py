@@ -53,6 +53,7 @@ def first_best(folder):
     return max(events, key=lambda e: e["accuracy"])["step"], events
 
 
+@pytest.mark.slow
 def test_the_first_of_equals_is_best_for_everybody(tied):
     folder, summary = tied
     best, events = first_best(folder)
@@ -65,6 +66,7 @@ def test_the_first_of_equals_is_best_for_everybody(tied):
         assert fingerprint(run.state.params) == summary["fingerprint"]
 
 
+@pytest.mark.slow
 def test_a_resumed_run_keeps_the_same_best(tied, tmp_path):
     _, summary = tied
     for step in (30, 120, 300):
@@ -80,6 +82,7 @@ def damage(folder, step):
     path.write_bytes(path.read_bytes()[:-9])
 
 
+@pytest.mark.quick("gone")
 @pytest.mark.parametrize("how", ["gone", "damaged"])
 def test_a_named_step_is_used_or_missed(tied, tmp_path, how):
     folder = tmp_path / "run"
@@ -108,6 +111,7 @@ def test_a_named_step_is_used_or_missed(tied, tmp_path, how):
     assert not any("ending with the best" in note for note in told.notes)
 
 
+@pytest.mark.slow
 def test_a_best_of_zero_is_a_best(blobs):
     """An accuracy of 0 on one validation row."""
     x, y = blobs

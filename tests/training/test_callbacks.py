@@ -71,6 +71,7 @@ def of_epoch(end, checkpoint=True):
     return [*blocks, ("evaluation", end, ("train", "val")), *more]
 
 
+@pytest.mark.quick("async")
 @pytest.mark.parametrize("way", some(WAYS, "pipeline", "async"))
 def test_it_is_told_of_every_event_in_order(blobs, tmp_path, way):
     settings, witness = merged(SMALL, WAYS[way]), Witness()
@@ -88,6 +89,7 @@ def test_it_is_told_of_every_event_in_order(blobs, tmp_path, way):
     assert jmlp.train(settings, blobs).summary["fingerprint"] == result.summary["fingerprint"]
 
 
+@pytest.mark.quick("async")
 @pytest.mark.parametrize("way", ["sharded", "async"])
 def test_a_resumed_run_goes_on_where_it_was(blobs, tmp_path, way):
     settings = merged(SMALL, WAYS[way])
@@ -130,6 +132,7 @@ STOPS = [(way, *end) for way in ("sharded", "async") for end in ENDS.items()]
 STOPS += [(way, "on_steps", 7) for way in WAYS if way not in ("sharded", "async")]
 
 
+@pytest.mark.quick("async-on_steps-7")
 @pytest.mark.parametrize(
     ("way", "event", "end"),
     some(STOPS, *STOPS[:3], ("async", "on_steps", 7)),
@@ -165,6 +168,7 @@ def whole(blobs):
     return jmlp.train(SMALL, blobs).summary
 
 
+@pytest.mark.quick("on_compiled")
 @pytest.mark.parametrize("event", EVENTS)
 def test_one_that_fails_is_named_and_loses_nothing(blobs, whole, tmp_path, event):
     at, witness = EVENTS[event], Witness()
@@ -190,6 +194,7 @@ def test_one_that_fails_is_named_and_loses_nothing(blobs, whole, tmp_path, event
     assert steps == [5, 10, 15, 20]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", some(["pipeline", "local", "async"], "local"))
 def test_one_that_fails_in_every_kind_of_run(blobs, tmp_path, way):
     settings = merged(SMALL, WAYS[way])
@@ -287,6 +292,7 @@ def test_jmlps_own_are_lines_of_the_table(blobs, tmp_path, monkeypatch):
     assert not (tmp_path / "curves.png").exists()
 
 
+@pytest.mark.slow
 def test_order_own_before_the_configs_before_the_calls(blobs, tmp_path, monkeypatch):
     seen = []
 

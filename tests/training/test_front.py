@@ -21,6 +21,7 @@ def test_completion_shows_the_api():
     assert sorted(jmlp.__all__) == dir(jmlp)
 
 
+@pytest.mark.slow
 def test_values_are_told_in_a_few_lines(tmp_path):
     result = jmlp.train(CONFIG, run_dir=tmp_path / "run")
     run, setup = jmlp.open_run(tmp_path / "run"), result.setup
@@ -49,6 +50,7 @@ class Terminal(io.StringIO):
         return True
 
 
+@pytest.mark.quick("False-False", "False-None", "False-True")
 @pytest.mark.parametrize("verbose", [None, True, False])
 @pytest.mark.parametrize("terminal", [True, False])
 def test_python_tells_of_a_run_where_somebody_looks_on(monkeypatch, verbose, terminal):
@@ -101,6 +103,7 @@ process.join()
 """
 
 
+@pytest.mark.quick("after-was forked after jax")
 @pytest.mark.parametrize(("when", "said"), [("after", "was forked after jax"), ("before", "train")])
 def test_a_fork_is_told_that_it_would_hang(when, said):
     done = subprocess.run(

@@ -19,6 +19,7 @@ for verbose in (None, True, False):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("end", some(["2>&-", "2> >(true)", "2>/dev/full"], "2>&-"))
 def test_a_stderr_that_is_gone_ends_neither_the_run_nor_stdout(end, tmp_path):
     (tmp_path / "script.py").write_text(CODE)

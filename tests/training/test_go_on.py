@@ -39,6 +39,7 @@ def copied(finished, tmp_path):
     return tmp_path / "run"
 
 
+@pytest.mark.slow
 def test_more_epochs_are_the_longer_run(finished, tmp_path):
     """With a constant rate nothing tells the two apart."""
     run_dir = copied(finished, tmp_path)
@@ -71,6 +72,7 @@ def test_another_optimizer_starts_afresh(finished, tmp_path, capsys):
     assert 0 < np.abs(kernel(result) - kernel(finished[1])).max() < 0.1
 
 
+@pytest.mark.slow
 def test_a_run_that_stopped_early_goes_on(tmp_path):
     early = {"train": {"epochs": 30, "early_stopping": 1}, "optim": {"learning_rate": 1e-9}}
     stopped = train(early, run_dir=tmp_path / "run")
@@ -150,6 +152,7 @@ WAYS = [
 ]  # fmt: skip
 
 
+@pytest.mark.quick("sharded")
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way["step"])
 def test_under_every_strategy(finished, way):
     """Frozen layers keep the other run's weights; the others move from there."""

@@ -21,6 +21,7 @@ SMALL = {
 }
 
 
+@pytest.mark.quick("2-KeyboardInterrupt")
 @pytest.mark.parametrize(
     ("number", "error"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)]
 )
@@ -80,6 +81,7 @@ for seed in range(3):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", some([signal.SIGINT, signal.SIGTERM], signal.SIGINT))
 def test_a_loop_over_trainings_ends(number):
     code = LOOP.format(tests=str(Path(__file__).parents[1]), number=int(number))
@@ -91,6 +93,7 @@ def test_a_loop_over_trainings_ends(number):
     assert done.returncode == (143 if number == signal.SIGTERM else -signal.SIGINT)
 
 
+@pytest.mark.slow
 def test_a_second_training_on_another_thread_is_refused(blobs, tmp_path):
     """orbax mixes up the folders of two that save at once, and collectives may never end."""
     alone = jmlp.train(SMALL, blobs).summary["fingerprint"]
@@ -119,6 +122,7 @@ def test_a_second_training_on_another_thread_is_refused(blobs, tmp_path):
     assert (tmp_path / "second" / "summary.json").exists()
 
 
+@pytest.mark.slow
 def test_a_training_inside_a_training(blobs, tmp_path):
     alone = jmlp.train(SMALL, blobs).summary["fingerprint"]
     inner = []

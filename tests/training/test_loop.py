@@ -55,6 +55,7 @@ def test_interrupted_and_continued_is_the_undisturbed_run(blobs, tmp_path, numbe
     assert signal.getsignal(number) == before  # ours is gone
 
 
+@pytest.mark.slow
 def test_placements_and_calls_make_the_same_run(blobs):
     """Device or host, one step a call or many: the same batches, masks and curve."""
     want = train(blobs, {"data": {"placement": "device"}, "train": {"steps_per_call": 1}})
@@ -121,6 +122,7 @@ def test_a_second_writer_is_refused(blobs, tmp_path):
     train(blobs, {"train": {"epochs": 1}}, run_dir=tmp_path)  # the lock is free again
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_not_trained_again(blobs, tmp_path):
     first = train(blobs, run_dir=tmp_path).summary
     again = train(blobs, run_dir=tmp_path).summary
@@ -129,6 +131,7 @@ def test_a_finished_run_is_not_trained_again(blobs, tmp_path):
     assert again["seconds"] == first["seconds"]
 
 
+@pytest.mark.slow
 def test_early_stopping_ends_with_the_best_weights(blobs, tmp_path):
     rng = np.random.default_rng(3)
     x, y = rng.normal(size=(120, 10)), rng.integers(0, 2, 120)  # nothing to learn but noise
@@ -222,6 +225,7 @@ def test_a_disk_too_small_is_refused_before_step_0(blobs, tmp_path, monkeypatch)
         train(blobs, run_dir=tmp_path)
 
 
+@pytest.mark.slow
 def test_wire_bytes_count_the_gradient_once(blobs):
     one = train(blobs, {"step": "single", "mesh": {"data": 1}, "train": {"steps": 2}})
     assert one.summary["wire_bytes_per_step"] is None
@@ -230,6 +234,7 @@ def test_wire_bytes_count_the_gradient_once(blobs):
     assert four["wire_bytes_per_step"] == pytest.approx(2 * 3 / 4 * four["params"] * 4, abs=64)
 
 
+@pytest.mark.slow
 def test_a_model_and_optimizer_of_ones_own(blobs, tmp_path):
     class Mine(nnx.Module):
         def __init__(self, rngs):
@@ -274,6 +279,7 @@ def test_regression_metrics_are_in_the_targets_units(curve):
     assert test["r2"] > 0.5
 
 
+@pytest.mark.slow
 def test_evaluation_counts_every_row_once_on_every_mesh(blobs):
     """1,030 rows: one full evaluation batch and a ragged one of 6."""
     rng = np.random.default_rng(0)
@@ -318,6 +324,7 @@ def test_uint8_rows_stay_uint8_until_the_devices(blobs):
     assert result.summary["test"]["accuracy"] > 0.9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "keys",
     [

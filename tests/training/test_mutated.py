@@ -65,6 +65,7 @@ def read_all(folder):
     return met
 
 
+@pytest.mark.slow
 def test_mutated_files_are_named_and_nothing_else_is_raised(finished, tmp_path):
     rng = random.Random(0)
     folder = tmp_path / "run"
@@ -99,6 +100,7 @@ def test_odd_metadata_is_damage_of_one_step(finished, tmp_path, text):
     assert str(caught.value).count("is damaged: meta: ") == len(steps)
 
 
+@pytest.mark.slow
 def test_sealed_metadata_of_other_types_are_errors_in_words(finished, blobs, tmp_path):
     """As whoever seals them anew may write them."""
     shutil.copytree(finished, tmp_path / "run")

@@ -41,6 +41,7 @@ def full(*_):
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
+@pytest.mark.quick("Curves-on_end")
 @pytest.mark.parametrize(
     ("hook", "event"),
     [(Log, "on_evaluation"), (TensorBoard, "on_evaluation"), (Log, "on_start"), (Curves, "on_end")],
@@ -93,6 +94,7 @@ class Broken(Warned):
         raise RuntimeError("no bar")
 
 
+@pytest.mark.slow
 def test_a_reporter_that_fails_is_a_warning_a_kind(blobs, tmp_path, whole):
     report = Broken()
     result = jmlp.train(SMALL, blobs, run_dir=tmp_path, report=report)
@@ -155,6 +157,7 @@ TERMINALS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("command", "environment"), some(TERMINALS, TERMINALS[1], TERMINALS[4]))
 def test_a_terminal_that_fails_does_not_end_the_run(table, command, environment):
     done = shell(command, table, **environment)

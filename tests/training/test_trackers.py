@@ -78,6 +78,7 @@ def test_a_run_is_told_from_its_config_to_its_summary(wandb, tmp_path):
     assert kept_id(tmp_path, "wandb") == given["id"]
 
 
+@pytest.mark.slow
 def test_a_continued_run_is_the_same_one(wandb, tmp_path):
     jmlp.train(CONFIG, ROWS, run_dir=tmp_path)
     train = CONFIG["train"] | {"epochs": 3}
