@@ -58,6 +58,15 @@ def test_racks_are_seen_and_crossed_once():
     assert next(iter(one.estimates(8, 4, 4))) == "gather"
 
 
+@pytest.mark.parametrize("slowest", [(0, 1), (1, 0), (2, 3), (3, 2)])
+def test_the_slowest_link_of_a_rack_is_that_of_any_pair_within_one(slowest):
+    told = table()
+    for pair in told["pairs"]:
+        if (pair["from"], pair["to"]) == slowest:
+            pair["bytes_per_second"] = 9e7
+    assert Links.model_validate(told).within().bytes_per_s == 9e7
+
+
 def test_auto_goes_by_the_file(tmp_path, blobs):
     file = tmp_path / "links.json"
     file.write_text(json.dumps(table()))
