@@ -92,6 +92,8 @@ class Links(_Strict):
     patterns: Patterns
     rows: list[Timed] = []
     """none: prices are the model's alone"""
+    compress: dict[str, Seconds] = {}
+    """by compressor, what it takes beside its messages, a number; none: `compress.choice` knows"""
 
     def inner(self) -> int | None:
         """How many consecutive processes stand together, if some do."""

@@ -53,6 +53,8 @@ class Wires(NamedTuple):
         if not pairs:
             return 0.0
         alone_s = max(self.pair(*pair).alpha_s for pair in pairs)
+        # A pair that was slow once, and not among all at once, was held up by something else.
+        alone_s = min(alone_s, self.together_s) if len(pairs) > 1 else alone_s
         busy = min(1.0, (len(pairs) - 1) / max(1, n - 1))
         latency_s = alone_s + busy * max(0.0, self.together_s - alone_s)
         return latency_s + step.nbytes * self._slowest(pairs)
