@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -199,3 +200,33 @@ def test_processes_measure_their_links(tmp_path):
     assert all(row["measured_seconds"] > 0 for row in found["rows"])
     assert set(found["errors"]["ring"]) == {"median", "worst"}
     assert read(str(file), 2).pairs[0].bytes_per_second > 1e6
+
+
+def test_a_script_judges_choices(monkeypatch):
+    """Set-ups by seed, within bounds; the pick beside the best that loses no more."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "scripts"))
+    import network_choices
+
+    drawn = [network_choices.setup_of(seed) for seed in range(300)]
+    assert drawn[7] == network_choices.setup_of(7)
+    assert {one["hosts"] for one in drawn} == {2, 3, 4, 5, 6}
+    assert min(one["mbit"] for one in drawn) >= 20 and max(one["mbit"] for one in drawn) <= 2000
+    counts = [
+        sum(a * b + b for a, b in zip(w, w[1:], strict=False)) for w in (d["widths"] for d in drawn)
+    ]
+    assert 0.9e4 < min(counts) < 2e4 and 0.5e7 < max(counts) < 1.1e7
+
+    def timed(loses, *seconds):
+        return {"loses": loses, "predicted": 1.0, "measured": list(seconds)}
+
+    candidates = {"auto none": timed(0, 2, 9, 2), "ring": timed(0, 1, 1), "auto int8": timed(1, 1)}
+    candidates |= {"auto top_k": timed(2, 0.5), "slow": timed(0)}
+    picks = {"nothing": "auto none", "rounding": "auto int8", "anything": "auto int8"}
+    run = {"candidates": candidates, "picks": picks}
+    found = network_choices.judged(run)
+    assert [one["ratio"] for one in found.values()] == [2, 1, 2]
+    assert found["anything"]["best"] == "auto top_k"
+    told = network_choices.summary([run])
+    assert [one["near"] for one in told["picks"].values()] == [0, 1, 0]
+    assert told["errors"]["auto none"] == {"median": 0.5, "worst": 0.5}
+    assert "slow" not in told["errors"]
