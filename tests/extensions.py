@@ -71,7 +71,7 @@ ADDED = {
         ''',
         "jmlp/comm/wheel.py",
         "jmlp/comm/__init__.py",
-        '    "torus": Topology(two_level.torus, two_level.torus_traffic, TwoLevels),',
+        '    "psum": Topology(psum.all_reduce, psum.traffic, rounds=ring.rounds),',
         '    "wheel": "jmlp.comm.wheel:WHEEL",',
         ("tests/comm/test_comm.py",),
         {"step": "explicit", "comm": {"all_reduce": "wheel"}},

@@ -64,6 +64,7 @@ ELSEWHERE = [
     ("scripts/fuzz.py --inputs", "test_fuzz.py", '"fuzz.py"'),
     ("scripts/mutate.py --known", "test_breaks.py", "scripts/mutate.py --known"),
     ("scripts/hosts.py --hosts", "distributed/test_hosts.py", '"hosts.py"'),
+    ("scripts/network_choices.py --seeds", "comm/test_links.py", "import network_choices"),
     ("jmlp bench links", "comm/test_links.py", '"bench", "links"'),
     ("jmlp launch -n 4 -- bench links", "comm/test_links.py", '"bench", "links"'),
     (

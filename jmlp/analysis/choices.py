@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import jax
 
+from jmlp.compress import choice
 from jmlp.compress.make import explain
 from jmlp.config import Config
 from jmlp.programs.kernels import choose
@@ -55,6 +56,13 @@ def choices(asked: Config, setup: Setup) -> list[Choice]:
     found.append(
         Choice("train.kernels", *choose(config, programs.abstract.params, device.platform))
     )
+    if choice.is_asked(asked.comm):
+        params = jax.tree.leaves(programs.abstract.params)
+        for priced in choice.price(asked.comm, mesh, params):
+            name = priced.reducer.name
+            taken = name == config.comm.reducer.name
+            key = "comm.reducer" if taken else "  instead"
+            found.append(Choice(key, name, str(priced)))
     if config.comm.all_reduce == "auto":
         params = jax.tree.leaves(programs.abstract.params)
         for line in explain(config.comm, mesh, params):
@@ -70,5 +78,5 @@ def print_choices(found: list[Choice], setup: Setup, report: Reporter) -> None:
     """A line a choice, and what was found in the data."""
     for note in setup.dataset.notes:
         report.note(note)
-    for choice in found:
-        report.note(f"{f'{choice.key} = {choice.value}':46} {choice.why}")
+    for one in found:
+        report.note(f"{f'{one.key} = {one.value}':46} {one.why}")

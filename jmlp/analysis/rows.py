@@ -254,3 +254,5 @@ class LinksResult(Result[AllReduceRow]):
     """how many stand together, if some do"""
     errors: dict[str, Errors]
     """by topology"""
+    compress: dict[str, float]
+    """by compressor, seconds a number beside the messages"""

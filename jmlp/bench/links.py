@@ -15,6 +15,7 @@ from statistics import median
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.sharding import Mesh, NamedSharding
@@ -25,7 +26,11 @@ from jmlp.bench.resume import Flags, described
 from jmlp.comm import ALL_REDUCE
 from jmlp.comm.cost import FLAT
 from jmlp.comm.links import Links
-from jmlp.comm.topology import bound
+from jmlp.comm.topology import bound, near_square
+from jmlp.compress import Reducer, ReducerConfig
+from jmlp.compress.choice import CANDIDATES, messages_s
+from jmlp.compress.make import make_reducer
+from jmlp.config.sections import CommConfig
 from jmlp.distributed.agreement import agree
 from jmlp.errors import ConfigError
 from jmlp.report import Reporter
@@ -65,6 +70,8 @@ def run(flags: Flags, report: Reporter) -> LinksResult:
     if inner := links.inner():
         report.note(f"groups of {inner} have faster links within than between them")
     rows = _all_reduces(devices, links, repeats, report)
+    timed = Links.model_validate({**dict(links), "rows": rows})
+    compress = _compress(devices, timed, repeats, report)
     several = jax.process_count() > 1
     recipe: Recipe = {"devices": n, "sizes": SIZES, "sample": "a message of so many float32"}
     return {
@@ -76,6 +83,7 @@ def run(flags: Flags, report: Reporter) -> LinksResult:
         "patterns": patterns,
         "inner": links.inner(),
         "errors": _errors(rows),
+        "compress": compress,
     }
 
 
@@ -226,6 +234,44 @@ def _all_reduces(
                 f"   measured {1e3 * seconds:9.2f} ms"
             )
     return rows
+
+
+def _compress(
+    devices: list[Device], links: Links, repeats: int, report: Reporter
+) -> dict[str, float]:
+    """By compressor, seconds a number beside the messages: what an exchange takes without them."""
+    n, found = len(devices), {}
+    size = SIZES[-1]
+    dense_s = links.estimates(size, 4, n, ["full"])["full"]
+    if dense_s > 4 * _LONG_S:
+        return {}  # nothing that a processor does counts here
+    mesh = Mesh(np.array(devices), (_AXIS,))
+    leaf = jax.ShapeDtypeStruct(near_square(size), np.float32)
+    noise = np.random.default_rng(0).normal(size=leaf.shape).astype(np.float32)
+    for name, candidate in CANDIDATES.items():
+        if name == "none":
+            continue
+        settings = ReducerConfig.model_validate(candidate.settings)
+        comm = CommConfig.model_construct(None, all_reduce="full", reducer=settings)
+        reducer = make_reducer(comm, mesh)
+
+        def body(x: jax.Array, reducer: Reducer = reducer) -> jax.Array:
+            state = reducer.init([leaf], n)
+            feeds_back = "residual" in state
+            if feeds_back:
+                state = state | {"residual": [x[1]]}
+            # Of numbers that differ, and that hang on the last exchange: nothing is done once.
+            reduced = reducer.mean([noise + 1e-3 * x[0]], state, _AXIS, jax.random.key(0))
+            rest = reduced.state["residual"][0] if feeds_back else x[1]
+            return jnp.stack([reduced.mean[0], rest])
+
+        took_s = _time(devices, body, (2, *leaf.shape), repeats)
+        sent_s = messages_s(settings, [leaf], n, lambda *what: links.estimates(*what, ["full"]))
+        found[name] = max(0.0, took_s - sent_s) / size
+        report.note(
+            f"{name:16} {1e9 * found[name]:9.2f} ns a number to compress; all {1e3 * took_s:.2f} ms"
+        )
+    return found
 
 
 def _errors(rows: list[AllReduceRow]) -> dict[str, Errors]:

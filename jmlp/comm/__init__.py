@@ -5,7 +5,7 @@ all-gather by all-to-all, direct exchange: `fully_connected`. binomial tree, dou
 `tree`. recursive halving and doubling (Rabenseifner): `halving_doubling`. hierarchical
 (hosts of devices), two-dimensional torus: `two_level`. What they share, `Traffic`: `topology`.
 gradient buckets: `buckets`. alpha-beta cost model, `all_reduce: auto`: `cost`; by links that were
-measured: `links`.
+measured: `links`, priced round by round: `wires`.
 
 A topology is a file and a line in `ALL_REDUCE`; its settings are a subclass of `CommConfig` in
 that file. All of these can be imported without loading jax.
@@ -17,16 +17,28 @@ from jmlp.comm.two_level import TwoLevels
 from jmlp.config.tables import Lines
 
 ALL_REDUCE: Lines[Topology] = Lines({
-    "psum": Topology(psum.all_reduce, psum.traffic),
-    "full": Topology(fully_connected.all_reduce, fully_connected.traffic),
-    "gather": Topology(fully_connected.gather, fully_connected.gather_traffic),
-    "ring": Topology(ring.all_reduce, ring.traffic),
-    "ring2": Topology(ring.both_ways, ring.both_ways_traffic),
-    "tree": Topology(tree.all_reduce, tree.traffic),
-    "double_tree": Topology(tree.double, tree.double_traffic),
-    "halving_doubling": Topology(halving_doubling.all_reduce, halving_doubling.traffic),
-    "hierarchical": Topology(two_level.hierarchical, two_level.hierarchical_traffic, TwoLevels),
-    "torus": Topology(two_level.torus, two_level.torus_traffic, TwoLevels),
+    "psum": Topology(psum.all_reduce, psum.traffic, rounds=ring.rounds),
+    "full": Topology(
+        fully_connected.all_reduce, fully_connected.traffic, rounds=fully_connected.rounds
+    ),
+    "gather": Topology(
+        fully_connected.gather, fully_connected.gather_traffic,
+        rounds=fully_connected.gather_rounds,
+    ),
+    "ring": Topology(ring.all_reduce, ring.traffic, rounds=ring.rounds),
+    "ring2": Topology(ring.both_ways, ring.both_ways_traffic, rounds=ring.both_ways_rounds),
+    "tree": Topology(tree.all_reduce, tree.traffic, rounds=tree.rounds),
+    "double_tree": Topology(tree.double, tree.double_traffic, rounds=tree.double_rounds),
+    "halving_doubling": Topology(
+        halving_doubling.all_reduce, halving_doubling.traffic, rounds=halving_doubling.rounds
+    ),
+    "hierarchical": Topology(
+        two_level.hierarchical, two_level.hierarchical_traffic, TwoLevels,
+        two_level.hierarchical_rounds,
+    ),
+    "torus": Topology(
+        two_level.torus, two_level.torus_traffic, TwoLevels, two_level.torus_rounds
+    ),
 })  # fmt: skip
 """The topologies by the names that `comm.all_reduce` takes; one's own may be added. Of a file
 that nothing here imports a line is `module:NAME`."""

@@ -11,7 +11,8 @@ Source: Thakur, Rabenseifner & Gropp 2005, doi:10.1177/1094342005051521, section
 
 from __future__ import annotations
 
-from jmlp.comm.topology import Axis, Traffic, checked, cut, size_of, uncut
+from jmlp.comm import ring
+from jmlp.comm.topology import Axis, Round, Traffic, checked, cut, everyone, size_of, uncut
 from jmlp.deferred import lazy_imports
 
 with lazy_imports():
@@ -45,6 +46,12 @@ def traffic(size: int, itemsize: int, n: int) -> Traffic:
     return Traffic(2, 2 * n * (n - 1), sent, sent)
 
 
+def rounds(size: int, itemsize: int, n: int) -> list[Round]:
+    """All at once, then around a ring, as gloo gathers."""
+    share = -(-size // n) * itemsize
+    return [Round(everyone(n), share), Round(ring.hop(n), share, n - 1)] if n > 1 else []
+
+
 def gather(x: jax.Array, axis: Axis) -> jax.Array:
     """The sum of an all-gather: as `all_reduce`, but each device sends (n-1) * x.nbytes."""
     if size_of(axis) == 1:
@@ -56,6 +63,11 @@ def gather_traffic(size: int, itemsize: int, n: int) -> Traffic:
     """One step of n(n-1) messages, each of the whole array."""
     sent = (n - 1) * size * itemsize
     return Traffic(int(n > 1), n * (n - 1), sent, sent)
+
+
+def gather_rounds(size: int, itemsize: int, n: int) -> list[Round]:
+    """Around a ring, as gloo gathers."""
+    return [Round(ring.hop(n), size * itemsize, n - 1)] if n > 1 else []
 
 
 def chain(rows: jax.Array) -> jax.Array:

@@ -11,7 +11,18 @@ Source: Thakur, Rabenseifner & Gropp 2005, doi:10.1177/1094342005051521, section
 
 from __future__ import annotations
 
-from jmlp.comm.topology import Axis, Pairs, Traffic, checked, cut, pick, put, size_of, uncut
+from jmlp.comm.topology import (
+    Axis,
+    Pairs,
+    Round,
+    Traffic,
+    checked,
+    cut,
+    pick,
+    put,
+    size_of,
+    uncut,
+)
 from jmlp.deferred import lazy_imports
 
 with lazy_imports():
@@ -86,3 +97,17 @@ def traffic(size: int, itemsize: int, n: int) -> Traffic:
         (p * path + 2 * extra * whole) / n,
         path + fold * whole,
     )
+
+
+def rounds(size: int, itemsize: int, n: int) -> list[Round]:
+    """Its messages: fold, halve, double, hand back."""
+    extra, members = _members(n)
+    p = len(members)
+    share = -(-size // p) * itemsize
+    # Partners at distance d swap d shares.
+    apart = [p >> (k + 1) for k in range(p.bit_length() - 1)]
+    halving = [Round(_partners(members, d), d * share) for d in apart]
+    fold = [(2 * i, 2 * i + 1) for i in range(extra)]
+    first = [Round(fold, p * share)] if extra else []
+    last = [Round([(b, a) for a, b in fold], p * share)] if extra else []
+    return [*first, *halving, *reversed(halving), *last]

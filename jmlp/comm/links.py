@@ -1,14 +1,17 @@
 """Links as `jmlp bench links` measured them: what `all_reduce: auto` goes by, if it is told where.
 
-A pattern of messages is priced by the pattern that was measured and is most like it: neighbours on
-a ring, everyone to the other half, everyone to everyone. So what links share, and what a host's
-processors add, is in the figures. Where some pairs are much faster than others, and stand together
-(racks), `inner` says how many, and a hierarchical exchange crosses the slow link once.
+Rounds of messages are priced one by one, by the pairs that speak in them and what these share
+(`wires`). Where some pairs are much faster than others, and stand together (racks), `inner` says
+how many, and a hierarchical exchange crosses the slow link once. A file that has all-reduces which
+were timed corrects the price of each by them: what a model leaves out is in there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated
 
@@ -16,14 +19,15 @@ import pydantic
 
 from jmlp.comm import ALL_REDUCE
 from jmlp.comm.cost import FLAT, Link, seconds
-from jmlp.comm.topology import Choice, bound
+from jmlp.comm.topology import Choice, Topology, bound
 from jmlp.comm.two_level import TwoLevels
+from jmlp.comm.wires import Wires, wires
 from jmlp.config.fields import Mark
 from jmlp.errors import ConfigError
 
 MOST_BYTES = 4 << 20  # of a file: 1,000 processes' pairs would not be measured
 APART = 2.0  # pairs within racks are so many times as fast as those across, or there are none
-_LIKE = {"ring": "ring", "ring2": "ring", "full": "all", "gather": "all", "psum": "ring"}
+_MOST_OFF = 4.0  # a price is not corrected by more
 
 Seconds = Annotated[float, pydantic.Field(ge=0, allow_inf_nan=False)]
 Rate = Annotated[float, pydantic.Field(gt=0, allow_inf_nan=False)]
@@ -71,6 +75,14 @@ class Patterns(_Strict):
     """each a part to each other"""
 
 
+class Timed(_Strict):
+    """An all-reduce of so many bytes over all processes."""
+
+    name: str
+    bytes: int = pydantic.Field(ge=1)
+    measured_seconds: Rate
+
+
 class Links(_Strict):
     """A file of `jmlp bench links`."""
 
@@ -78,6 +90,10 @@ class Links(_Strict):
     """or devices, where there is one process"""
     pairs: list[Pair]
     patterns: Patterns
+    rows: list[Timed] = []
+    """none: prices are the model's alone"""
+    compress: dict[str, Seconds] = {}
+    """by compressor, what it takes beside its messages, a number; none: `compress.choice` knows"""
 
     def inner(self) -> int | None:
         """How many consecutive processes stand together, if some do."""
@@ -89,11 +105,12 @@ class Links(_Strict):
                 return size
         return None
 
-    def within(self) -> Link:
-        """The slowest link between processes that stand together."""
-        size = self.inner() or self.processes
-        near = [p for p in self.pairs if p.source // size == p.to // size]
-        return min(near, key=lambda p: p.bytes_per_second).link()
+    @cached_property
+    def wires(self) -> Wires:
+        """What the measurements say of links and of what they share."""
+        pairs = {(pair.source, pair.to): pair.link() for pair in self.pairs}
+        patterns = {name: found.link() for name, found in self.patterns}
+        return wires(pairs, patterns, self.processes, self.inner())
 
     def estimates(
         self,
@@ -106,24 +123,47 @@ class Links(_Strict):
         """Seconds by topology, fastest first, for `size` elements over the n of this file.
 
         Args:
+          names: topologies to price. None: the flat ones, with racks the hierarchical one, and
+            the backend's own if it was timed.
           inner: of the hierarchical one. None: as measured.
         """
         inner = inner or self.inner()
         if names is None:
-            names = (*FLAT, "hierarchical") if inner else FLAT
-        priced: dict[str, float] = {}
-        for name in names:
-            traffic = bound(ALL_REDUCE[name], {"inner": inner}).traffic(size, itemsize, n)
-            link = getattr(self.patterns, _LIKE.get(name, "half")).link()
-            if name == "psum":  # gloo's own is a ring
-                traffic = ALL_REDUCE["ring"].traffic(size, itemsize, n)
-            if traffic.slow_steps and inner:
-                priced[name] = seconds(traffic, self.within(), link)
-                continue
-            # A host has one cable: what goes two ways round leaves through it one after the other.
-            most = max(traffic.critical_bytes, traffic.sent_bytes)
-            priced[name] = seconds(traffic._replace(critical_bytes=most, slow_steps=0), link)
+            own = ["psum"] if any(row.name == "psum" for row in self.rows) else []
+            names = (*own, *FLAT, "hierarchical") if inner else (*own, *FLAT)
+        priced = {name: self._corrected(name, size, itemsize, n, inner) for name in names}
         return dict(sorted(priced.items(), key=lambda item: item[1]))
+
+    def _priced(self, name: str, size: int, itemsize: int, n: int, inner: int | None) -> float:
+        """Seconds by the model alone."""
+        topology: Topology = bound(ALL_REDUCE[name], {"inner": inner})
+        if topology.rounds is not None:
+            return self.wires.seconds(topology.rounds(size, itemsize, n), n)
+        traffic = topology.traffic(size, itemsize, n)
+        # A host has one cable: what goes two ways round leaves through it one after the other.
+        most = max(traffic.critical_bytes, traffic.sent_bytes)
+        link = self.patterns.half.link()
+        return seconds(traffic._replace(critical_bytes=most, slow_steps=0), link)
+
+    def _corrected(self, name: str, size: int, itemsize: int, n: int, inner: int | None) -> float:
+        """Seconds by the model, times how far it was off where it was timed nearest."""
+        priced = self._priced(name, size, itemsize, n, inner)
+        rows = sorted((row.bytes, row.measured_seconds) for row in self.rows if row.name == name)
+        if not rows or n != self.processes or inner != self.inner():
+            return priced
+        off = [took / self._priced(name, nbytes // 4, 4, n, inner) for nbytes, took in rows]
+        at, known = math.log(max(1, size * itemsize)), [math.log(nbytes) for nbytes, _ in rows]
+        return priced * min(_MOST_OFF, max(1 / _MOST_OFF, between(at, known, off)))
+
+
+def between(at: float, known: Sequence[float], values: Sequence[float]) -> float:
+    """The value at `at` by straight lines through those that are known; outside, the last one."""
+    if at <= known[0]:
+        return values[0]
+    for (a, b), (low, high) in zip(pairwise(known), pairwise(values), strict=True):
+        if at <= b:
+            return low + (high - low) * (at - a) / (b - a)
+    return values[-1]
 
 
 def read(file: str, n: int) -> Links:

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple, TypeAlias
 
-from jmlp.comm.topology import Axis, Pairs, Traffic, checked, cut, pick, put, size_of, uncut
+from jmlp.comm.topology import Axis, Pairs, Round, Traffic, checked, cut, pick, put, size_of, uncut
 from jmlp.deferred import lazy_imports
 
 with lazy_imports():
@@ -40,22 +40,37 @@ def whole(axis: Axis, step: int = 1) -> Ring:
     """The ring over all devices, rightwards (`step` 1) or leftwards (-1)."""
     n = size_of(axis)
     place = lax.axis_index(axis)
-    return Ring(n, place if step == 1 else n - 1 - place, [(i, (i + step) % n) for i in range(n)])
+    return Ring(n, place if step == 1 else n - 1 - place, hop(n, step))
+
+
+def hop(n: int, step: int = 1) -> Pairs:
+    """From each device to the next."""
+    return [(i, (i + step) % n) for i in range(n)]
+
+
+def hop_in_rows(outer: int, inner: int, step: int = 1) -> Pairs:
+    """The same in each of `outer` rings of `inner` consecutive devices."""
+    return [(r * inner + i, r * inner + (i + step) % inner)
+            for r in range(outer) for i in range(inner)]  # fmt: skip
+
+
+def hop_in_columns(outer: int, inner: int, step: int = 1) -> Pairs:
+    """The same in each of `inner` rings of `outer` devices, each `inner` apart."""
+    return [(r * inner + i, (r + step) % outer * inner + i)
+            for r in range(outer) for i in range(inner)]  # fmt: skip
 
 
 def rows(axis: Axis, outer: int, inner: int, step: int = 1) -> Ring:
     """`outer` rings of `inner` consecutive devices."""
     place = lax.axis_index(axis) % inner
-    pairs = [(r * inner + i, r * inner + (i + step) % inner)
-             for r in range(outer) for i in range(inner)]  # fmt: skip
+    pairs = hop_in_rows(outer, inner, step)
     return Ring(inner, place if step == 1 else inner - 1 - place, pairs)
 
 
 def columns(axis: Axis, outer: int, inner: int, step: int = 1) -> Ring:
     """`inner` rings of `outer` devices, each `inner` apart."""
     place = lax.axis_index(axis) // inner
-    pairs = [(r * inner + i, (r + step) % outer * inner + i)
-             for r in range(outer) for i in range(inner)]  # fmt: skip
+    pairs = hop_in_columns(outer, inner, step)
     return Ring(outer, place if step == 1 else outer - 1 - place, pairs)
 
 
@@ -112,6 +127,11 @@ def traffic(size: int, itemsize: int, n: int) -> Traffic:
     return Traffic(2 * (n - 1), 2 * n * (n - 1), sent, sent)
 
 
+def rounds(size: int, itemsize: int, n: int) -> list[Round]:
+    """The hops of `all_reduce`."""
+    return [Round(hop(n), -(-size // n) * itemsize, 2 * (n - 1))] if n > 1 else []
+
+
 def both_ways(x: jax.Array, axis: Axis) -> jax.Array:
     """As `all_reduce`, one half of `x` going right while the other goes left."""
     halves = cut(checked(x), 2)
@@ -125,3 +145,10 @@ def both_ways_traffic(size: int, itemsize: int, n: int) -> Traffic:
     half = -(-size // 2)
     one_way = 2 * (n - 1) * -(-half // n) * itemsize
     return Traffic(2 * (n - 1), 4 * n * (n - 1), 2 * one_way, one_way)
+
+
+def both_ways_rounds(size: int, itemsize: int, n: int) -> list[Round]:
+    """The hops of `both_ways`."""
+    half = -(-size // 2)
+    part = -(-half // n) * itemsize
+    return [Round(hop(n) + hop(n, -1), part, 2 * (n - 1))] if n > 1 else []

@@ -50,6 +50,17 @@ class Traffic(NamedTuple):
     """of the critical bytes, those"""
 
 
+class Round(NamedTuple):
+    """Messages that travel at once, all of one size; who waits for them waits for the last."""
+
+    pairs: Pairs
+    """(source, target), by their numbers on the axis"""
+    nbytes: float
+    """of each message"""
+    times: int = 1
+    """how many such rounds follow each other"""
+
+
 class Topology(NamedTuple):
     """A way for messages to go, and the formula for what it sends."""
 
@@ -59,6 +70,9 @@ class Topology(NamedTuple):
     """(size in elements, bytes an element, n) -> Traffic, padding included; settings by name"""
     settings: type[CommConfig] = CommConfig
     """a config's `comm` section with it; the keys that it adds are the settings of its own"""
+    rounds: Callable[..., list[Round]] | None = None
+    """as `traffic`: its messages, as a backend sends them that runs a program in order, by which
+    `auto` prices it over links that were measured; None: by `traffic`"""
 
 
 class Choice(NamedTuple):
@@ -76,6 +90,7 @@ def bound(topology: Topology, settings: Mapping[str, object]) -> Topology:
     return topology._replace(
         all_reduce=functools.partial(topology.all_reduce, **fixed),
         traffic=functools.partial(topology.traffic, **fixed),
+        rounds=topology.rounds and functools.partial(topology.rounds, **fixed),
     )
 
 
@@ -111,6 +126,11 @@ def pick(rows: jax.Array, row: jax.Array) -> jax.Array:
 def put(rows: jax.Array, value: jax.Array, row: jax.Array) -> jax.Array:
     """`rows` with `value` at `row`."""
     return lax.dynamic_update_index_in_dim(rows, value, row, 0)
+
+
+def everyone(n: int) -> Pairs:
+    """From each to each other."""
+    return [(i, j) for i in range(n) for j in range(n) if i != j]
 
 
 def near_square(n: int) -> tuple[int, int]:

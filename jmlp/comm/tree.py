@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import functools
 
-from jmlp.comm.topology import Axis, Pairs, Traffic, checked, cut, size_of, uncut
+from jmlp.comm.topology import Axis, Pairs, Round, Traffic, checked, cut, size_of, uncut
 from jmlp.deferred import lazy_imports
 
 with lazy_imports():
@@ -115,6 +115,16 @@ def traffic(size: int, itemsize: int, n: int) -> Traffic:
     return Traffic(steps, 2 * (n - 1), 2 * (n - 1) / n * whole, steps * whole)
 
 
+def _rounds(kind: str, n: int, nbytes: float) -> list[Round]:
+    up = [Round(pairs, nbytes) for pairs in _schedule(kind, n)]
+    return up + [Round([(b, a) for a, b in pairs], nbytes) for pairs, *_ in reversed(up)]
+
+
+def rounds(size: int, itemsize: int, n: int) -> list[Round]:
+    """The messages of `all_reduce`."""
+    return _rounds("binomial", n, size * itemsize)
+
+
 def double(x: jax.Array, axis: Axis) -> jax.Array:
     """As `all_reduce`, each half of `x` along a binary tree of its own."""
     n = size_of(axis)
@@ -128,3 +138,9 @@ def double_traffic(size: int, itemsize: int, n: int) -> Traffic:
     """About 4 log2 n steps, 4(n-1) messages, each of half of the array."""
     steps, half = 2 * len(_schedule("binary", n)), -(-size // 2) * itemsize
     return Traffic(steps, 4 * (n - 1), 4 * (n - 1) / n * half, steps * half)
+
+
+def double_rounds(size: int, itemsize: int, n: int) -> list[Round]:
+    """The messages of `double`, one tree after the other."""
+    half = -(-size // 2) * itemsize
+    return [*_rounds("binary", n, half), *_rounds("complement", n, half)]

@@ -18,7 +18,7 @@ from __future__ import annotations
 from typing import Annotated
 
 from jmlp.comm import ring
-from jmlp.comm.topology import Axis, Traffic, checked, cut, grid, sizes, uncut
+from jmlp.comm.topology import Axis, Pairs, Round, Traffic, checked, cut, grid, sizes, uncut
 from jmlp.config.fields import Count, Mark
 from jmlp.config.sections import CommConfig
 from jmlp.deferred import lazy_imports
@@ -75,6 +75,23 @@ def hierarchical_traffic(size: int, itemsize: int, n: int, inner: int | None = N
     return Traffic(steps, n * steps, fast + slow, fast + slow, 2 * (outer - 1), slow)
 
 
+def hierarchical_rounds(size: int, itemsize: int, n: int, inner: int | None = None) -> list[Round]:
+    """Its hops: along the rows, along the columns, and back along the rows."""
+    outer, inner = sizes(n, inner)
+    fast, slow = ring.hop_in_rows(outer, inner), ring.hop_in_columns(outer, inner)
+    return _nested_rounds(size, itemsize, (fast, inner), (slow, outer))
+
+
+def _nested_rounds(
+    size: int, itemsize: int, first: tuple[Pairs, int], second: tuple[Pairs, int]
+) -> list[Round]:
+    share = -(-size // first[1])
+    part = -(-share // second[1])
+    along = Round(first[0], share * itemsize, first[1] - 1)
+    across = Round(second[0], part * itemsize, 2 * (second[1] - 1))
+    return [step for step in (along, across, along) if step.times]
+
+
 def torus(x: jax.Array, axis: Axis, inner: int | None = None) -> jax.Array:
     """As `hierarchical`, a quarter of `x` along each of four paths at once."""
     outer, inner = grid(axis, inner)
@@ -95,3 +112,15 @@ def torus_traffic(size: int, itemsize: int, n: int, inner: int | None = None) ->
     steps = 2 * (inner - 1) + 2 * (outer - 1)
     sent = 2 * (rows_first + columns_first)
     return Traffic(steps, 4 * n * steps, sent, max(rows_first, columns_first))
+
+
+def torus_rounds(size: int, itemsize: int, n: int, inner: int | None = None) -> list[Round]:
+    """The hops of `torus`, quarter after quarter."""
+    outer, inner = sizes(n, inner)
+    found: list[Round] = []
+    for number, step in enumerate((1, -1, 1, -1)):
+        along = (ring.hop_in_rows(outer, inner, step), inner)
+        across = (ring.hop_in_columns(outer, inner, step), outer)
+        first, second = (along, across) if number < 2 else (across, along)
+        found += _nested_rounds(-(-size // 4), itemsize, first, second)
+    return found

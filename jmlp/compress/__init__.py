@@ -4,7 +4,8 @@ uncompressed: `none`. bfloat16, 8-bit floats: `cast`. quantization to int8, int4
 `quantize`. 1-bit, sign SGD: `sign`. top-k and random-k sparsification, Deep Gradient Compression:
 `sparse`. PowerSGD: `low_rank`. error feedback, momentum correction: `error_feedback`. quantized
 reduce-scatter and all-gather, `coded` schemes: `two_phase`. The contract, `Scheme`: `reducer`.
-From a config to a reducer over a mesh: `make`; to a message of a parameter server: `message`.
+From a config to a reducer over a mesh: `make`; which one, by `comm.reducer: auto`: `choice`; to a
+message of a parameter server: `message`.
 
 A scheme is a file and a line in `REDUCERS`; its settings are a subclass of `ReducerConfig` in that
 file. All of these can be imported without loading jax.
@@ -18,6 +19,7 @@ from jmlp.compress.low_rank import LowRank, low_rank
 from jmlp.compress.none import none, none_message
 from jmlp.compress.quantize import Quantized, int4_code, int8_code
 from jmlp.compress.reducer import (
+    Choice,
     Exchange,
     Message,
     Reduced,
@@ -46,7 +48,10 @@ REDUCERS: Lines[Scheme[Any]] = Lines({
 """The compressors by the names that `comm.reducer` takes; one's own may be added, also a function
 `exchange -> Reducer` alone. Of a file that nothing here imports a line is `module:NAME`."""
 
+CHOICES: Lines[Choice] = Lines({"auto": "jmlp.compress.choice:AUTO"})
+"""Words of `comm.reducer` that pick one of `REDUCERS` for a run."""
+
 __all__ = [
-    "REDUCERS", "Exchange", "Message", "Reduced", "Reducer", "ReducerConfig", "Scheme",
-    "error_feedback", "sent_bytes",
+    "CHOICES", "REDUCERS", "Choice", "Exchange", "Message", "Reduced", "Reducer", "ReducerConfig",
+    "Scheme", "error_feedback", "sent_bytes",
 ]  # fmt: skip

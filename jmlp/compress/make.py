@@ -43,7 +43,7 @@ def make_exchange(comm: CommConfig, mesh: jax.sharding.Mesh) -> Exchange:
     Raises:
       ConfigError: `comm.inner` does not divide the axis, or `comm.links` is not of it.
     """
-    inner, price = _prices(comm, mesh)
+    inner, price = prices(comm, mesh)
     settings = comm.own() | {"inner": inner}
 
     def choose(size: int, itemsize: int, n: int) -> str:
@@ -60,10 +60,10 @@ def make_exchange(comm: CommConfig, mesh: jax.sharding.Mesh) -> Exchange:
         return bound(ALL_REDUCE[name], settings).traffic(size, itemsize, n)
 
     lossy = "ring" if comm.all_reduce == "ring" else "full"
-    return Exchange(all_reduce, traffic, comm.bucket_bytes, lossy)
+    return Exchange(all_reduce, traffic, comm.bucket, lossy)
 
 
-def _prices(comm: CommConfig, mesh: jax.sharding.Mesh) -> tuple[int | None, Prices]:
+def prices(comm: CommConfig, mesh: jax.sharding.Mesh) -> tuple[int | None, Prices]:
     """The devices of a fast group, and what `auto` goes by: measured, or the kind of device."""
     devices = list(mesh.devices.flat)
     n, hosts = mesh.shape["data"], len({d.process_index for d in devices})
@@ -77,12 +77,13 @@ def _prices(comm: CommConfig, mesh: jax.sharding.Mesh) -> tuple[int | None, Pric
         links = read(settings["links"], n)
         near = said or links.inner()
         return near, lambda size, itemsize, n: links.estimates(size, itemsize, n, inner=near)
-    link = _link(comm, devices[0].device_kind)
+    link = link_for(comm, devices[0].device_kind)
     slow = DATA_CENTRE if hosts > 1 else None
     return inner, lambda size, itemsize, n: estimates(size, itemsize, n, link, slow, inner)
 
 
-def _link(comm: CommConfig, device_kind: str) -> Link:
+def link_for(comm: CommConfig, device_kind: str) -> Link:
+    """The link of a kind of device, with what `comm` says of it."""
     link = link_of(device_kind)
     alpha_s = link.alpha_s if comm.alpha_us is None else comm.alpha_us * 1e-6
     per_s = comm.gigabytes_per_second
@@ -91,9 +92,9 @@ def _link(comm: CommConfig, device_kind: str) -> Link:
 
 def explain(comm: CommConfig, mesh: jax.sharding.Mesh, leaves: Sequence[Leaf]) -> list[str]:
     """A line for each bucket: its size, what topologies would take, and the one `auto` picked."""
-    (_, price), n = _prices(comm, mesh), mesh.shape["data"]
+    (_, price), n = prices(comm, mesh), mesh.shape["data"]
     lines: list[str] = []
-    for number, bucket in enumerate(fill(leaves, comm.bucket_bytes)):
+    for number, bucket in enumerate(fill(leaves, comm.bucket)):
         size = size_of(leaves, bucket)
         found = price(size, 4, n)
         first = next(iter(found))

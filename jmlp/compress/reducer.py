@@ -105,6 +105,13 @@ class Scheme(Generic[S]):
         return self.make(exchange, self.settings.model_construct(None, **settings))
 
 
+class Choice(NamedTuple):
+    """A word of `comm.reducer` that stands for no compressor, but for how one is chosen."""
+
+    settings: type[ReducerConfig]
+    topologies: tuple[str, ...] = ()
+
+
 def as_scheme(given: Scheme[Any] | Callable[[Exchange], Reducer]) -> Scheme[Any]:
     """A function `exchange -> Reducer` as a scheme without settings."""
     if isinstance(given, Scheme):

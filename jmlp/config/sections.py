@@ -36,12 +36,14 @@ from jmlp.config.tables import OpenSection, Table, Words
 OPTIMIZERS = Table(module="jmlp.optim", names=("OPTIMIZERS",), key="name", default="adamw")
 SCHEDULES = Words(module="jmlp.optim", names=("SCHEDULES",), default="cosine")
 DECAYS = Words(module="jmlp.optim", names=("SCHEDULES",), default="constant")
-REDUCERS = Table(module="jmlp.compress", names=("REDUCERS",), key="name", default="none")
+REDUCERS = Table(module="jmlp.compress", names=("REDUCERS", "CHOICES"), key="name", default="none")
 TOPOLOGIES = Table(
     module="jmlp.comm", names=("ALL_REDUCE", "CHOICES"), key="all_reduce", default="psum"
 )
 LOSSES = Table(module="jmlp.losses", names=("LOSSES", "CHOICES"), key="name", default="auto")
 
+BUCKET_BYTES = 4 << 20
+"""of a bucket of gradients, unless told otherwise"""
 Positive = Annotated[Float, Field(gt=0)]
 
 
@@ -147,7 +149,7 @@ class ReducerConfig(OpenSection):
     TABLE: ClassVar[Table] = REDUCERS
 
     name: Annotated[str, REDUCERS] = REDUCERS.default
-    """The code on the wire."""
+    """The code on the wire. auto: by what links and compressing take, under step=explicit."""
     error_feedback: Bool = False
     """Add what was lost to the next gradient. A must below 8 bits."""
     momentum: Annotated[Rate, Mark.EXCHANGE] = 0.0
@@ -180,22 +182,29 @@ class CommConfig(OpenSection):
     """The topology. auto: by the cost model, bucket by bucket."""
     reducer: ReducerField = ReducerConfig()
     """The compressor."""
-    bucket_bytes: Annotated[Count, Mark.MAY_CHANGE] = 4194304
-    """Gradients travel in buckets of about this size."""
+    bucket_bytes: Annotated[Count | Literal["auto"], Mark.MAY_CHANGE] = BUCKET_BYTES
+    """Gradients travel in buckets of about this size. auto: by the cost model, a size for all."""
     alpha_us: Annotated[Annotated[Float, Field(gt=0)] | None, Mark.MAY_CHANGE] = None
     """auto: latency of a message. none: by the kind of device."""
     gigabytes_per_second: Annotated[Annotated[Float, Field(gt=0)] | None, Mark.MAY_CHANGE] = None
     """auto: bandwidth of a link, one way. none: by the kind of device."""
 
+    @property
+    def bucket(self) -> int:
+        """Bytes of a bucket, the usual ones until they are chosen."""
+        return BUCKET_BYTES if self.bucket_bytes == "auto" else self.bucket_bytes
+
     @pydantic.model_validator(mode="after")
     def _reducer_fits_topology(self) -> "CommConfig":
         name, given = self.reducer.name, self.all_reduce
-        if given in ("psum", "auto") or name == REDUCERS.default:
+        if given in ("psum", "auto") or name in (REDUCERS.default, "auto"):
             return self
         schemes = REDUCERS.entries()
         own = schemes[name].topologies
         if own and given not in own:
-            linear = [word for word, scheme in schemes.items() if not scheme.topologies]
+            linear = [
+                word for word, scheme in schemes.items() if not scheme.topologies and word != "auto"
+            ]
             raise ValueError(
                 f"all_reduce={given} cannot carry reducer {name}: sums of its codes "
                 f"mean nothing, so it brings its own exchange ({', '.join(own)}). "
@@ -283,6 +292,8 @@ class ServerConfig(Section):
 
     @pydantic.model_validator(mode="after")
     def _pull_is_a_message(self) -> "ServerConfig":
+        if self.pull.name == "auto":
+            raise ValueError("pull: auto is for comm.reducer under step=explicit; name a reducer")
         feedback = ["error_feedback"] if self.pull.error_feedback else []
         for key in feedback + self.pull.beyond_messages():
             raise ValueError(f"pull.{key} does nothing: a pull's next one makes up for it")

@@ -230,6 +230,8 @@ def check(config: Config) -> Iterator[str]:
             "optim.ema with step=local: each device would average its own weights. "
             "local_sgd averages over devices already; set optim.ema: 0"
         )
+    if config.comm.reducer.name == "auto":
+        yield "comm.reducer=auto is for step=explicit: name a reducer"
     if config.local.method == "gossip" and config.comm != type(config.comm)():
         yield (
             "comm is not for local.method=gossip, where no mean of all is formed: "

@@ -41,7 +41,9 @@ def check(config: Config) -> Iterator[str]:
         )
     if set(config.comm.changed()) - {"reducer"}:
         yield "step=async has no all-reduce: of comm it takes the reducer alone"
-    if not all(compress.REDUCERS[name].message for name in (reducer.name, server.pull.name)):
+    if reducer.name == "auto":
+        yield "comm.reducer=auto is for step=explicit: name a reducer"
+    elif not all(compress.REDUCERS[name].message for name in (reducer.name, server.pull.name)):
         yield message.not_a_message()
     if reducer.beyond_messages():
         yield "comm.reducer.momentum and warmup_steps are for step=explicit"

@@ -103,7 +103,7 @@ def make_reducer(config: Config, line: Line | None) -> Reducer:
         return bound(ALL_REDUCE[choose(size, itemsize, n)], settings).traffic(size, itemsize, n)
 
     lossy = "ring" if comm.all_reduce == "ring" else "full"
-    exchange = Exchange(all_reduce, traffic, comm.bucket_bytes, lossy)
+    exchange = Exchange(all_reduce, traffic, comm.bucket, lossy)
     reducer = REDUCERS[comm.reducer.name].make(exchange, comm.reducer)
     if comm.reducer.error_feedback:
         return error_feedback(reducer, comm.reducer.momentum)

@@ -15,6 +15,7 @@ import optax
 from jax.sharding import Mesh
 
 from jmlp.checkpoint.checkpoints import Checkpoints
+from jmlp.compress import choice
 from jmlp.config import Config, flatten, parse_config
 from jmlp.config.fields import expanded
 from jmlp.distributed.agreement import first, gather_texts, is_first, peers, together
@@ -115,6 +116,7 @@ def train(
         if run_dir is not None:
             mine = (RunDir if is_first() else Follower)(expanded(run_dir))
             directory = together(stack.enter_context, mine)
+            config = together(directory.as_chosen, config)
             for change in first(mine.check, with_full_paths(config), go_on):
                 report.note(change)
         report.note("loading data and models ...")
@@ -122,6 +124,8 @@ def train(
             make_setup, config, mesh, data, model=model, tx=tx, rules=rules, loss=loss,
             metrics=metrics, dataset=planned.dataset,
         )  # fmt: skip
+        for note in choices_of(config, setup):
+            report.note(note)
         _check_same(setup)
         if config.train.epochs == "auto":
             epochs, each = setup.config.train.epochs, setup.plan.per_epoch
@@ -198,6 +202,18 @@ def _resolved(config: Config | Mapping[str, object] | Path | str) -> tuple[Confi
     resolved, mesh = resolve_mesh(parse_config(config))
     _check_alone(resolved)
     return resolved, mesh
+
+
+def choices_of(asked: Config, setup: Setup) -> list[str]:
+    """What `comm.reducer: auto` and `comm.bucket_bytes: auto` came to."""
+    if not choice.is_asked(asked.comm):
+        return []
+    leaves = jax.tree.leaves(setup.programs.abstract.params)
+    best, *others = choice.price(asked.comm, setup.programs.mesh, leaves)
+    key = "reducer" if asked.comm.reducer.name == "auto" else "bucket_bytes"
+    said = f"comm.{key}=auto: {best.reducer.name}, {best}"
+    beside = ", ".join(f"{one.reducer.name} {1e3 * one.seconds:.3g}" for one in others)
+    return [f"{said}; {beside}" if beside else said]
 
 
 def _open(directory: RunDir, config: Config, setup: Setup) -> None:

@@ -23,6 +23,7 @@ from pathlib import Path
 from socket import gethostname
 from typing import Self
 
+from jmlp.compress import choice
 from jmlp.config import Config, flatten, parse_config
 from jmlp.config.fields import expanded
 from jmlp.config.keys import Key, keys_of
@@ -117,6 +118,19 @@ class RunDir:
                 f"{self.path} was moved, deleted or replaced while the run wrote to it. Its "
                 "checkpoints went with it: the same command goes on where they are, or begins anew."
             )
+
+    def as_chosen(self, config: Config) -> Config:
+        """`config` with what the run here has chosen for `comm`, where it says `auto` again."""
+        begun = any(path.name.isdecimal() for path in self.checkpoints.glob("[0-9]*"))
+        if not (choice.is_asked(config.comm) and begun and (self.path / "config.yaml").exists()):
+            return config
+        old, comm = read_config(self.path).comm, config.comm
+        kept: dict[str, object] = {}
+        if comm.reducer.name == "auto":
+            kept["reducer"] = old.reducer
+        if comm.bucket_bytes == "auto":
+            kept["bucket_bytes"] = old.bucket_bytes
+        return parse_config(dict(config) | {"comm": dict(comm) | kept})
 
     def check(self, config: Config, go_on: bool = False) -> list[str]:
         """Checks that the run here, if it has got to a checkpoint, has the same config.

@@ -16,6 +16,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from jmlp.checkpoint.checkpoints import Checkpoints
+from jmlp.compress import ReducerConfig, choice
 from jmlp.config import Config, parse_config
 from jmlp.config.fields import expanded
 from jmlp.data.dataset import Dataset, Schema
@@ -256,13 +257,27 @@ def make_setup(
     if links := config.comm.own().get("links"):
         same_file("comm.links", links)
     updates = strategy_of(config).updates(config, mesh.size, plan.total, rows)
-    programs = make(
-        _of_rows(config, rows), dataset.schema, mesh, plan.total, updates,
-        model=model, tx=tx, rules=rules, loss=loss, metrics=metrics,
-    )  # fmt: skip
+
+    def programs_of(config: Config) -> Programs:
+        return make(
+            _of_rows(config, rows), dataset.schema, mesh, plan.total, updates,
+            model=model, tx=tx, rules=rules, loss=loss, metrics=metrics,
+        )  # fmt: skip
+
+    if choice.is_asked(config.comm):
+        config = _with_reducer(config, mesh, programs_of)
+    programs = programs_of(config)
     _check_statistics(config, programs.train.statistics)
     check_patterns("train.freeze", config.train.freeze, programs.abstract.params)
     return Setup(config, dataset, programs, plan)
+
+
+def _with_reducer(config: Config, mesh: Mesh, programs_of: Callable[[Config], Programs]) -> Config:
+    """`config` with the compressor and the buckets that its `comm` leaves to jmlp."""
+    plain = config.comm.model_copy(update={"reducer": ReducerConfig()})
+    shapes = programs_of(config.model_copy(update={"comm": plain})).abstract.params
+    comm = choice.chosen(config.comm, choice.price(config.comm, mesh, jax.tree.leaves(shapes)))
+    return config.model_copy(update={"comm": comm})
 
 
 def resolved(config: Config, loaded: Dataset) -> tuple[Config, Dataset]:

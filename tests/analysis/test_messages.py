@@ -22,6 +22,15 @@ def test_messages_are_those_of_the_formula(name, n):
     assert seen.total == formula.steps
     assert len(seen.messages) == formula.messages
     assert sum(message.nbytes for message in seen.messages) / n == pytest.approx(formula.sent_bytes)
+    rounds = topology.rounds(size, 4, n)
+    in_turn = [step for step in rounds for _ in range(step.times)]
+    sent = [(*pair, step.nbytes) for step in in_turn for pair in step.pairs if pair[0] != pair[1]]
+    assert len(sent) == formula.messages
+    assert sum(nbytes for *_, nbytes in sent) / n == pytest.approx(formula.sent_bytes)
+    # Backends gather around a ring, and go one of several ways after the other.
+    if name not in ("full", "gather", "double_tree", "torus"):
+        assert len(in_turn) == formula.steps
+        assert sorted(sent) == sorted((m.source, m.target, m.nbytes) for m in seen.messages)
     assert seen.addends.shape == (formula.steps + 1, n, size)
     assert (seen.addends[0] == 1).all()
     assert (seen.addends[-1] == n).all()

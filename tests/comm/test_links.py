@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from helpers import own_environment, prepared
 from jmlp.analysis.choices import choices
 from jmlp.bench import links as bench
 from jmlp.comm.links import Links, read
+from jmlp.comm.topology import Round
 from jmlp.config import parse_config
 from jmlp.distributed import agreement
 from jmlp.errors import ConfigError
@@ -25,8 +27,9 @@ def table(n=4, within=1.25e8, across=1.25e7, rack=2, latency=1e-4):
     ]  # fmt: skip
     slow = within if rack == n else across
     patterns = {
-        name: {"latency_seconds": latency, "bytes_per_second": slow / share}
-        for name, share in (("ring", 1), ("half", 2 if rack < n else 1), ("all", 1))
+        name: {"latency_seconds": latency, "bytes_per_second": slow / (share if rack < n else 1)}
+        # Each way, so many bytes cross between two racks for one that a host sends.
+        for name, share in (("ring", 1), ("half", n / 2), ("all", n * n / 4 / (n - 1)))
     }
     return {"processes": n, "pairs": pairs, "patterns": patterns}
 
@@ -56,6 +59,76 @@ def test_racks_are_seen_and_crossed_once():
     assert flat["ring2"] >= flat["ring"] * 0.99
     # Where latency is all, few rounds are best.
     assert next(iter(one.estimates(8, 4, 4))) == "gather"
+
+
+@pytest.mark.parametrize("slowest", [(0, 1), (1, 0), (2, 3), (3, 2)])
+def test_a_round_is_as_slow_as_its_slowest_pair(slowest):
+    told = table()
+    for pair in told["pairs"]:
+        if (pair["from"], pair["to"]) == slowest:
+            pair["bytes_per_second"] = 9e7
+    wires = Links.model_validate(told).wires
+    inside = [(0, 1), (1, 0), (2, 3), (3, 2)]
+    np.testing.assert_allclose(wires.seconds([Round(inside, 9e6)], 4), 0.1 + 1e-4)
+    others = [pair for pair in inside if pair != slowest]
+    np.testing.assert_allclose(wires.seconds([Round(others, 1.25e7, 3)], 4), 3 * (0.1 + 1e-4))
+
+
+def test_what_messages_share_is_shared():
+    wires = Links.model_validate(table()).wires
+
+    def took(*pairs):
+        return wires.seconds([Round(list(pairs), 1.25e6)], 4) - 1e-4
+
+    # Racks of two: one cable between, each way; one cable a host.
+    np.testing.assert_allclose(took((0, 2)), 0.1)
+    np.testing.assert_allclose(took((0, 2), (3, 1)), 0.1)
+    np.testing.assert_allclose(took((0, 2), (1, 3)), 0.2)
+    np.testing.assert_allclose(took((0, 1), (3, 2)), 0.01)
+    three = Links.model_validate(table(n=6)).wires  # two racks to one
+    np.testing.assert_allclose(three.seconds([Round([(0, 2), (4, 3)], 1.25e6)], 6), 0.2 + 1e-4)
+    even = Links.model_validate(table(rack=4)).wires
+    np.testing.assert_allclose(even.seconds([Round([(0, 1), (0, 2)], 1.25e6)], 4), 0.02 + 1e-4)
+    np.testing.assert_allclose(even.seconds([Round([(1, 0), (2, 0)], 1.25e6)], 4), 0.02 + 1e-4)
+    # All together get no further than patterns did: four at a third of the rate.
+    slow = table(rack=4)
+    for pattern in slow["patterns"].values():
+        pattern["bytes_per_second"] /= 3
+    wires = Links.model_validate(slow).wires
+    np.testing.assert_allclose(took((0, 1)), 0.01)
+    np.testing.assert_allclose(took((0, 1), (1, 2), (2, 3), (3, 0)), 0.03)
+
+
+def test_a_tree_crosses_a_slow_link_when_it_does():
+    """Racks of two: up within them, across, across, down. It was priced as if all hosts crossed."""
+    racks = Links.model_validate(table())
+    tree = racks.estimates(312_500, 4, 4, ["tree"])["tree"]
+    np.testing.assert_allclose(tree, 2 * 0.1 + 2 * 0.01 + 4e-4, rtol=1e-3)
+    swapped = racks.estimates(312_500, 4, 4, ["halving_doubling"])["halving_doubling"]
+    # Halves cross two at a time; quarters stay within.
+    np.testing.assert_allclose(swapped, 2 * 0.1 + 2 * 0.0025 + 4e-4, rtol=1e-3)
+
+
+def test_a_price_is_corrected_where_it_was_timed():
+    told = table(rack=4)
+    bare = Links.model_validate(told)
+
+    def ring(links, size):
+        return links.estimates(size, 4, 4, ["ring"])["ring"]
+
+    sizes, off = (16_384, 1_638_400), (2, 4)  # so many times slower than the model
+    told["rows"] = [
+        {"name": "ring", "bytes": 4 * size, "measured_seconds": times * ring(bare, size)}
+        for size, times in zip(sizes, off, strict=True)
+    ]
+    links = Links.model_validate(told)
+    for size, times in ((1, 2), (16_384, 2), (163_840, 3), (1_638_400, 4), (10**8, 4)):
+        np.testing.assert_allclose(ring(links, size) / ring(bare, size), times)
+    assert links.estimates(8, 4, 4, ["tree"]) == bare.estimates(8, 4, 4, ["tree"])
+    # The backend's own is a candidate where it was timed.
+    assert "psum" not in links.estimates(8, 4, 4)
+    told["rows"] = [{**told["rows"][0], "name": "psum"}]
+    assert "psum" in Links.model_validate(told).estimates(8, 4, 4)
 
 
 def test_auto_goes_by_the_file(tmp_path, blobs):
@@ -127,3 +200,33 @@ def test_processes_measure_their_links(tmp_path):
     assert all(row["measured_seconds"] > 0 for row in found["rows"])
     assert set(found["errors"]["ring"]) == {"median", "worst"}
     assert read(str(file), 2).pairs[0].bytes_per_second > 1e6
+
+
+def test_a_script_judges_choices(monkeypatch):
+    """Set-ups by seed, within bounds; the pick beside the best that loses no more."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "scripts"))
+    import network_choices
+
+    drawn = [network_choices.setup_of(seed) for seed in range(300)]
+    assert drawn[7] == network_choices.setup_of(7)
+    assert {one["hosts"] for one in drawn} == {2, 3, 4, 5, 6}
+    assert min(one["mbit"] for one in drawn) >= 20 and max(one["mbit"] for one in drawn) <= 2000
+    counts = [
+        sum(a * b + b for a, b in zip(w, w[1:], strict=False)) for w in (d["widths"] for d in drawn)
+    ]
+    assert 0.9e4 < min(counts) < 2e4 and 0.5e7 < max(counts) < 1.1e7
+
+    def timed(loses, *seconds):
+        return {"loses": loses, "predicted": 1.0, "measured": list(seconds)}
+
+    candidates = {"auto none": timed(0, 2, 9, 2), "ring": timed(0, 1, 1), "auto int8": timed(1, 1)}
+    candidates |= {"auto top_k": timed(2, 0.5), "slow": timed(0)}
+    picks = {"nothing": "auto none", "rounding": "auto int8", "anything": "auto int8"}
+    run = {"candidates": candidates, "picks": picks}
+    found = network_choices.judged(run)
+    assert [one["ratio"] for one in found.values()] == [2, 1, 2]
+    assert found["anything"]["best"] == "auto top_k"
+    told = network_choices.summary([run])
+    assert [one["near"] for one in told["picks"].values()] == [0, 1, 0]
+    assert told["errors"]["auto none"] == {"median": 0.5, "worst": 0.5}
+    assert "slow" not in told["errors"]

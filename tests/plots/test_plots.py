@@ -182,7 +182,9 @@ def test_a_schedule_draws_all_work_and_the_bubble():
 def test_what_was_measured_is_drawn(file):
     result = json.loads(file.read_text())
     if result.get("what") not in DRAWN:
-        assert file.stem.startswith(("aot_", "plan_", "faults"))  # tables on their pages
+        assert file.stem.startswith(
+            ("aot_", "plan_", "faults", "network_choices")
+        )  # tables on their pages
         return
     figure = plots.bench(result)
     assert len(figure._repr_png_()) > 5000
