@@ -98,7 +98,7 @@ def run(flags: Flags, report: Reporter) -> Result[PushPullRow]:
 
 
 def _ray_if_there(report: Reporter) -> ModuleType | None:
-    from jmlp.parameter_server.ray_engine import start_ray
+    from jmlp.parameter_server.ray_cluster import start_ray
 
     try:
         return start_ray()

@@ -269,6 +269,10 @@ class ServerConfig(Section):
     engine: Literal["threads", "replay", "ray"] = "threads"
     """threads: a worker a thread. replay: simulated asynchrony on a virtual clock, the same
     to the bit every time. ray: actors, on this machine or a cluster; they may die."""
+    address: Annotated[str | None, OnlyWith("engine", "ray"), Mark.MAY_CHANGE] = None
+    """ray: HOST:PORT of a cluster that exists. none: `RAY_ADDRESS`, else a Ray of its own."""
+    hosts: Annotated[Count | None, OnlyWith("engine", "ray"), Mark.MAY_CHANGE] = None
+    """ray: of the cluster, over which shards and workers go in turn. none: all."""
     policy: Literal["bsp", "ssp", "asp"] = "ssp"
     """bsp: rounds. ssp: at most `bound` clocks ahead of the slowest. asp: nobody waits."""
     bound: Annotated[Int, Field(ge=0), OnlyWith("policy", "ssp")] = 2

@@ -5,6 +5,8 @@ worker holds nothing that matters but what error feedback keeps.
 """
 
 import asyncio
+import os
+import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +21,7 @@ from jmlp.parameter_server.compute import Compute, Residual, residual_after
 from jmlp.parameter_server.engine import AHEAD
 from jmlp.parameter_server.protocol import Policy, ShardState
 from jmlp.parameter_server.ray_journal import Arrays, Journal
+from jmlp.parameter_server.ray_keeper import KeptJournal
 from jmlp.parameter_server.shard import (
     Event,
     LogEntry,
@@ -81,6 +84,8 @@ class ShardActor:
       workers, steps: how many.
       opt_state: that of this shard; shapes are enough.
       folder: of its journal, from which it is made again where it is restarted.
+      keeper: has the journal as well, on another host; None where there is one host.
+      pool: threads for jax, as the driver has it; 0 if it was not told.
     """
 
     def __init__(
@@ -92,8 +97,10 @@ class ShardActor:
         opt_state: OptState,
         number: int,
         folder: str,
+        keeper: "ActorHandle | None" = None,
+        pool: int = 0,
     ):
-        jax.config.update("jax_enable_x64", False)  # this process is jmlp's own
+        _prepare(pool)
         self.compute, self.number = compute, number
         params = compute.shapes[number]
         self._params, self._opt = jax.tree.structure(params), jax.tree.structure(opt_state)
@@ -109,7 +116,8 @@ class ShardActor:
         """work items done at which the loop wants a snapshot, still to come"""
         self.ready: dict[int, tuple[ShardState, ShardMemo]] = {}
         self.changed = asyncio.Condition()
-        self.journal = Journal(Path(folder))
+        self._folder = Path(folder)
+        self.journal = KeptJournal(self._folder, keeper) if keeper else Journal(self._folder)
         records = self.journal.resume()
         if first := next(records, None):
             self._load(cast(ActorMemo, first[0]), first[1])
@@ -237,8 +245,23 @@ class ShardActor:
             state, memo = self.ready.get(items) or (self.shard.state, self.shard.memo())
             return Fetched(_arrays_of(state), memo, self.shard.take_losses())
 
+    async def done(self) -> int:
+        """Work items behind the workers."""
+        return self.shard.done
+
     def events(self) -> list[LogEntry]:
         return self.shard.log
+
+    def forget(self) -> None:
+        """The run is over: its journal goes."""
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _prepare(pool: int) -> None:
+    """This process is jmlp's own, and its kernels are cut as the driver's are."""
+    if pool:
+        os.environ["PJRT_NPROC"] = str(pool)
+    jax.config.update("jax_enable_x64", False)
 
 
 def _arrays_of(state: ShardState) -> Arrays:
@@ -254,8 +277,10 @@ def _as_jax(arrays: Arrays) -> list[jax.Array]:
 class WorkerActor:
     """One worker; `run` comes back when there is no work left."""
 
-    def __init__(self, compute: Compute, index: int, shards: "Sequence[ActorHandle]"):
-        jax.config.update("jax_enable_x64", False)  # this process is jmlp's own
+    def __init__(
+        self, compute: Compute, index: int, shards: "Sequence[ActorHandle]", pool: int = 0
+    ):
+        _prepare(pool)
         self.compute, self.index, self.shards = compute, index, shards
         self._trees = [jax.tree.structure(part) for part in compute.shapes]
         self.residual: Residual = ()

@@ -5,22 +5,20 @@ a push is known by worker and clock, so that one sent again is applied once. Wor
 nothing that matters but what error feedback keeps, and start again where their clock is.
 Actors that die are restarted by Ray; arrays travel through its object store.
 
+On a cluster shards and workers go over its hosts in turn, and a shard's journal is on two of
+them (`ray_keeper`): what was on a host that is lost starts again on another. The host of this
+process is the run's own; without it the run goes on from its checkpoint.
+
 A Ray that this run starts listens on loopback only and asks for a token; anyone who holds
 the token runs code as you. Needs `pip install 'jmlp[ray]'`.
 """
 
 import logging
-import os
 import shutil
-import signal
-import sys
 import tempfile
-import threading
 import time
-import warnings
 from collections.abc import Sequence
 from contextlib import suppress
-from types import ModuleType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import jax
@@ -29,62 +27,31 @@ from jmlp.errors import ConfigError, TrainingError
 from jmlp.parameter_server.compute import shapes_of
 from jmlp.parameter_server.engine import EngineMemo
 from jmlp.parameter_server.ray_actors import ActorMemo, Fetched, ShardActor, WorkerActor
+from jmlp.parameter_server.ray_cluster import (
+    RayHost,
+    alive_hosts,
+    hosts_for,
+    is_running,
+    on,
+    start_ray,
+)
+from jmlp.parameter_server.ray_keeper import KeeperActor
 from jmlp.parameter_server.server_group import ServerGroup, Snapshot
 from jmlp.parameter_server.shard import LogEntry, PushLoss
+from jmlp.sharding.devices import thread_pool_size
 from jmlp.types import OptState, Params
 
 if TYPE_CHECKING:
     from ray import ObjectRef
     from ray.actor import ActorHandle
 
-_LOOPBACK = {
-    # Makes all of Ray's listeners keep to loopback, which the address alone does not.
-    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-    "RAY_AUTH_MODE": "token",
-    "RAY_USAGE_STATS_ENABLED": "0",
-}
 _BEGIN_S = 60.0  # for a shard that dies before it has a journal to be there again
 _INLINE_BYTES = 100_000  # Ray puts away arguments of 100 KiB
+_LOOK_S = 1.0  # between looks at what hosts are there
+_SILENCE_S = 300.0  # without a push anywhere, a run that waits is over
 
 
-def start_ray() -> ModuleType:
-    """The ray module, connected: to a cluster that `RAY_ADDRESS` names, or to one of our own."""
-    if "ray" in sys.modules and "RAY_AUTH_MODE" not in os.environ:
-        if not _is_running():  # it has read its environment already
-            raise ConfigError(
-                "server.engine=ray: ray was imported before jmlp could tell it to keep to "
-                "loopback and to ask for a token. Do not import it, or call ray.init() yourself"
-            )
-        return sys.modules["ray"]
-    for name, value in _LOOPBACK.items():
-        os.environ.setdefault(name, value)
-    try:
-        import ray
-    except ImportError:
-        raise ConfigError(
-            "server.engine=ray needs Ray: pip install 'jmlp[ray]'. threads needs nothing"
-        ) from None
-    if not ray.is_initialized():
-        before = os.umask(0o077)  # the token's file is nobody else's business
-        handler = signal.getsignal(signal.SIGTERM)  # Ray's own would end the run unsaved
-        quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
-        try:
-            with warnings.catch_warnings():
-                # JAX warns of forks; Ray's are followed by an exec at once.
-                warnings.filterwarnings("ignore", r"os\.fork\(\) was called", RuntimeWarning)
-                if os.environ.get("RAY_ADDRESS"):
-                    ray.init(**quiet)
-                else:
-                    ray.init(include_dashboard=False, _node_ip_address="127.0.0.1", **quiet)
-        finally:
-            os.umask(before)
-            if threading.current_thread() is threading.main_thread():
-                signal.signal(signal.SIGTERM, handler)
-    return ray
-
-
-def _is_running() -> bool:
-    return "ray" in sys.modules and sys.modules["ray"].is_initialized()
+_LOG = logging.getLogger("jmlp")
 
 
 class RayEngine:
@@ -94,37 +61,77 @@ class RayEngine:
     parallel: ClassVar[bool] = True
 
     def __init__(self, group: ServerGroup, boundaries: Sequence[int]):
+        config = group.compute.config.server
         # Whoever has started Ray ends it.
-        self._ours = not _is_running()
-        self._ray = start_ray()
+        self._ours = not is_running()
+        self._ray = ray = start_ray(config.address)
         self._group, self._boundaries = group, list(boundaries)
+        try:
+            self.hosts = hosts_for(ray, config)
+        except ConfigError:
+            if self._ours:
+                ray.shutdown()
+            raise
         self._folder = tempfile.mkdtemp(prefix="jmlp-shards-")
-        ray, again = self._ray, {"max_restarts": -1, "max_task_retries": 0, "num_cpus": 0}
-        shard, worker = ray.remote(**again)(ShardActor), ray.remote(**again)(WorkerActor)
+        self.lost: list[RayHost] = []
+        """hosts that were there when the run began"""
         # What actors are made of: they are restarted from it, so somebody must hold it. Only
         # small things travel without being put away, and so without a warning of Ray's.
         compute: Any = group.compute
         if len(ray.cloudpickle.dumps(compute)) > _INLINE_BYTES:
             compute = ray.put(compute)
         self._compute, self._batches = compute, ray.put(group.batches)
-        many = 2 * group.workers + 8  # calls that may wait for their turn at a shard
-        run = group.policy, group.workers, group.steps
-        self.shards: list[ActorHandle] = [
-            shard.options(max_concurrency=many).remote(
-                compute, *run, shapes_of(one.state.opt_state), number, f"{self._folder}/{number}"
-            )
-            for number, one in enumerate(group.shards)
-        ]
-        self.workers: list[ActorHandle] = [
-            worker.remote(compute, index, self.shards) for index in range(group.workers)
-        ]
+        self.keepers = self._start_keepers()
+        self.shards = self._start_shards()
+        self.workers = self._start_workers()
         self._attempt, self._running = 0, dict["ObjectRef", int]()
         self._losses: list[PushLoss] = []
         self._next_place = 0
         """in the first shard's log, after the last loss"""
+        self._asked: ObjectRef | None = None
+        self._heard = -1, time.monotonic()
+        """work items done, and since when it has been so many"""
         self.restarts = 0
         self.logs: list[list[LogEntry]] = []
         """of each shard, once the engine has stopped"""
+
+    def _actor(self, kind: type, place: int, **options: int) -> Any:
+        """What starts actors of a kind on the host whose turn it is."""
+        again = {"max_restarts": -1, "max_task_retries": 0, "num_cpus": 0}
+        where = on(self._host(place)) if len(self.hosts) > 1 else {}
+        return self._ray.remote(**again, **where, **options)(kind)
+
+    def _host(self, place: int) -> RayHost:
+        return self.hosts[place % len(self.hosts)]
+
+    def _start_keepers(self) -> "list[ActorHandle]":
+        """One a shard, on the host after the shard's; none where there is one host."""
+        if len(self.hosts) == 1:
+            return []
+        return [
+            self._actor(KeeperActor, number + 1).remote()
+            for number in range(len(self._group.shards))
+        ]
+
+    def _start_shards(self) -> "list[ActorHandle]":
+        group = self._group
+        many = 2 * group.workers + 8  # calls that may wait for their turn at a shard
+        return [
+            self._actor(ShardActor, number, max_concurrency=many).remote(
+                self._compute, group.policy, group.workers, group.steps,
+                shapes_of(one.state.opt_state), number, f"{self._folder}/{number}",
+                self.keepers[number] if self.keepers else None, thread_pool_size(),
+            )
+            for number, one in enumerate(group.shards)
+        ]  # fmt: skip
+
+    def _start_workers(self) -> "list[ActorHandle]":
+        return [
+            self._actor(WorkerActor, index).remote(
+                self._compute, index, self.shards, thread_pool_size()
+            )
+            for index in range(self._group.workers)
+        ]
 
     def begin(self) -> None:
         for actor, shard in zip(self.shards, self._group.shards, strict=True):
@@ -169,12 +176,15 @@ class RayEngine:
           what a worker raised; TrainingError if an actor stays away.
         """
         ray = self._ray
+        self._heard = self._heard[0], time.monotonic()
         asked: dict[ObjectRef, int] = {
             shard.when_done.remote(done): n for n, shard in enumerate(self.shards)
         }
         answers: dict[int, Fetched] = {}
         while asked:
-            ready, _ = ray.wait([*asked, *self._running], num_returns=1)
+            ready, _ = ray.wait([*asked, *self._running], num_returns=1, timeout=_LOOK_S)
+            if not ready:
+                self._look()
             for call in ready:
                 try:
                     answer = ray.get(call)
@@ -199,6 +209,7 @@ class RayEngine:
     ) -> None:
         """Calls a restarted actor once more."""
         self.restarts += 1
+        self._look()
         if self.restarts > 1000:
             raise TrainingError(f"actors were restarted {self.restarts} times: {error}")
         time.sleep(0.2)
@@ -207,6 +218,51 @@ class RayEngine:
             asked[self.shards[number].when_done.remote(done)] = number
         else:
             self._launch(self._running.pop(call))
+
+    def _look(self) -> None:
+        """Says which hosts have gone, and ends a run in which nothing happens any more.
+
+        Raises:
+          TrainingError: no shard has taken a push for `_SILENCE_S` seconds.
+        """
+        there = {host.number for host in alive_hosts(self._ray)}
+        for host in self.hosts:
+            if host.number not in there and host not in self.lost:
+                self.lost.append(host)
+                _LOG.warning("host %s is lost: %s", host, self._was_on(host))
+        self._listen()
+
+    def _was_on(self, host: RayHost) -> str:
+        kinds = {"shard": self.shards, "worker": self.workers}
+        names = [
+            f"{kind} {place}"
+            for kind, actors in kinds.items()
+            for place in range(len(actors))
+            if self._host(place) == host
+        ]
+        return (
+            f"{', '.join(names)} start again elsewhere" if names else "it had nothing of this run"
+        )
+
+    def _listen(self) -> None:
+        """Asks the first shard how far it is; what does not answer has not moved."""
+        now = time.monotonic()
+        if self._asked is None:
+            self._asked = self.shards[0].done.remote()
+        ready, _ = self._ray.wait([self._asked], timeout=0)
+        if ready:
+            with suppress(self._ray.exceptions.RayError):
+                if (done := self._ray.get(self._asked)) != self._heard[0]:
+                    self._heard = done, now
+            self._asked = None
+        if now - self._heard[1] > _SILENCE_S:
+            raise TrainingError(
+                f"server.engine=ray: no push was taken for {_SILENCE_S:.0f} s, after "
+                f"{self._heard[0]} pieces of work. Hosts that Ray sees: "
+                f"{', '.join(map(str, alive_hosts(self._ray)))}; lost: "
+                f"{', '.join(map(str, self.lost)) or 'none'}. The others may not reach each "
+                "other. The run goes on from its last checkpoint"
+            )
 
     def _take(self, answers: dict[int, Fetched]) -> None:
         """Makes the group's shards what the actors' are."""
@@ -236,7 +292,9 @@ class RayEngine:
         """Ends all actors, and Ray if it is ours; the logs stay readable."""
         with suppress(self._ray.exceptions.RayError):
             self.logs = self.events()
-        for actor in [*self.workers, *self.shards]:
+            if self.keepers:
+                self._ray.get([shard.forget.remote() for shard in self.shards], timeout=_BEGIN_S)
+        for actor in [*self.workers, *self.shards, *self.keepers]:
             self._ray.kill(actor)
         if self._ours:
             self._ray.shutdown()

@@ -7,7 +7,8 @@ the newest file and takes its events again: all is a function of them, so it end
 bit where it was. A torn last record was never acknowledged, and is dropped.
 
 Nothing waits for the disk itself: when the machine goes down the run goes with it, and
-goes on from its checkpoint. Nothing is unpickled: records are JSON and raw bytes of a
+goes on from its checkpoint. On a cluster a keeper on another host has the same (`ray_keeper`).
+Nothing is unpickled: records are JSON and raw bytes of a
 known type and size, with a checksum.
 """
 
@@ -35,6 +36,8 @@ class Journal:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         self._file: BinaryIO | None = None
+        self.path: Path | None = None
+        """of the file that is being written"""
         self.size = 0
         """bytes of the file that is being written"""
 
@@ -43,14 +46,17 @@ class Journal:
         path = self._path(number)
         temporary = path.with_suffix(".tmp")
         self._open(temporary, 0)
-        self.append(text, arrays)
-        temporary.replace(path)
+        self._write(text, arrays)
+        self.path = temporary.replace(path)
         for old in self.folder.glob("*.log"):
             if old != path:
                 old.unlink()
 
     def append(self, text: Text, arrays: Sequence[np.ndarray] = ()) -> None:
         """Returns once the record would outlive this process."""
+        self._write(text, arrays)
+
+    def _write(self, text: Text, arrays: Sequence[np.ndarray]) -> None:
         assert self._file is not None
         # Views, not copies: a push may be all of the parameters.
         body = [np.ascontiguousarray(array).reshape(-1).view(np.uint8).data for array in arrays]
@@ -85,7 +91,7 @@ class Journal:
             self._file.close()
         self._file = open(path, "ab")  # noqa: SIM115 (it stays open as long as the shard)
         self._file.truncate(size)
-        self.size = size
+        self.path, self.size = path, size
 
     def _path(self, number: int) -> Path:
         return self.folder / f"{number:012d}.log"
