@@ -12,6 +12,7 @@ none survived.
 """
 
 import argparse
+import itertools
 import json
 import random
 import shutil
@@ -81,8 +82,11 @@ class Calls:
         self.seconds: dict[str, float] = found["seconds"]
         self._calls: dict[str, list[str]] = found["calls"]
 
-    def tests_of(self, path: str, function: str) -> list[str]:
-        """Whole files together, for they share fixtures; all tests where none is seen."""
+    def tests_of(self, path: str, function: str, most_s: float) -> list[str]:
+        """Whole files together, for they share fixtures; all tests where none is seen.
+
+        As many as take `most_s` seconds, quick ones first.
+        """
         named = self._calls.get(f"{path}:{function}", [])
         if function == "<module>" or not named:
             named = [
@@ -92,6 +96,9 @@ class Calls:
                 for test in tests
             ]
         tests = set(named) or set(self.seconds)
+        spent = itertools.accumulate(sorted(self.seconds[test] for test in tests))
+        few = sum(1 for so_far in spent if so_far <= most_s)
+        tests = sorted(tests, key=self.seconds.__getitem__)[: max(1, few)]
         files: dict[str, float] = defaultdict(float)
         for test in tests:
             files[test.partition("::")[0]] += self.seconds[test]
@@ -141,7 +148,7 @@ def tried(tree: Path, args: argparse.Namespace) -> Iterator[tuple[str, Break, st
             if one.place in same:
                 yield folder, one, "equivalent"
             else:
-                tests = calls.tests_of(*one.place[:2])
+                tests = calls.tests_of(*one.place[:2], args.most)
                 yield folder, one, outcome(tree, one, tests, calls.seconds)
 
 
@@ -153,6 +160,9 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=list(NEAREST), choices=list(NEAREST))
     parser.add_argument("--times", type=int, default=12, help="breaks of each folder")
     parser.add_argument("--all", action="store_true")
+    parser.add_argument(
+        "--most", type=float, default=120, help="seconds that a break's tests take, unbroken"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--calls", type=Path, help="folder to keep in which tests call what, for further samples"
