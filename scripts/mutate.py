@@ -16,6 +16,7 @@ import itertools
 import json
 import random
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -27,7 +28,7 @@ from typing import Any, NamedTuple
 sys.path.insert(0, str(Path(__file__).parent))
 from mutated import run
 from mutated.known import KNOWN, TESTS
-from mutated.nearest import ELSEWHERE, NEAREST
+from mutated.nearest import ELSEWHERE, NEAREST, OTHERS
 from mutated.sites import broken, sites
 
 ROOT = Path(__file__).parent.parent
@@ -148,7 +149,7 @@ def tried(tree: Path, args: argparse.Namespace) -> Iterator[tuple[str, Break, st
             if one.place in same:
                 yield folder, one, "equivalent"
             else:
-                tests = calls.tests_of(*one.place[:2], args.most)
+                tests = OTHERS.get(one.place[0]) or calls.tests_of(*one.place[:2], args.most)
                 yield folder, one, outcome(tree, one, tests, calls.seconds)
 
 
@@ -178,6 +179,7 @@ def main() -> None:
         ignored = shutil.ignore_patterns(".git", "__pycache__", ".pytest_cache", "runs")
         shutil.copytree(ROOT, tree, ignore=ignored)
         run.prepare(tree)
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that all is tidied up
         begun = time.monotonic()
         for name, one, kind in tried(tree, args):
             mine = counts.setdefault(name, {"seed": args.seed} | dict.fromkeys(KINDS, 0))

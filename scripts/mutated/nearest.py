@@ -13,3 +13,5 @@ NEAREST: dict[str, list[str]] = {
 }
 ELSEWHERE = {"jmlp/parameter_server/ray": "tests/actors: they need Ray"}
 """Files whose tests are others, by what they begin with."""
+OTHERS = {"jmlp/training/trackers.py": ["tests/peers/test_trackers.py"]}
+"""Files whose tests are run instead of their folder's; some are skipped where a package is not."""

@@ -54,6 +54,7 @@ def passes(
 
 def _run(tree: Path, tests: list[str], seconds: dict[str, float], calls: Path | None) -> int:
     os.setsid()
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if sys.platform == "linux":  # who ends the parent ends this
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)
     out = os.open(tree / "tests.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
