@@ -2,6 +2,7 @@
 
     python scripts/faults.py              # what stands on the page; takes an hour
     python scripts/faults.py --only calls places --scale 0.1
+    python scripts/faults.py --only breaks   # of jmlp's own lines: do its tests notice?
 
 Runs the scripts below with the sizes below, keeps their counts in docs/faults.json and writes the
 table of the page anew from it. What another outcome than the three is in it is WRONG, and ends
@@ -20,8 +21,12 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 COUNTS, PAGE = ROOT / "docs" / "faults.json", ROOT / "docs" / "faults.md"
 BEGIN, END = "<!-- made by scripts/faults.py -->", "<!-- end -->"
+BREAKS, BREAKS_END = "<!-- breaks, made by scripts/faults.py -->", "<!-- end of breaks -->"
 Counts = dict[str, dict[str, int]]
 FILES = ["csv", "predict", "jsonl", "parquet", "feather", "npz", "idx", "safetensors"]
+
+
+FOLDERS = "comm compress parallel parameter_server checkpoint data training".split()
 
 
 def fuzz(kinds: list[str], inputs: int) -> Callable[[float], list[str]]:
@@ -59,6 +64,8 @@ PARTS: dict[str, tuple[str, Callable[[float], list[str]]]] = {
         "a file of a run is damaged; it is opened and continued",
         timed("corrupt.py", "--matrix", 2, "--flips=0", "--cuts=0"),
     ),
+    # A table of its own.
+    "breaks": ("", timed("mutate.py", "--times", 12, "--seed=1", "--only", *FOLDERS)),
 }
 # Rows of several places; links, loops and files in the place of folders are the rest.
 PLACES = {
@@ -81,7 +88,7 @@ KINDS = {
     "right": ("right", "harmless"),
     "refused": ("refused", "reported"),
     "failed": ("failed",),
-    "WRONG": ("WRONG", "FAULT"),
+    "WRONG": ("WRONG", "FAULT", "survived"),
 }
 
 
@@ -116,17 +123,39 @@ def rows(name: str, counts: Counts) -> list[str]:
     return lines
 
 
+def breaks(counts: Counts) -> list[str]:
+    """Lines of the table of jmlp's own lines that were broken, a folder each."""
+    lines = [
+        "| folder | seed | breaks | noticed | waits for ever, noticed | equivalent | not noticed "
+        "| score |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    kinds = "noticed", "late", "equivalent", "survived"
+    whole = {kind: sum(found[kind] for found in counts.values()) for kind in kinds}
+    for folder, found in [*counts.items(), ("**all**", whole)]:
+        seen, tried = found["noticed"] + found["late"], sum(found[kind] for kind in kinds)
+        score = seen / max(tried - found["equivalent"], 1)
+        cells = [folder, found.get("seed", ""), tried, *(found[kind] for kind in kinds)]
+        lines.append("| " + " | ".join(map(str, cells)) + f" | {score:.1%} |")
+    return lines
+
+
 def write(found: dict[str, Counts]) -> None:
     """The page's table."""
     lines = [
         "| fault | how | N | ended right | refused | failed, checkpoint named | anything else |",
         "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
     ]
-    for name in PARTS:
+    for name in [name for name in PARTS if name != "breaks"]:
         lines += rows(name, found.get(name, {}))
     text = PAGE.read_text()
-    before, after = text.split(BEGIN)[0], text.split(END)[1]
-    PAGE.write_text(f"{before}{BEGIN}\n" + "\n".join(lines) + f"\n{END}{after}")
+    for begin, end, table in (
+        (BEGIN, END, lines),
+        (BREAKS, BREAKS_END, breaks(found.get("breaks", {}))),
+    ):
+        before, after = text.split(begin)[0], text.split(end)[1]
+        text = f"{before}{begin}\n" + "\n".join(table) + f"\n{end}{after}"
+    PAGE.write_text(text)
 
 
 def main() -> None:

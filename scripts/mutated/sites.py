@@ -47,29 +47,94 @@ _CALLS = {
 
 
 class Site(NamedTuple):
-    """One break: a module's text with it, and what it is."""
+    """One break: where it is, and what."""
 
     line: int
+    function: str
+    """Its qualified name, as in `co_qualname`; `<module>` outside of all."""
     said: str
-    text: str
+    """What is broken, in the words of its line: not moved by what else changes in the file."""
+    number: int
+    way: int
 
 
 def sites(source: str) -> Iterator[Site]:
-    """Every break of a module that this knows, in the order of its lines."""
+    """Every break of a module that this knows."""
     tree = ast.parse(source)
     skipped = {id(node) for at in ast.walk(tree) for node in _unread(at)}
+    homes, lines = _homes(tree), _lines(tree)
     for number, node in enumerate(ast.walk(tree)):
         if id(node) in skipped:
             continue
         for way in range(_ways(node)):
-            broken = copy.deepcopy(tree)
-            twin = next(other for at, other in enumerate(ast.walk(broken)) if at == number)
-            before = ast.unparse(twin)
-            _break(twin, way)
-            after = ast.unparse(twin)
+            line = lines[id(node)]
+            before, kept = _shown(line), copy.copy(node)
+            _break(node, way)
+            after = _shown(line)
+            node.__dict__.clear()
+            node.__dict__.update(kept.__dict__)
             if after != before:
-                short = f"{before[:60]} -> {after[:60]}".replace("\n", " ")
-                yield Site(getattr(node, "lineno", 0), short, ast.unparse(broken))
+                said = _difference(before, after)
+                yield Site(getattr(node, "lineno", 0), homes[id(node)], said, number, way)
+
+
+def broken(source: str, site: Site) -> str:
+    """The module's text with the break in it."""
+    tree = ast.parse(source)
+    _break(next(node for at, node in enumerate(ast.walk(tree)) if at == site.number), site.way)
+    return ast.unparse(tree)
+
+
+def _homes(tree: ast.AST) -> dict[int, str]:
+    """The function around each node."""
+    found: dict[int, str] = {}
+
+    def walk(node: ast.AST, inside: str, home: str) -> None:
+        found[id(node)] = home
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            home = inside + node.name
+            inside = f"{home}.<locals>."
+        elif isinstance(node, ast.ClassDef):
+            inside = f"{inside}{node.name}."
+        for child in ast.iter_child_nodes(node):
+            walk(child, inside, home)
+
+    walk(tree, "", "<module>")
+    return found
+
+
+def _lines(tree: ast.AST) -> dict[int, ast.AST]:
+    """The statement around each node."""
+    found: dict[int, ast.AST] = {}
+
+    def walk(node: ast.AST, line: ast.AST) -> None:
+        line = node if isinstance(node, ast.stmt | ast.ExceptHandler | ast.match_case) else line
+        found[id(node)] = line
+        for child in ast.iter_child_nodes(node):
+            walk(child, line)
+
+    walk(tree, tree)
+    return found
+
+
+def _shown(line: ast.AST) -> str:
+    """A statement in one line, without those inside it."""
+    short = copy.copy(line)
+    for name in ("body", "orelse", "finalbody", "handlers", "cases"):
+        if isinstance(getattr(short, name, None), list):
+            setattr(short, name, [])
+    return " ".join(ast.unparse(short).split())
+
+
+def _difference(before: str, after: str, around: int = 40) -> str:
+    """`before -> after`, less what both begin and end with, but for a few words of it."""
+    most = min(len(before), len(after))
+    first = next((at for at in range(most) if before[at] != after[at]), most)
+    most -= first
+    last = next((at for at in range(most) if before[-1 - at] != after[-1 - at]), most)
+    start, end = max(0, first - around), max(0, last - around)
+    cut = [text[start : len(text) - end] for text in (before, after)]
+    return f"{cut[0]} -> {cut[1]}"
 
 
 def _unread(node: ast.AST) -> Iterator[ast.AST]:

@@ -241,6 +241,9 @@ def test_trees_reach_everyone_and_share_the_work(n):
     ]
     if n % 2 == 0 and n > 2:
         assert not inner[0] & inner[1]
+    if n > 1:  # what is run is these trees, each by its name
+        roots = [tree._schedule(kind, n)[-1][0][1] for kind in ("binomial", "binary", "complement")]
+        assert roots == [0, 0, n - 1 if n % 2 == 0 else 1]
 
 
 # The cost model.

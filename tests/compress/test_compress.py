@@ -78,6 +78,16 @@ def test_powersgd_sends_1_222nd_of_a_wide_layer():
 # What each is, in the limit.
 
 
+@pytest.mark.parametrize("name", some(VARIANTS, *SHOWN))
+def test_one_device_has_nobody_to_send_to_and_keeps_what_it_has(name):
+    way, grads = Ways(VARIANTS[name], 1), grads_of(1)
+    assert not sent_bytes(way.reducer.traffic(list(way.local.values()), 1))
+    mean, sent = way.mean(grads)
+    for k in grads:
+        np.testing.assert_array_equal(mean[k], grads[k])
+        np.testing.assert_array_equal(sent[k], grads[k])
+
+
 def test_all_of_top_k_is_none():
     grads = grads_of(8)
     mean, _ = Ways({"reducer": {"name": "top_k", "keep": 1.0}}, 8).mean(grads)

@@ -197,6 +197,13 @@ def test_events_go_through_a_journal(event):
     assert event_from_json(event_to_json(event)) == event
 
 
+def test_before_the_first_call_nothing_is_counted(blobs):
+    """As callbacks see at the start of a run."""
+    program = prepared(blobs, ASYNC, {"server": {"engine": "replay"}}).programs.train
+    assert program.counters() == {}
+    assert program.report() is None
+
+
 def test_what_stands_in_checkpoints_keeps_its_keys(blobs):
     """Those of 0.1: a run that it has begun goes on."""
     group = group_of(blobs, policy="ssp", simulate={"dies_at": 2.0, "returns_at": 5.0})
