@@ -61,8 +61,8 @@ plots.plan_time([plans.one_device, *plans.plans[1:4], all_chips])
 
 # %% [markdown]
 # The answer is one of this batch. With more rows a step there is more to share, and from some batch
-# on the model prefers many chips: by formula, from figures of a data sheet, so that where it turns
-# is not known to a factor of two or three. The range of a time says so.
+# on the model prefers many chips: by formula, from figures of a data sheet and latencies that are
+# assumed, so that where it turns is not known well. Measure before you take 256 chips for it.
 
 # %%
 for rows in (256, 1024, 4096, 16384):

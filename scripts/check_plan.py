@@ -7,11 +7,11 @@
 Programs are compiled and not run: for 8 simulated devices, or, with libtpu (`jmlp[aot]`), for TPU
 chips, or, with jax's CUDA plug-in (`jmlp[aot-gpu]`), for GPUs that are not here. A row a model,
 strategy and mesh; then the errors of the formula, of three suites apart. Constants in the formula
-were chosen on the programs of the first, `fitted`. What it said of the second, `corrected`, was looked
-at once, and the formula for GPUs and processors corrected after it. None of the third, `held_out`, was
-compiled before that. `--known FILE` takes what compilers said in an earlier result; what is not in it is compiled, unless
-`--no-compile`. The result is written after each program, so that what was stopped goes on with
-`--known` its own result.
+were chosen on the programs of the first, `fitted`. What it said of the second, `corrected`, was
+looked at once, and the formula for GPUs and processors corrected after it. None of the third,
+`held_out`, was compiled before that. `--known FILE` takes what compilers said in an earlier result;
+what is not in it is compiled, unless `--no-compile`. The result is written after each program: what
+was stopped goes on with `--known` its own result.
 """
 
 import argparse
@@ -252,7 +252,8 @@ def main() -> None:
     if isinstance(devices, str):
         sys.exit(devices)
     rows, tracer, platform = [], Tracer(), where.hardware.platform
-    for name, case in cases(where.devices).items():
+    known_first = sorted(cases(where.devices).items(), key=lambda item: item[0] not in known)
+    for name, case in known_first:  # so that nothing of `--known` is lost where this is stopped
         asked = re.search(flags.only, name) and flags.suite in (None, case.suite)
         if row := check(name, case, devices if asked else None, tracer, where, known):
             rows.append(row)

@@ -119,7 +119,9 @@ def predictions(hardware_file: str) -> Callable[[dict], Any]:
 
     def predicted(tree: dict) -> Any:
         config = parse_config(tree)
-        return price(workload(config, sizes=(FEATURES, CLASSES, ROWS)), config, where, tracer).seconds
+        return price(
+            workload(config, sizes=(FEATURES, CLASSES, ROWS)), config, where, tracer
+        ).seconds
 
     return predicted
 
@@ -128,8 +130,8 @@ def speed(one: tuple[int, int, int], steps: int, **keys: dict) -> float:
     """Seconds a step of `jmlp train`'s own loop."""
     import numpy as np
 
-    from jmlp.report import Reporter
     from jmlp.config import parse_config
+    from jmlp.report import Reporter
     from jmlp.training.loop import Loop
     from jmlp.training.setup import prepare
 
@@ -140,8 +142,7 @@ def speed(one: tuple[int, int, int], steps: int, **keys: dict) -> float:
     for section, values in keys.items():
         tree[section] = {**tree[section], **values}
     loop = Loop(prepare(parse_config(tree), (x, y)), Reporter.quiet())
-    took = min(one[2] / loop.fit().summary["samples_per_second"] for _ in range(2))
-    return took
+    return min(one[2] / loop.fit().summary["samples_per_second"] for _ in range(2))
 
 
 def ways(one: tuple[int, int, int], predicted: Callable[[dict], Any]) -> tuple[str, dict]:
@@ -214,8 +215,8 @@ def measure_hardware(kept: Kept, round_: int) -> None:
     """Figures of this machine: of each the fastest of all rounds."""
     from types import SimpleNamespace
 
-    from jmlp.report import Reporter
     from jmlp.bench.hardware import run
+    from jmlp.report import Reporter
 
     flags = SimpleNamespace(repeats=5, out=kept.path)
     fresh = run(flags, Reporter.quiet())  # type: ignore[arg-type]  # the flags that it reads
@@ -231,7 +232,9 @@ def merged(old: Any, new: Any, key: str = "") -> Any:
     if isinstance(new, dict):
         return {name: merged(old.get(name), value, key if name == "value" else name)
                 for name, value in new.items()}  # fmt: skip
-    if isinstance(new, list) and new and isinstance(new[0], list):  # points, a rate the last of each
+    if (
+        isinstance(new, list) and new and isinstance(new[0], list)
+    ):  # points, a rate the last of each
         return [[*b[:-1], max(a[-1], b[-1])] for a, b in zip(old, new, strict=True)]
     if isinstance(new, float):
         return min(old, new) if key.endswith("_s") and "per_s" not in key else max(old, new)

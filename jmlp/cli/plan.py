@@ -87,8 +87,7 @@ def _check(flags: Plan) -> int:
     from jmlp.cli.plan_table import print_check
 
     rows: list[JsonObject] = [
-        {"run": str(path), **_record(path), "considered": _considered(path)}
-        for path in flags.check
+        {"run": str(path), **_record(path), "considered": _considered(path)} for path in flags.check
     ]
     print_check(rows, flags.top, reporter(flags.json_))
     return finish(flags.json_, {"runs": rows})

@@ -22,6 +22,7 @@ from jmlp.planner.hardware import target
 from jmlp.planner.liveness import ROWS, program_of
 from jmlp.planner.memory import local_rows, memory_of
 from jmlp.planner.planning import price
+from jmlp.planner.seconds import seconds_of
 from jmlp.planner.workload import Tracer
 
 SIZES = (64, 10, 2000)
@@ -163,7 +164,7 @@ def test_a_slow_network_is_left_alone():
 
 
 def test_mistakes():
-    with pytest.raises(ConfigError, match="no cost model.*--step=sharded.*mesh.data"):
+    with pytest.raises(ConfigError, match=r"no cost model.*--step=sharded"):
         plan(config_of(step="async", mesh={"data": 8}), "h100:8", sizes=SIZES)
     with pytest.raises(ConfigError, match="also='fp8'"):
         plan(config_of(), "h100:8", sizes=SIZES, also=["fp8"])
@@ -238,3 +239,13 @@ def test_a_gpu_is_described_to_its_compiler():
     text = described(target("h100:8"))
     assert "cuda_compute_capability { major: 9 minor: 0 }" in text
     assert "  core_count: 132" in text and "  device_memory_size: 80000000000" in text
+
+
+def test_rows_are_looked_up():
+    """A step reads and writes its rows, at the memory's rate."""
+    config, where = parse_config(config_of(step="single", mesh={"data": 1})), target("h100:1")
+    traced = Tracer().of(config, workload(config, sizes=SIZES).schema)
+    few, many = (seconds_of(config, traced, where, [], 10, nbytes) for nbytes in (1e5, 3e5))
+    rate = where.hardware.memory_bandwidth.value * where.hardware.reached.expected
+    moved = 2 * 512 * (3e5 - 1e5)
+    assert many.parts["memory"] - few.parts["memory"] == pytest.approx(moved / rate)
