@@ -47,7 +47,7 @@ plots.roofline(plans, plans.plans[:3])
 # ## A 64-64 classifier on 256 chips
 #
 # Hundreds of chips for a model of 9,000 parameters and batches of 256 rows: messages cost more than
-# the work they share out. One device is the answer, and the number says by how much.
+# the work they share out. One device is the answer there, and the number says by how much.
 
 # %%
 tiny = {"model": {"hidden": [64, 64]}, "train": {"batch_size": 256}}
@@ -58,6 +58,21 @@ print(f"256 devices: {1e6 * all_chips.seconds.expected:.0f} us a step")
 
 # %%
 plots.plan_time([plans.one_device, *plans.plans[1:4], all_chips])
+
+# %% [markdown]
+# The answer is one of this batch. With more rows a step there is more to share, and from some batch
+# on the model prefers many chips: by formula, from figures of a data sheet and latencies that are
+# assumed, so that where it turns is not known well. Measure before you take 256 chips for it.
+
+# %%
+for rows in (256, 1024, 4096, 16384):
+    more = {"model": {"hidden": [64, 64]}, "train": {"batch_size": rows}}
+    plans = jmlp.plan(more, "v5e:16x16", sizes=(64, 10, 100_000))
+    best, one = plans.best, plans.one_device
+    times = [f"{1e6 * t:.0f}" for t in (one.seconds.expected, best.seconds.low,
+                                        best.seconds.expected, best.seconds.high)]  # fmt: skip
+    print(f"{rows:5} rows: one chip {times[0]} us a step; best {best.devices} chips, "
+          f"{times[2]} us ({times[1]} to {times[3]})")  # fmt: skip
 
 # %% [markdown]
 # ## Fifty layers on 4 hosts with a slow link

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from jmlp.cli.commands import finish, reporter, start_devices
-from jmlp.cli.flags import Json
+from jmlp.cli.flags import Json as JsonFlag
 from jmlp.config import load_config
 from jmlp.config.sections import MeshConfig
 from jmlp.errors import ConfigError, RunDirError
-from jmlp.types import JsonObject
+from jmlp.types import Json, JsonObject
 
 if TYPE_CHECKING:
     from jmlp.analysis.plans import Sizes
@@ -51,8 +51,9 @@ class Plan:
     compile: Annotated[int, tyro.conf.arg(metavar="N")] = 0
     """ask the compiler about the best N as well, where it is installed"""
     check: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="RUN_DIR", help_behavior_hint="")] = ()
-    """instead, of runs with step or mesh auto: what was predicted and what was measured"""
-    json_: Json = False
+    """instead, of runs with step or mesh auto: what was predicted and what was measured, and the
+    ways that were considered"""
+    json_: JsonFlag = False
     """print one JSON line on stdout; the rest goes to stderr"""
 
 
@@ -85,8 +86,10 @@ def _check(flags: Plan) -> int:
         raise ConfigError(f"--check is of runs, not of {flags.config}: leave one out")
     from jmlp.cli.plan_table import print_check
 
-    rows = [{"run": str(path), **_record(path)} for path in flags.check]
-    print_check(rows, reporter(flags.json_))
+    rows: list[JsonObject] = [
+        {"run": str(path), **_record(path), "considered": _considered(path)} for path in flags.check
+    ]
+    print_check(rows, flags.top, reporter(flags.json_))
     return finish(flags.json_, {"runs": rows})
 
 
@@ -100,6 +103,18 @@ def _record(path: Path) -> JsonObject:
     if not isinstance(found, dict):
         raise RunDirError(f"{path}: its config has neither step: auto nor mesh: auto")
     return found
+
+
+def _considered(path: Path) -> list[Json]:
+    """Every way that the run's plan was chosen from; none of runs that kept only what they took."""
+    file = path / "plan.json"
+    try:
+        found = json.loads(file.read_text()).get("considered", [])
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, AttributeError):
+        raise RunDirError(f"{file} cannot be read: delete it to see the run without it") from None
+    return found if isinstance(found, list) else []
 
 
 def _sizes(flags: Plan) -> Sizes | None:

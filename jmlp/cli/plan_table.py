@@ -182,8 +182,8 @@ def nested(keys: JsonObject) -> JsonObject:
     return tree
 
 
-def print_check(rows: Sequence[JsonObject], report: Reporter) -> None:
-    """Predictions and measurements of runs, and how far they are apart."""
+def print_check(rows: Sequence[JsonObject], most: int, report: Reporter) -> None:
+    """Predictions and measurements of runs, how far they are apart, and the first `most` ways."""
     from rich.table import Table
 
     table = Table(
@@ -198,6 +198,30 @@ def print_check(rows: Sequence[JsonObject], report: Reporter) -> None:
         )  # fmt: skip
         table.add_row(str(row["run"]), str(row["step"]), *memory, *seconds)
     report.table(table)
+    for row in rows:
+        ways = row["considered"]
+        if isinstance(ways, list) and ways:
+            report.note(f"{row['run']}: of {len(ways)} ways considered, best first")
+            for way in ways[:most]:
+                report.note(f"  {_in_words(way)}")
+
+
+def _in_words(way: Json) -> str:
+    """One way of a run's plan.json."""
+    if not isinstance(way, dict):
+        return str(way)
+    sizes, more = way.get("mesh"), way.get("with")
+    over = " x ".join(f"{axis}={size}" for axis, size in sizes.items()) if (
+        isinstance(sizes, dict)
+    ) else ""  # fmt: skip
+    keys = ", ".join(f"{key}={value}" for key, value in more.items()) if (
+        isinstance(more, dict)
+    ) else ""  # fmt: skip
+    seconds, held = way.get("seconds_per_step"), way.get("bytes")
+    told = f"{1e3 * seconds:.3g} ms a step" if isinstance(seconds, int | float) else "no time"
+    told += f", {size(held)} a device" if isinstance(held, int | float) else ""
+    fits = "" if way.get("fits") else ", does not fit"
+    return f"{way.get('step')} over {over or 'one device'}{keys and f', {keys}'}: {told}{fits}"
 
 
 def _pair(

@@ -30,13 +30,15 @@ class Weights(NamedTuple):
 
 WEIGHTS: dict[Accelerator, dict[str, Weights]] = {
     "gpu": {
-        "single": Weights(0.8, -0.6), "data": Weights(1.0, 0.4), "accumulated": Weights(1.1, -0.8),
-        "vectors": Weights(1.0, 0.4), "fsdp": Weights(1.05, 0.2), "model": Weights(1.05, 0.4),
+        "single": Weights(0.8, -0.6), "data": Weights(1.0, 0.6), "accumulated": Weights(0.95, -0.3),
+        "accumulated, split": Weights(1.0, 1.0), "vectors": Weights(1.0, 0.6),
+        "tree": Weights(1.0, 2.0), "fsdp": Weights(1.0, 1.0), "model": Weights(1.0, 0.4),
         "local": Weights(0.7, 1.4), "pipeline": Weights(0.2, 3.4),
         "pipeline, kept": Weights(1.8, 7.0),
     },
     "tpu": {
         "single": Weights(0.55, 0.0), "data": Weights(0.15, 1.4), "accumulated": Weights(0.4, 2.4),
+        "accumulated, split": Weights(0.4, 2.4), "tree": Weights(0.15, 2.7),
         "vectors": Weights(0.15, 2.7), "fsdp": Weights(0.3, 1.8), "model": Weights(0.7, 1.0),
         "local": Weights(0.05, 5.4), "pipeline": Weights(0.3, 4.4),
         "pipeline, kept": Weights(1.0, 6.0),
@@ -44,7 +46,9 @@ WEIGHTS: dict[Accelerator, dict[str, Weights]] = {
 }  # fmt: skip
 FAST_BYTES = 90e6
 """of a TPU's fast memory; a v5e has 128 MiB, not all of which holds arrays at the worst moment"""
-MARGINS: dict[str, float] = {"cpu": 0.15, "gpu": 0.35, "tpu": 0.35}
+COMBINED = 30 << 20
+"""bytes of gradients that XLA for GPUs sums in one message, into which it copies them"""
+MARGINS: dict[str, float] = {"cpu": 0.25, "gpu": 0.35, "tpu": 0.35}
 """by how much less than the room the formula must come to for a plan to fit: it was at most so
 much too low in any of the programs that scripts/check_plan.py compiles"""
 
@@ -56,10 +60,10 @@ def kind_of(config: Config) -> str:
     if config.step == "local":
         return "local"
     if config.optim.accumulate > 1:
-        return "accumulated"
+        return "accumulated, split" if config.mesh.fsdp > 1 else "accumulated"
     coded = config.comm.all_reduce != "psum" or config.comm.reducer.name != "none"
     if strategy_of(config).exchanges_itself and coded:
-        return "vectors"
+        return "tree" if config.comm.all_reduce == "tree" else "vectors"
     for axis in ("model", "fsdp", "data"):
         if getattr(config.mesh, axis) > 1:
             return axis
@@ -85,3 +89,13 @@ def temporaries(
     if strategy_of(config).stages:  # what branches of a switch hand on stays there as well
         slow = 0.6 * need if config.pipeline.remat else need
     return max(slow, need + batch / 2 + rows / 2 - FAST_BYTES)
+
+
+def needed_bytes(total: float, platform: str) -> float:
+    """Room that a device must have for a plan to fit, by what the formula says it takes.
+
+    On a TPU, where the compiler may leave outside what the formula has in fast memory, that much
+    more.
+    """
+    outside = FAST_BYTES if platform == "tpu" else 0.0
+    return (1 + MARGINS[platform]) * total + outside

@@ -9,10 +9,10 @@ from jmlp.errors import ConfigError
 from jmlp.planner.here import here
 from jmlp.planner.planning import Plan, Plans, plan_all
 from jmlp.planner.workload import Workload
-from jmlp.types import JsonObject
+from jmlp.types import Json, JsonObject
 
 FILE = "plan.json"
-"""of a run directory: what was predicted and measured"""
+"""of a run directory: what was predicted, and every way that was considered"""
 
 
 def is_asked(config: Config) -> bool:
@@ -50,6 +50,23 @@ def why(found: Plans) -> str:
     return f"{said}; next, {other.config.step} over {mesh or 'one device'}, " + (
         f"{1e3 * other.seconds.expected:.3g}"
     )
+
+
+def considered(found: Plans) -> list[Json]:
+    """Every way that was priced, best first, in few words: what it is, its memory and its time."""
+    return [
+        {
+            "step": plan.config.step,
+            "mesh": {axis: size for axis, size in plan.config.mesh if size != 1},
+            "fits": plan.fits,
+            "bytes": round(plan.memory.total),
+            "seconds_per_step": float(f"{plan.seconds.expected:.4g}"),
+            "bound": plan.seconds.bound,
+            "with": {key: value for key, value in plan.changes.items()
+                     if key != "step" and not key.startswith("mesh.")},
+        }
+        for plan in found.plans
+    ]  # fmt: skip
 
 
 class Predicted:

@@ -37,8 +37,9 @@ class Candidates:
     def __init__(self, config: Config, target: Target, also: Sequence[Also] = ()):
         if config.step == "async":
             raise ConfigError(
-                "step=async: there is no cost model of workers that do not wait; plan it with "
-                "--step=sharded"
+                "step=async: there is no cost model of workers that do not wait. For a synchronous "
+                "step of the same model plan with --step=sharded; to train with step: async, say "
+                "mesh.data, the number of workers, in place of mesh: auto"
             )
         self._config, self._target, self._also = config, target, also
         self._tree = config.model_dump(mode="json")

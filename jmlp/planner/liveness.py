@@ -112,6 +112,20 @@ class Program(NamedTuple):
                     alive -= self.sizes[name].of(rows)
         return most
 
+    def deferred(self) -> Program:
+        """The same with products over rows, which are parameters' gradients, after all others.
+
+        Where gradients are summed over devices, compilers put them together before they are
+        multiplied out, so that what they read stays until the backward pass is done.
+        """
+        late = [one for one in self.operations if one.product and one.product[1] % ROWS == 0]
+        made = {name for one in late for name in one.writes}
+        rest = [one._replace(inside=one.inside and one.inside.deferred())
+                for one in self.operations if one not in late]  # fmt: skip
+        first = (at for at, one in enumerate(rest) if not made.isdisjoint(one.reads))
+        at = next(first, len(rest))
+        return self._replace(operations=(*rest[:at], *late, *rest[at:]))
+
     def _in_place(self, operation: Operation, at: int, last: dict[Name, int], rows: int) -> int:
         """Bytes of what an elementwise operation reads last, into which it writes."""
         if not self.fused or operation.product or operation.inside or len(operation.writes) != 1:
@@ -163,7 +177,10 @@ class _Reader:
         return Program(operations, dict(enumerate(self.sizes)), own, self._fused)
 
     def _new(self, aval: Any) -> Name:
-        self.sizes.append(_size(aval))
+        size = _size(aval)
+        # XLA for processors works on bfloat16 as float32.
+        wide = not self._fused and getattr(aval, "dtype", None) == jax.numpy.bfloat16
+        self.sizes.append(size.times(2) if wide else size)
         return len(self.sizes) - 1
 
     def _walk(self, jaxpr: core.Jaxpr, arguments: Sequence[Name]) -> list[Name]:
@@ -183,8 +200,8 @@ class _Reader:
             else:
                 made = [self._new(var.aval) for var in eqn.outvars]
                 self.equations.append(_Equation(
-                    eqn.primitive.name, tuple(reads), tuple(made), _product(eqn), _inside(eqn),
-                    eqn.params.get("length") or 1,
+                    eqn.primitive.name, tuple(reads), tuple(made), _product(eqn),
+                    _inside(eqn, self._fused), eqn.params.get("length") or 1,
                 ))  # fmt: skip
             known |= zip(eqn.outvars, made, strict=True)
         return [read(atom) for atom in jaxpr.outvars]
@@ -262,16 +279,16 @@ def _itemsize(dtype: Any) -> int:
     return dtype.itemsize
 
 
-def _inside(eqn: Any) -> Program | None:
+def _inside(eqn: Any, fused: bool) -> Program | None:
     """The body of a loop, or the branch that needs most."""
     name, params = eqn.primitive.name, eqn.params
     if name not in _LOOPS:
         return None
     if name == "scan":
         slices = len(eqn.invars) - params["num_consts"] - params["num_carry"]
-        return _Reader().program(params["jaxpr"].jaxpr, slices)
+        return _Reader(fused).program(params["jaxpr"].jaxpr, slices)
     bodies = params["branches"] if name == "cond" else [params["body_jaxpr"]]
-    return max((_Reader().program(body.jaxpr) for body in bodies), key=lambda p: p.peak(ROWS))
+    return max((_Reader(fused).program(body.jaxpr) for body in bodies), key=lambda p: p.peak(ROWS))
 
 
 def _product(eqn: Any) -> tuple[int, ...]:

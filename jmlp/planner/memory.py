@@ -28,8 +28,8 @@ from jmlp.config import Config
 from jmlp.data.batches import padded_size
 from jmlp.parallel import strategy_of
 from jmlp.parallel.pipeline import make_plan
-from jmlp.parallel.pipeline_stages import kept_bytes
-from jmlp.planner.accelerators import temporaries
+from jmlp.parallel.pipeline_stages import StagePlan, kept_bytes
+from jmlp.planner.accelerators import COMBINED, kind_of, temporaries
 from jmlp.planner.exchange import make_reducer, stage_bytes
 from jmlp.planner.liveness import ROWS
 from jmlp.planner.workload import Traced, Workload, abstract_mesh, rules_of
@@ -56,6 +56,9 @@ STAGE_KEPT = 2.5
 """the same where each tick keeps what it needs, and does not compute it again"""
 BRANCH = 1.15
 """what a branch of a switch keeps, by what a layer keeps elsewhere"""
+BRANCH_COSTLY = 1.85
+"""the same where activations are not relu, whose own products for the backward pass are fused away
+elsewhere and leave a branch one by one"""
 TILE = 8
 """of a TPU: features of rows are padded to so many"""
 BLOCK_BYTES = 16 << 20
@@ -135,10 +138,13 @@ def memory_of(
     held_rows = rows_bytes(work, config, room_bytes, blocks, platform)
     kept = _kept_by_exchange(traced, config, parameters)
     if platform in ("gpu", "tpu"):
-        alive = traced.fused.peak(rows // config.optim.accumulate)
+        alive = _fused(traced, config, platform)
         resident = stay(work, config, room_bytes) * work.rows * work.row_bytes
         resident *= _padding(work, platform)
-        need = temporaries(platform, config, alive, used, batch, resident)
+        copied = _copied(traced, config, used) if platform == "gpu" else used
+        need = temporaries(platform, config, alive, copied, batch, resident)
+        if platform == "gpu" and strategy.stages and not config.pipeline.remat:
+            need = _of_pipeline(traced, config)[0] + batch
         gradients = min(used, need)
         return Memory(parameters, optimizer, gradients, need - gradients, kept, held_rows)
     if strategy.stages:
@@ -151,11 +157,34 @@ def memory_of(
         # Gathered for use. The first layer's are done with when the backward pass begins.
         most = max(2 * used, alive + batch + used - _first_layer(traced, config))
     if config.optim.accumulate > 1 and layout.batch_parts(mesh) > 1:
-        kept += used  # each micro-batch's, summed over devices, beside the sum so far
+        # Each micro-batch's, summed over devices, beside the sum so far: shares of them over fsdp.
+        kept += used / config.mesh.fsdp
     return Memory(
         parameters, optimizer, used, alive + batch - used, kept + most - alive - batch,
         held_rows,
     )  # fmt: skip
+
+
+def _fused(traced: Traced, config: Config, platform: str) -> float:
+    """Gradients and activations of a step on one device, as accelerators' compilers write them."""
+    rows = local_rows(config) // config.optim.accumulate
+    summed = width_of(config) > local_rows(config) or config.mesh.model > 1
+    if platform == "gpu" and summed and config.step not in ("local", "pipeline"):
+        return traced.fused.deferred().peak(rows)
+    return traced.fused.peak(rows)
+
+
+def _copied(traced: Traced, config: Config, used: float) -> float:
+    """Parameters' bytes of which a GPU's program holds copies for messages."""
+    kind = kind_of(config)
+    if kind == "data":
+        return min(used, COMBINED)
+    if kind in ("fsdp", "accumulated, split"):
+        # Gathered for use; at the worst moment the largest one's gradient takes its place.
+        kernels = (leaf for leaf in jax.tree.leaves(traced.state.params) if leaf.ndim > 1)
+        largest = max(leaf.size * leaf.dtype.itemsize for leaf in kernels)
+        return max(used - largest / config.mesh.model, 0.0)
+    return used
 
 
 def _alive(traced: Traced, config: Config) -> float:
@@ -234,7 +263,19 @@ def _of_pipeline(traced: Traced, config: Config) -> tuple[float, float]:
         for shape, count in mine.items():
             shapes[shape] = max(shapes.get(shape, 0), count)
     joined = 4.0 * sum(count * math.prod(shape) for shape, count in shapes.items())
-    return STAGE_KEPT * used + ticks * (joined + BRANCH * working), used
+    branch = BRANCH if config.model.activation == "relu" else BRANCH_COSTLY
+    return STAGE_KEPT * used + ticks * (joined + branch * _joined(plan) * working), used
+
+
+def _joined(plan: StagePlan) -> float:
+    """What a tick keeps of rows, by those of all layers: room for what any stage has of a width."""
+    widths: dict[int, int] = {}
+    for stage in range(len(plan.stages)):
+        mine = Counter(plan.layers[number].width for number in plan.layers_of(stage))
+        for width, count in mine.items():
+            widths[width] = max(widths.get(width, 0), count)
+    whole = sum(layer.width for layer in plan.layers)
+    return sum(width * count for width, count in widths.items()) / whole
 
 
 def _first_layer(traced: Traced, config: Config) -> float:

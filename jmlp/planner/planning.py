@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from jmlp.config import Config
-from jmlp.planner.accelerators import MARGINS
+from jmlp.planner.accelerators import needed_bytes
 from jmlp.planner.candidates import Also, Candidates, differences
 from jmlp.planner.exchange import Sent, sent_in_step
 from jmlp.planner.hardware import Target
@@ -31,18 +31,13 @@ class Plan(NamedTuple):
     room_bytes: float
     seconds: Seconds
     sent: list[Sent]
-    margin: float
-    """by how much more than the formula's memory there must be"""
+    needed_bytes: float
+    """room that a device must have: the formula's memory, and a margin for its error"""
 
     @property
     def fits(self) -> bool:
         """Whether the formula leaves a margin for its own error."""
         return self.needed_bytes <= self.room_bytes
-
-    @property
-    def needed_bytes(self) -> float:
-        """Room that a device must have."""
-        return (1 + self.margin) * self.memory.total
 
     @property
     def devices(self) -> int:
@@ -97,10 +92,10 @@ def price(work: Workload, config: Config, target: Target, tracer: Tracer) -> Pla
     memory = memory_of(work, config, traced, target.room_bytes, platform=target.hardware.platform)
     sent = sent_in_step(config, traced, target, local_rows(config))
     steps = math.ceil(work.rows / config.train.batch_size)
-    seconds = seconds_of(config, traced, target, sent, steps)
+    seconds = seconds_of(config, traced, target, sent, steps, work.row_bytes)
     changes = differences(work.config, config)
-    margin = MARGINS[target.hardware.platform]
-    return Plan(config, changes, memory, target.room_bytes, seconds, sent, margin)
+    needed = needed_bytes(memory.total, target.hardware.platform)
+    return Plan(config, changes, memory, target.room_bytes, seconds, sent, needed)
 
 
 def _accumulated(

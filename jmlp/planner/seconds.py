@@ -64,15 +64,24 @@ class Seconds(NamedTuple):
 
 
 def seconds_of(
-    config: Config, traced: Traced, target: Target, sent: Sequence[Sent], steps_per_epoch: int
+    config: Config,
+    traced: Traced,
+    target: Target,
+    sent: Sequence[Sent],
+    steps_per_epoch: int,
+    row_bytes: float,
 ) -> Seconds:
-    """The time of a step of `config`, whose mesh has numbers."""
+    """The time of a step of `config`, whose mesh has numbers.
+
+    Args:
+      row_bytes: of a row and its target, which are looked up in the data and written.
+    """
     hardware = target.hardware
     reached = hardware.reached
     latency = sum(one.latency_s for one in sent)
     transfer = sum(one.transfer_s for one in sent)
     works = [
-        _work_of(config, traced, target, share)
+        _work_of(config, traced, target, share, row_bytes)
         for share in (reached.expected, reached.high, reached.low)
     ]
     work, best, worst = works
@@ -103,7 +112,9 @@ def _bubble(config: Config) -> float:
     return 1 - chosen.microbatches * rounds / (slots * rounds + config.mesh.pipe - 1)
 
 
-def _work_of(config: Config, traced: Traced, target: Target, share: float) -> Work:
+def _work_of(
+    config: Config, traced: Traced, target: Target, share: float, row_bytes: float
+) -> Work:
     """One device's operations in a step; of simulated devices all of theirs, since they share."""
     meter = _Meter(target, config.model.dtype, share)
     rows, mesh = local_rows(config), config.mesh
@@ -119,7 +130,7 @@ def _work_of(config: Config, traced: Traced, target: Target, share: float) -> Wo
     # The optimizer works on what a device holds at rest.
     at_rest = 1 / (mesh.fsdp * mesh.pipe)
     mine = update._replace(arithmetic=update.arithmetic * at_rest, memory=update.memory * at_rest)
-    whole = layers.plus(mine)
+    whole = layers.plus(mine).plus(meter.moving(2 * rows * row_bytes))
     return Work().plus(whole, target.devices_sharing(config.mesh.size()))
 
 
@@ -153,6 +164,10 @@ class _Meter:
             else:
                 layers = layers.plus(price)
         return layers, update
+
+    def moving(self, nbytes: float) -> Work:
+        """Bytes that are read and written, and nothing else."""
+        return Work(memory=nbytes / (self._bandwidth.of(nbytes) * self._share))
 
     def _price(self, operation: Operation, rows: int, moved: float, joins: bool) -> Work:
         dims = [_rows_in(dim, rows) for dim in operation.product]

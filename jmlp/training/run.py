@@ -155,7 +155,9 @@ def train(
         if planned.plans:
             loop.predicted = auto.Predicted(planned.plans.plans[0])
             if directory and is_first():
-                told = to_json(loop.predicted.as_json(None), indent=2)
+                kept = loop.predicted.as_json(None)
+                kept["considered"] = auto.considered(planned.plans)
+                told = to_json(kept, indent=1)
                 write_atomically(directory.path / auto.FILE, told + "\n")
         return loop.fit()
 

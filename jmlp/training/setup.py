@@ -100,7 +100,9 @@ def chosen(
         return Chosen(config, None, None)
     if own:
         raise ConfigError(
-            f"step=auto and mesh=auto plan jmlp's own MLP, not a {own[0]} of yours: say both"
+            f"step=auto and mesh=auto plan jmlp's own MLP, not a {own[0]} of yours: say both, e.g. "
+            "step='single', or step='sharded' with mesh={'data': 'auto'} for all devices; "
+            "jmlp.plan of a config whose layers are as large says which is faster"
         )
     dataset = load_dataset(config, data, loss)
     config = settled(config, dataset.schema.task)

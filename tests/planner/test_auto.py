@@ -45,7 +45,17 @@ def test_step_auto_is_one_device_where_cores_are_shared(blobs, tmp_path, no_pict
     assert plan["predicted_bytes"] == pytest.approx(plan["measured_bytes"], rel=0.3)
     assert 0 < plan["measured_seconds_per_step"] < 60
     assert main(["plan", "--check", str(tmp_path / "run"), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["runs"][0]["step"] == "single"
+    told = capsys.readouterr()
+    row = json.loads(told.out)["runs"][0]
+    assert row["step"] == "single" and row["considered"] == kept["considered"]
+    first, *others = kept["considered"]
+    assert (first["step"], first["mesh"], first["fits"]) == ("single", {}, True) and others
+    assert f"of {len(others) + 1} ways considered" in told.err
+    assert "single over one device: " in told.err
+    # A run of before, which kept what it took alone.
+    (tmp_path / "run" / "plan.json").write_text('{"step": "single"}')
+    assert main(["plan", "--check", str(tmp_path / "run"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["runs"][0]["considered"] == []
 
 
 def test_the_plan_follows_the_devices(slow_cores, blobs):
@@ -75,7 +85,7 @@ def test_the_same_bits_as_when_it_is_said(blobs):
 def test_what_auto_does_not_go_with(blobs, monkeypatch):
     with pytest.raises(ConfigError, match="leave fsdp out"):
         parse_config(config_of(mesh={"data": "planned", "fsdp": 2}))
-    with pytest.raises(ConfigError, match="not a model of yours"):
+    with pytest.raises(ConfigError, match="not a model of yours: say both, e"):
         jmlp.train(config_of(step="auto"), blobs, model=lambda rngs: None)
     with pytest.raises(ConfigError, match="are for jmlp train"):
         jmlp.MLPClassifier(step="auto", max_iter=1).fit(*blobs)
