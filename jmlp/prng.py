@@ -50,7 +50,7 @@ def bernoulli(key: jax.Array, p: float | jax.Array, shape: tuple[int, ...]) -> j
 def _is_written_out(key: jax.Array, shape: tuple[int, ...]) -> bool:
     return (
         str(jax.random.key_impl(key)) == "threefry2x32"
-        and jax.config.jax_threefry_partitionable
+        and jax.config.values["jax_threefry_partitionable"]
         and math.prod(shape) < 1 << 32
     )
 

@@ -246,6 +246,10 @@ def _compress(
     if dense_s > 4 * _LONG_S:
         return {}  # nothing that a processor does counts here
     mesh = Mesh(np.array(devices), (_AXIS,))
+
+    def full(size: int, itemsize: int, n: int) -> dict[str, float]:
+        return links.estimates(size, itemsize, n, ["full"])
+
     leaf = jax.ShapeDtypeStruct(near_square(size), np.float32)
     noise = np.random.default_rng(0).normal(size=leaf.shape).astype(np.float32)
     for name, candidate in CANDIDATES.items():
@@ -266,7 +270,7 @@ def _compress(
             return jnp.stack([reduced.mean[0], rest])
 
         took_s = _time(devices, body, (2, *leaf.shape), repeats)
-        sent_s = messages_s(settings, [leaf], n, lambda *what: links.estimates(*what, ["full"]))
+        sent_s = messages_s(settings, [leaf], n, full)
         found[name] = max(0.0, took_s - sent_s) / size
         report.note(
             f"{name:16} {1e9 * found[name]:9.2f} ns a number to compress; all {1e3 * took_s:.2f} ms"

@@ -101,8 +101,7 @@ def chosen(
     if own:
         raise ConfigError(
             f"step=auto and mesh=auto plan jmlp's own MLP, not a {own[0]} of yours: say both, e.g. "
-            "step='single', or step='sharded' with mesh={'data': 'auto'} for all devices; "
-            "jmlp.plan of a config whose layers are as large says which is faster"
+            "step='single', or step='sharded' with mesh={'data': 'auto'} for all devices"
         )
     dataset = load_dataset(config, data, loss)
     config = settled(config, dataset.schema.task)
@@ -267,19 +266,14 @@ def make_setup(
         )  # fmt: skip
 
     if choice.is_asked(config.comm):
-        config = _with_reducer(config, mesh, programs_of)
+        dense = config.comm.model_copy(update={"reducer": ReducerConfig()})
+        shapes = programs_of(config.model_copy(update={"comm": dense})).abstract.params
+        priced = choice.price(config.comm, mesh, jax.tree.leaves(shapes))
+        config = config.model_copy(update={"comm": choice.chosen(config.comm, priced)})
     programs = programs_of(config)
     _check_statistics(config, programs.train.statistics)
     check_patterns("train.freeze", config.train.freeze, programs.abstract.params)
     return Setup(config, dataset, programs, plan)
-
-
-def _with_reducer(config: Config, mesh: Mesh, programs_of: Callable[[Config], Programs]) -> Config:
-    """`config` with the compressor and the buckets that its `comm` leaves to jmlp."""
-    plain = config.comm.model_copy(update={"reducer": ReducerConfig()})
-    shapes = programs_of(config.model_copy(update={"comm": plain})).abstract.params
-    comm = choice.chosen(config.comm, choice.price(config.comm, mesh, jax.tree.leaves(shapes)))
-    return config.model_copy(update={"comm": comm})
 
 
 def resolved(config: Config, loaded: Dataset) -> tuple[Config, Dataset]:
@@ -401,7 +395,6 @@ def open_checkpoints(
     config: Config, directory: Path, programs: Programs | None = None
 ) -> Checkpoints:
     """The checkpoints of a run; its programs know metrics that were given from Python."""
-    name = config.train.monitor
-    monitor = programs.evaluation.metric(name) if programs else name
-    last = config.train.ties == "last"
-    return Checkpoints(directory, keep=config.train.keep, monitor=monitor, last=last)
+    train = config.train
+    monitor = programs.evaluation.metric(train.monitor) if programs else train.monitor
+    return Checkpoints(directory, keep=train.keep, monitor=monitor, last=train.ties == "last")

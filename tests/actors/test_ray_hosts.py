@@ -66,7 +66,9 @@ def environment(token):
         "RAY_health_check_period_ms": "1000", "RAY_health_check_timeout_ms": "2000",
         "RAY_health_check_failure_threshold": "3", "RAY_health_check_initial_delay_ms": "0",
     }  # fmt: skip
-    return own_environment() | more
+    env = own_environment() | more
+    env.pop("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", None)  # said by a Ray of this process alone
+    return env
 
 
 def start_ray(hosts, env, folder):
