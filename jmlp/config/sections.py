@@ -174,7 +174,10 @@ ReducerField = Annotated[
 
 
 class CommConfig(OpenSection):
-    """How devices exchange gradients. Settings of one topology stand beside it in `jmlp.comm`."""
+    """How devices exchange gradients; comm: auto leaves all of it to jmlp.
+
+    Settings of one topology stand beside it in `jmlp.comm`.
+    """
 
     TABLE: ClassVar[Table] = TOPOLOGIES
 
@@ -193,6 +196,11 @@ class CommConfig(OpenSection):
     def bucket(self) -> int:
         """Bytes of a bucket, the usual ones until they are chosen."""
         return BUCKET_BYTES if self.bucket_bytes == "auto" else self.bucket_bytes
+
+    @classmethod
+    def whole(cls, tree: object) -> object:
+        choices = "all_reduce", "reducer", "bucket_bytes"
+        return dict.fromkeys(choices, "auto") if tree == "auto" else tree
 
     @pydantic.model_validator(mode="after")
     def _reducer_fits_topology(self) -> "CommConfig":

@@ -146,6 +146,11 @@ class OpenSection(Section):
         return object.__new__(cls._class_for(keys) or cls)
 
     @classmethod
+    def whole(cls, tree: object) -> object:
+        """What a short form of a section stands for; all else as it is."""
+        return tree
+
+    @classmethod
     def _class_for(cls, keys: Mapping[str, object]) -> Settings | None:
         """The class of the word that `keys` say; None if there is no such word."""
         word = plain(keys.get(cls.TABLE.key, cls.TABLE.default))
@@ -158,6 +163,7 @@ class OpenSection(Section):
     def _of_its_word(
         cls, tree: object, read: pydantic.ModelWrapValidatorHandler[OpenSection]
     ) -> OpenSection:
+        tree = cls.whole(tree)
         if not isinstance(tree, Mapping):
             return read(tree)
         mine = cls._class_for(tree)

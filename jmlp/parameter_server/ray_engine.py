@@ -75,15 +75,13 @@ class RayEngine:
         self._folder = tempfile.mkdtemp(prefix="jmlp-shards-")
         self.lost: list[RayHost] = []
         """hosts that were there when the run began"""
-        # What actors are made of: they are restarted from it, so somebody must hold it. Only
-        # small things travel without being put away, and so without a warning of Ray's.
-        compute: Any = group.compute
-        if len(ray.cloudpickle.dumps(compute)) > _INLINE_BYTES:
-            compute = ray.put(compute)
-        self._compute, self._batches = compute, ray.put(group.batches)
-        self.keepers = self._start_keepers()
-        self.shards = self._start_shards()
-        self.workers = self._start_workers()
+        try:
+            self._start(group)
+        except BaseException:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            if self._ours:
+                ray.shutdown()
+            raise
         self._attempt, self._running = 0, dict["ObjectRef", int]()
         self._losses: list[PushLoss] = []
         self._next_place = 0
@@ -94,6 +92,18 @@ class RayEngine:
         self.restarts = 0
         self.logs: list[list[LogEntry]] = []
         """of each shard, once the engine has stopped"""
+
+    def _start(self, group: ServerGroup) -> None:
+        """All actors, and what they are made of."""
+        # They are restarted from it, so somebody must hold it. Only small things travel without
+        # being put away, and so without a warning of Ray's.
+        compute: Any = group.compute
+        if len(self._ray.cloudpickle.dumps(compute)) > _INLINE_BYTES:
+            compute = self._ray.put(compute)
+        self._compute, self._batches = compute, self._ray.put(group.batches)
+        self.keepers = self._start_keepers()
+        self.shards = self._start_shards()
+        self.workers = self._start_workers()
 
     def _actor(self, kind: type, place: int, **options: int) -> Any:
         """What starts actors of a kind on the host whose turn it is."""
@@ -230,7 +240,8 @@ class RayEngine:
             if host.number not in there and host not in self.lost:
                 self.lost.append(host)
                 _LOG.warning("host %s is lost: %s", host, self._was_on(host))
-        self._listen()
+        if len(self.hosts) > 1:  # which may be cut off from each other, and all be there
+            self._listen()
 
     def _was_on(self, host: RayHost) -> str:
         kinds = {"shard": self.shards, "worker": self.workers}

@@ -128,3 +128,12 @@ def test_a_run_says_what_it_chose_and_keeps_it(tmp_path, blobs):
 def test_auto_is_refused_where_nothing_is_chosen(keys, said):
     with pytest.raises(ConfigError, match=said):
         parse_config(keys)
+
+
+def test_comm_auto_is_short_for_all_of_it():
+    whole = {"all_reduce": "auto", "reducer": {"name": "auto"}, "bucket_bytes": "auto"}
+    short, long = (parse_config({"step": "explicit", "comm": comm}) for comm in ("auto", whole))
+    assert short == long
+    assert choice.is_asked(short.comm)
+    with pytest.raises(ConfigError, match="comm: expected keys of its own"):
+        parse_config({"step": "explicit", "comm": "autos"})
