@@ -12,9 +12,12 @@ from __future__ import annotations
 
 import math
 
-import jax
-import jax.numpy as jnp
-from jax import lax
+from jmlp.deferred import lazy_imports
+
+with lazy_imports():
+    import jax
+    import jax.numpy as jnp
+    from jax import lax
 
 _PARITY = 0x1BD11BDA
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))

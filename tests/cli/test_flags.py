@@ -244,9 +244,10 @@ def test_defaults_of_a_config_can_be_typed():
 
 def test_help_of_comm_names_the_tables():
     from jmlp.comm import ALL_REDUCE, CHOICES
+    from jmlp.compress import CHOICES as COMPRESSORS
     from jmlp.compress import REDUCERS
 
     keys = keys_of(Config)
     assert set(choices(keys["comm.all_reduce"].types)) == {*ALL_REDUCE, *CHOICES}
-    assert set(choices(keys["comm.reducer.name"].types)) == set(REDUCERS)
+    assert set(choices(keys["comm.reducer.name"].types)) == {*REDUCERS, *COMPRESSORS}
     assert Comm().n == ()

@@ -231,13 +231,13 @@ def test_tables_of_compressors_and_topologies_load_no_jax():
 
 
 def test_which_keys_a_run_may_change():
-    """As many as before they were marked one by one."""
     before = (
         "mesh.data mesh.fsdp mesh.model mesh.pipe step data.placement data.memory_limit data.path "
         "data.val_path data.test_path train.steps_per_call train.kernels train.checkpoint_every "
         "train.keep train.tensorboard train.callbacks tensor.activations tensor.matmul "
         "pipeline.microbatches pipeline.schedule pipeline.rounds pipeline.remat comm.all_reduce "
-        "comm.bucket_bytes comm.inner comm.alpha_us comm.gigabytes_per_second comm.links"
+        "comm.bucket_bytes comm.inner comm.alpha_us comm.gigabytes_per_second comm.links "
+        "server.address server.hosts"
     )
     marked = {name for name, key in keys_of(Config).items() if key.may_change}
     assert marked == set(before.split())
