@@ -92,7 +92,8 @@ def pytest_collection_modifyitems(config, items):
         if item.callspec.id not in quick.args:
             item.add_marker(pytest.mark.slow)
     missing = [f"{test}[{name}]" for test, names in unknown.items() for name in sorted(names)]
-    if missing and not any("::" in arg for arg in config.args):  # no case was asked for alone
+    chosen = config.option.keyword or any("::" in arg for arg in config.args)
+    if missing and not chosen:
         raise pytest.UsageError(f"marked quick, but there is no {missing[0]}")
 
 

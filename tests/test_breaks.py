@@ -135,7 +135,8 @@ def test_buckets_have_keys_of_their_own():
         return flat, flat
 
     reducer = of_vectors(Exchange(None, None, bucket_bytes=16), mean, lambda size, n: [])
-    reducer.mean([jnp.ones(4), jnp.ones(4), jnp.ones(4)], (), "data", jax.random.key(0))
+    leaves, key = [jnp.ones(4)] * 3, jax.random.key(0)
+    jax.vmap(lambda _: reducer.mean(leaves, (), "data", key).mean, axis_name="data")(jnp.arange(2))
     assert len(keys) == len({*keys}) == 3
 
 

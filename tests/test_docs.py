@@ -63,6 +63,8 @@ ELSEWHERE = [
     ("jmlp bench predict", "peers/test_bench.py", "predict.timed"),
     ("scripts/fuzz.py --inputs", "test_fuzz.py", '"fuzz.py"'),
     ("scripts/mutate.py --known", "test_breaks.py", "scripts/mutate.py --known"),
+    ("scripts/mutate.py --only", "scripts/test_mutate.py", "mutated.sites(SOURCE)"),
+    ("scripts/faults.py --only breaks", "scripts/test_mutate.py", "faults.breaks("),
     ("scripts/hosts.py --hosts", "distributed/test_hosts.py", '"hosts.py"'),
     ("scripts/network_choices.py --seeds", "comm/test_links.py", "import network_choices"),
     ("jmlp bench links", "comm/test_links.py", '"bench", "links"'),
@@ -333,6 +335,9 @@ def test_configs_in_the_text_train(block, blobs, checkout, monkeypatch):
     monkeypatch.chdir(checkout)
     base = {"model": {"hidden": [16, 16, 16]}, "train": {"steps": 2, "batch_size": 64}}
     tree = merged({"mesh": {"data": 8}}, base, yaml.safe_load(block))
+    if "address" in tree.get("server", {}):  # there is no cluster here: test_ray_hosts trains it
+        assert jmlp.config.parse_config(merged(tree, base)).server.hosts == 3
+        return
     data = None if "data" in tree else blobs
     assert jmlp.train(merged(tree, base), data).summary["steps"] == 2
 

@@ -25,6 +25,7 @@ from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar
 
 from jmlp.comm.buckets import Leaf, fill, join, size_of, spread
 from jmlp.comm.topology import AllReduce, Axis, Traffic
+from jmlp.comm.topology import size_of as devices_of
 from jmlp.config.sections import ReducerConfig
 from jmlp.deferred import lazy_imports
 from jmlp.types import CommState, Grads
@@ -130,12 +131,16 @@ def of_vectors(
 ) -> Reducer:
     """A reducer without state from one of flat float32 vectors, bucket by bucket.
 
+    On one device, which has nobody to send to, the mean is what there is.
+
     Args:
       mean: (vector, axis, key) -> (mean, sent).
       traffic: (size, n) -> the collective operations.
     """
 
     def reduce(grads: Grads, state: CommState, axis: Axis, key: jax.Array) -> Reduced:
+        if devices_of(axis) == 1:
+            return Reduced(grads, state, grads)
         leaves, tree = jax.tree.flatten(grads)
         means: dict[int, jax.Array] = {}
         sents: dict[int, jax.Array] = {}

@@ -138,8 +138,6 @@ def largest(size: int, share: float, dtype: str) -> Largest:
 def _top_k_mean(share: float, dtype: str) -> VectorMean:
     def mean(flat: jax.Array, axis: Axis, key: jax.Array) -> tuple[jax.Array, jax.Array]:
         n = size_of(axis)
-        if n == 1:
-            return flat, flat
         code = largest(flat.size, share, dtype)
         codes = code.encode(flat)
         zero = jnp.zeros_like(flat)
@@ -182,8 +180,6 @@ def random_k(exchange: Exchange, settings: Sparse) -> Reducer:
 
     def mean(flat: jax.Array, axis: Axis, key: jax.Array) -> tuple[jax.Array, jax.Array]:
         n, k = size_of(axis), count(flat.size)
-        if n == 1:
-            return flat, flat
         places = _drawn(key, flat.size, k)
         values = flat[places] * (flat.size / k if unbiased else 1)
         _, all_reduce = exchange.all_reduce(k, 4, n)

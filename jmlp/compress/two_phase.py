@@ -137,8 +137,6 @@ def _return(
 def over_full(flat: jax.Array, code: Code, axis: Axis, key: jax.Array) -> Vectors:
     """(mean, sent) of `flat` (size,) by one all-to-all and one all-gather of codes."""
     n, me = size_of(axis), lax.axis_index(axis)
-    if n == 1:
-        return flat, flat
     first, second = _keys(key, axis)
     shares = _shares(flat, n, code)
     codes = code.encode(shares, first, _real(flat.size, n, code))
@@ -154,8 +152,6 @@ def over_full(flat: jax.Array, code: Code, axis: Axis, key: jax.Array) -> Vector
 def over_ring(flat: jax.Array, code: Code, axis: Axis, key: jax.Array) -> Vectors:
     """As `over_full`, in 2(n-1) hops between neighbours; partial sums lose n-1 times."""
     n = size_of(axis)
-    if n == 1:
-        return flat, flat
     first, second = _keys(key, axis)
     shares, real = _shares(flat, n, code), _real(flat.size, n, code)
     sent, hops = shares, iter(jax.random.split(first, n - 1))

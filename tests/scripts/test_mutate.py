@@ -48,3 +48,16 @@ def test_what_is_said_to_be_equivalent_is_there(mutated, file):
         if one["file"] == file:
             assert (one["function"], one["break"]) in there
             assert one["why"]
+
+
+def test_the_score_leaves_out_what_nobody_can_see(mutated):
+    import faults
+
+    counts = {
+        "comm": {"noticed": 6, "late": 1, "equivalent": 2, "survived": 3, "seed": 4},
+        "data": {"noticed": 5, "late": 0, "equivalent": 0, "survived": 0, "seed": 4},
+    }
+    *_, comm, data, whole = faults.breaks(counts)
+    assert comm == "| comm | 4 | 12 | 6 | 1 | 2 | 3 | 70.0% |"
+    assert data.endswith("| 100.0% |")
+    assert whole == "| **all** |  | 17 | 11 | 1 | 2 | 3 | 80.0% |"
