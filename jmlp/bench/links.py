@@ -247,8 +247,8 @@ def _compress(
         return {}  # nothing that a processor does counts here
     mesh = Mesh(np.array(devices), (_AXIS,))
 
-    def full(size: int, itemsize: int, n: int) -> dict[str, float]:
-        return links.estimates(size, itemsize, n, ["full"])
+    def full(size: int, itemsize: int, n: int) -> float:
+        return links.estimates(size, itemsize, n, ["full"])["full"]
 
     leaf = jax.ShapeDtypeStruct(near_square(size), np.float32)
     noise = np.random.default_rng(0).normal(size=leaf.shape).astype(np.float32)

@@ -10,15 +10,14 @@ of the usual size.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Annotated, Literal, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Annotated, Literal, NamedTuple, TypeAlias, get_args
 
 from jmlp.comm.buckets import Leaf
-from jmlp.comm.cost import DATA_CENTRE, estimates
 from jmlp.comm.links import read
 from jmlp.comm.topology import AllReduce, Traffic
 from jmlp.compress import REDUCERS, Exchange, Reducer, ReducerConfig
-from jmlp.compress.make import Prices, link_for, prices
+from jmlp.compress.make import prices
 from jmlp.compress.reducer import Choice
 from jmlp.config.fields import Mark
 from jmlp.config.sections import BUCKET_BYTES, CommConfig
@@ -48,7 +47,8 @@ class Candidate(NamedTuple):
     """over the gradient in float32, read or written, on an accelerator"""
 
 
-LEVELS = ("nothing", "rounding", "anything")
+MayLose: TypeAlias = Literal["nothing", "rounding", "anything"]
+LEVELS: tuple[MayLose, ...] = get_args(MayLose)
 CANDIDATES = {
     "none": Candidate({"name": "none"}, 0, 0.0, 0),
     "bf16": Candidate({"name": "bf16"}, 1, 2e-9, 4),
@@ -62,7 +62,7 @@ CANDIDATES = {
 class Auto(ReducerConfig):
     """The `reducer` section with `auto`."""
 
-    may_lose: Annotated[Literal["nothing", "rounding", "anything"], Mark.EXCHANGE] = "rounding"
+    may_lose: Annotated[MayLose, Mark.EXCHANGE] = "rounding"
     """nothing: gradients arrive as they are. rounding: every number, in 8 bits or more. anything:
     also what error feedback makes up for later, in fewer bits, by rank or the largest alone."""
 
@@ -147,20 +147,20 @@ def messages_s(
     settings: ReducerConfig,
     leaves: Sequence[Leaf],
     n: int,
-    price: Prices,
+    price: Callable[[int, int, int], float],
     bucket: int = BUCKET_BYTES,
     lossy: str = "full",
 ) -> float:
     """Seconds of the messages of a step.
 
     Args:
-      price: of all-reduces, by topology, the one to take first.
+      price: (size, itemsize, n) -> seconds of an all-reduce.
       lossy: how compressors that bring their own exchange go.
     """
     took: list[float] = []
 
     def traffic(size: int, itemsize: int, n: int) -> Traffic:
-        took.append(next(iter(price(size, itemsize, n).values())))
+        took.append(price(size, itemsize, n))
         return Traffic(0, 0, 0.0, 0.0)
 
     def unused(size: int, itemsize: int, n: int) -> tuple[str, AllReduce]:
@@ -173,7 +173,7 @@ def messages_s(
         return sum(took)
     # One half of an all-reduce of the same pattern that sends as many bytes.
     whole = [round(op.sent_bytes * n / (n - 1)) for op in operations]
-    return sum(next(iter(price(size, 1, n).values())) / 2 for size in whole)
+    return sum(price(size, 1, n) / 2 for size in whole)
 
 
 class _Wire:
@@ -181,42 +181,33 @@ class _Wire:
 
     def __init__(self, comm: CommConfig, mesh: jax.sharding.Mesh):
         self.comm, self.n = comm, mesh.shape["data"]
-        self._inner, self._prices = prices(comm, mesh)
-        self._device = next(iter(mesh.devices.flat))
-        self._hosts = len({device.process_index for device in mesh.devices.flat})
+        _, self._prices = prices(comm, mesh)
+        self._platform = next(iter(mesh.devices.flat)).platform
         file = comm.own().get("links")
-        self._links = read(file, self.n) if file else None
+        self._compress = read(file, self.n).compress if file else {}
+        # A backend's own is the best of those that it chooses from, where it was not timed.
+        self._names = {} if file else {"psum": _BACKEND}
 
     def seconds(self, settings: ReducerConfig, leaves: Sequence[Leaf], bucket: int) -> float:
         """Of the messages of a step."""
         lossy = "ring" if self.comm.all_reduce == "ring" else "full"
         linear = not REDUCERS[settings.name].topologies
 
-        def price(size: int, itemsize: int, n: int) -> dict[str, float]:
-            if linear and self.comm.all_reduce == "auto":
-                return self._prices(size, itemsize, n)
-            name = self.comm.all_reduce if linear else lossy
-            return {name: self._by(name, size, itemsize)}
+        name = self.comm.all_reduce if linear else lossy
+        names = None if name == "auto" else self._names.get(name, (name,))
+
+        def price(size: int, itemsize: int, n: int) -> float:
+            return min(self._prices(size, itemsize, n, names).values())
 
         return messages_s(settings, leaves, self.n, price, bucket, lossy)
 
     def compute(self, name: str) -> float:
         """Seconds a number to compress and unpack."""
-        if self._links and name in (known := self._links.compress):
-            return known[name]
+        if name in self._compress:
+            return self._compress[name]
         candidate = CANDIDATES.get(name)
         if candidate is None:  # one's own: compared with nothing but itself
             return 0.0
-        if self._device.platform == "cpu":
+        if self._platform == "cpu":
             return candidate.cpu_s
         return candidate.passes * _FLOAT / _MEMORY_BYTES_PER_S
-
-    def _by(self, name: str, size: int, itemsize: int) -> float:
-        if self._links:
-            return self._links.estimates(size, itemsize, self.n, [name], self._inner)[name]
-        # A backend's own is the best of those that it chooses from.
-        names = _BACKEND if name == "psum" else (name,)
-        link = link_for(self.comm, self._device.device_kind)
-        slow = DATA_CENTRE if self._hosts > 1 else None
-        found = estimates(size, itemsize, self.n, link, slow, self._inner, names)
-        return next(iter(found.values()))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TypeAlias
+from collections.abc import Iterable, Sequence
+from typing import Protocol
 
 from jmlp.comm import ALL_REDUCE
 from jmlp.comm.buckets import Leaf, fill, size_of
@@ -20,8 +20,14 @@ with lazy_imports():
     import jax
 
 
-Prices: TypeAlias = Callable[[int, int, int], dict[str, float]]
-"""(size, itemsize, n) -> seconds by topology, fastest first"""
+class Prices(Protocol):
+    """Seconds of an all-reduce of `size` elements over n devices, by topology, fastest first."""
+
+    def __call__(
+        self, size: int, itemsize: int, n: int, names: Iterable[str] | None = None
+    ) -> dict[str, float]:
+        """Of `names`; without, of all that `all_reduce: auto` chooses from."""
+        ...
 
 
 def make_reducer(comm: CommConfig, mesh: jax.sharding.Mesh) -> Reducer:
@@ -64,7 +70,11 @@ def make_exchange(comm: CommConfig, mesh: jax.sharding.Mesh) -> Exchange:
 
 
 def prices(comm: CommConfig, mesh: jax.sharding.Mesh) -> tuple[int | None, Prices]:
-    """The devices of a fast group, and what `auto` goes by: measured, or the kind of device."""
+    """The devices of a fast group, and what `auto` goes by: measured, or the kind of device.
+
+    Raises:
+      ConfigError: `comm.inner` does not divide the axis, or `comm.links` is not of it.
+    """
     devices = list(mesh.devices.flat)
     n, hosts = mesh.shape["data"], len({d.process_index for d in devices})
     settings = comm.own()
@@ -76,10 +86,14 @@ def prices(comm: CommConfig, mesh: jax.sharding.Mesh) -> tuple[int | None, Price
     if settings.get("links"):
         links = read(settings["links"], n)
         near = said or links.inner()
-        return near, lambda size, itemsize, n: links.estimates(size, itemsize, n, inner=near)
+        return near, lambda size, itemsize, n, names=None: links.estimates(
+            size, itemsize, n, names, near
+        )
     link = link_for(comm, devices[0].device_kind)
     slow = DATA_CENTRE if hosts > 1 else None
-    return inner, lambda size, itemsize, n: estimates(size, itemsize, n, link, slow, inner)
+    return inner, lambda size, itemsize, n, names=None: estimates(
+        size, itemsize, n, link, slow, inner, names
+    )
 
 
 def link_for(comm: CommConfig, device_kind: str) -> Link:
