@@ -196,16 +196,18 @@ def _pick(
     if which == "last" or (which == "auto" and not selects_best(config)):
         return steps[-1], [], steps
     if which in ("auto", "best"):
-        told, best = checkpoints.told_best(), checkpoints.best_step()
+        recorded, best = checkpoints.recorded_best(), checkpoints.best_step()
         if checkpoints.steps() != steps:  # the best may have been looked for among some only
             raise GoneError(f"{checkpoints.directory} has changed while the best was looked for")
-        if told == best and best is not None:
+        if recorded == best and best is not None:
             return best, [], steps
         at = checkpoints.directory
-        if told is None or best is None:
+        if recorded is None or best is None:
             lost = f"{at}: no checkpoint is the best one, as none has a val {checkpoints.monitor}"
         else:
-            lost = f"{at}: the best step, {told}, cannot be used; the best of the others is {best}"
+            lost = (
+                f"{at}: the best step, {recorded}, cannot be used; the best of the others is {best}"
+            )
         if which == "best":
             raise RunDirError(f"{lost}. Choose --checkpoint=last or one of {steps}")
         return best or steps[-1], [lost], steps

@@ -35,8 +35,8 @@ def choices(asked: Config, setup: Setup) -> list[Choice]:
     simulated = device.platform == "cpu" and mesh.size > 1
     kind = "simulated CPU devices" if simulated else f"{device.device_kind} devices"
     said = f"{jax.device_count()} {kind} here"
-    told = {"auto": said, "planned": f"planned for {said}"}
-    found = [Choice("mesh", axes, told.get(str(asked.mesh.data), f"as told, {said}"))]
+    reasons = {"auto": said, "planned": f"planned for {said}"}
+    found = [Choice("mesh", axes, reasons.get(str(asked.mesh.data), f"as configured, {said}"))]
     if asked.step == "auto":
         found.append(Choice("step", config.step, "planned: jmlp plan CONFIG shows every way"))
     rows, why = placement(programs, dataset)
@@ -45,7 +45,7 @@ def choices(asked: Config, setup: Setup) -> list[Choice]:
     steps: int | str
     if fixed != "auto":
         steps = fixed
-        why = "as told"
+        why = "as configured"
     elif rows == "host":
         steps = block_steps(programs, dataset.train)
         why = "what 16 MB of rows hold: sent as one block, while the one before is trained on"

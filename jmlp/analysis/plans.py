@@ -95,10 +95,10 @@ def _sized(config: Config, sizes: Sizes) -> Workload:
 def as_json(found: Plans, compiled: Mapping[int, Compiled | str] | None = None) -> JsonObject:
     """`{"plans": [...], "best": index}`, best first; `best` is None where nothing fits."""
     rows: list[Json] = [_row(plan, found) for plan in found.plans]
-    for index, told in (compiled or {}).items():
+    for index, program in (compiled or {}).items():
         row = rows[index]
         assert isinstance(row, dict)
-        row["compiled"] = told if isinstance(told, str) else {**told._asdict()}
+        row["compiled"] = program if isinstance(program, str) else {**program._asdict()}
     return {
         "plans": rows, "best": 0 if found.best else None, "on": found.target.text,
         "hardware": found.target.hardware.name, "refused": {**found.refused},
@@ -130,10 +130,10 @@ def _row(plan: Plan, found: Plans) -> Json:
 def compile_best(found: Plans, most: int) -> dict[int, Compiled | str]:
     """Compiles the first plans that fit: by index, what the compiler says or why it does not."""
     devices = compiler_devices(found.target)
-    told: dict[int, Compiled | str] = {}
+    compiled: dict[int, Compiled | str] = {}
     for index, one in enumerate(found.plans[:most]):
         if isinstance(devices, str):
-            told[index] = devices
+            compiled[index] = devices
             continue
         rows = found.work.rows * found.work.row_bytes
         placed = one.config.data.placement
@@ -141,7 +141,7 @@ def compile_best(found: Plans, most: int) -> dict[int, Compiled | str]:
             placed == "auto" and rows <= RESIDENT_SHARE * one.room_bytes
         )
         try:
-            told[index] = compile_plan(found.work, one.config, devices, resident)
+            compiled[index] = compile_plan(found.work, one.config, devices, resident)
         except Exception as error:  # a compiler's refusal, of no common kind: out of memory, ...
-            told[index] = f"not compiled: {str(error).splitlines()[0][:200]}"
-    return told
+            compiled[index] = f"not compiled: {str(error).splitlines()[0][:200]}"
+    return compiled

@@ -184,19 +184,19 @@ def _trainings(path: Path) -> tuple[Callable[[], float], Callable[[], float]]:
     from jmlp.training.loop import Loop
     from jmlp.training.setup import prepare
 
-    told: JsonObject = {
+    tree: JsonObject = {
         "step": "single",
         "model": {"hidden": [*HIDDEN]},
         "optim": {"name": "adam", "schedule": "constant"},
         "train": {"steps": STEPS, "batch_size": BATCH, "eval_every": f"{STEPS} steps"},
     }
     source: JsonObject = {"path": str(path), "target": "kind", **_HELD_OUT}
-    mixed = prepare(parse_config({**told, "data": source}))
+    mixed = prepare(parse_config({**tree, "data": source}))
     kernels = [leaf for leaf in jax.tree.leaves(mixed.programs.abstract.params)
                if leaf.ndim == 2 and leaf.shape[1] == HIDDEN[0]]  # fmt: skip
     width = max(leaf.shape[0] for leaf in kernels)
     x = np.random.default_rng(0).normal(size=(ROWS, width)).astype(np.float32)
-    plain = prepare(parse_config({**told, "data": _HELD_OUT}), (x, mixed.dataset.train.y))
+    plain = prepare(parse_config({**tree, "data": _HELD_OUT}), (x, mixed.dataset.train.y))
 
     def timed(setup: "Setup") -> Callable[[], float]:
         loop = Loop(setup, Reporter.quiet())

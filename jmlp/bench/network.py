@@ -165,8 +165,8 @@ def _rows() -> dict[str, np.ndarray]:
     """Fashion-MNIST's training rows, the last of them to judge by. Raises DataError."""
     from jmlp.data.load import load
 
-    told: Section = {"path": "fashion-mnist", "val_fraction": 0.0}
-    split = load(parse_config({"data": told}).data, 0).train
+    source: Section = {"path": "fashion-mnist", "val_fraction": 0.0}
+    split = load(parse_config({"data": source}).data, 0).train
     x, y = np.asarray(split.x), np.asarray(split.y)
     cut = len(y) - VALIDATION
     return {"x": x[:cut], "y": y[:cut], "x_val": x[cut:], "y_val": y[cut:]}

@@ -71,8 +71,8 @@ def read(case: Case) -> Rows:
     """Fashion-MNIST for `case`. Raises DataError where it is not found."""
     from jmlp.data.load import load
 
-    told = {"path": "fashion-mnist", "val_fraction": 0.0}
-    dataset = load(parse_config({"data": told}).data, 0)
+    source = {"path": "fashion-mnist", "val_fraction": 0.0}
+    dataset = load(parse_config({"data": source}).data, 0)
     schema, count = dataset.schema, size(case)[0]
     assert dataset.test is not None
 

@@ -84,11 +84,11 @@ def measure(
     with ExitStack() as stack:
         turns: dict[str, Measured] = {}
         for name, kind in known.items():
-            told: JsonObject = {"path": str(files[kind])}
-            told |= {"target": "y"} if kind == "parquet" else {}
+            source: JsonObject = {"path": str(files[kind])}
+            source |= {"target": "y"} if kind == "parquet" else {}
             in_memory = name in ("device", "host")
-            told |= {"placement": name} if in_memory else {"memory_limit": limit_bytes}
-            make = partial(_trained, case, told, steps)
+            source |= {"placement": name} if in_memory else {"memory_limit": limit_bytes}
+            make = partial(_trained, case, source, steps)
             turns[name] = partial(timed, name, stack.enter_context(taking_turns(name, make)))
         speeds = interleaved(turns, repeats)
     rows: list[CaseRow] = [

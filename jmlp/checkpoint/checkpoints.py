@@ -149,7 +149,7 @@ class Checkpoints:
                 best, best_step = score, step
         return best_step
 
-    def told_best(self) -> int | None:
+    def recorded_best(self) -> int | None:
         """The best step of the run as the newest checkpoint tells; it may not be here (any more).
 
         None where nothing was monitored.

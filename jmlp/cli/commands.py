@@ -88,8 +88,8 @@ def _train(flags: Train, overrides: list[str]) -> int:
     result = train(
         config, run_dir=run_dir, report=report, show_wire=flags.wire, go_on=flags.continue_
     )
-    told = [str(flags.config), *_flags_again(flags, run_dir), *overrides]
-    again = shlex.join(["jmlp", "train", *told])
+    arguments = [str(flags.config), *_flags_again(flags, run_dir), *overrides]
+    again = shlex.join(["jmlp", "train", *arguments])
     if result.summary["interrupted"]:
         done = f"stopped at step {result.summary['steps']} of {result.summary['of']}; saved."
         report.note(f"{done} Continue with:\n  {again}")
@@ -355,9 +355,9 @@ def start_devices(cpu_devices: int | None, mesh: MeshConfig, shards: int = 1) ->
     if cpu_devices is not None and cpu_devices < 1:
         raise ConfigError(f"--cpu-devices={cpu_devices}: expected at least 1")
     processes = join()
-    told = os.environ.get("JAX_NUM_CPU_DEVICES", "")
+    variable = os.environ.get("JAX_NUM_CPU_DEVICES", "")
     each = max(1, mesh.size() // processes)
-    each = cpu_devices or (int(told) if re.fullmatch("[0-9]{1,9}", told) else each)
+    each = cpu_devices or (int(variable) if re.fullmatch("[0-9]{1,9}", variable) else each)
     request_cpu_devices(
         each, max(each * processes, shards)
     )  # without effect where jax finds an accelerator

@@ -56,8 +56,8 @@ def _table(found: Plans, most: int, compiled: Mapping[int, Compiled | str]) -> "
             size(sum(one.bytes for one in plan.sent)) if plan.sent else "nothing",
         ]  # fmt: skip
         if compiled:
-            told = compiled.get(index, "")
-            cells.append(told if isinstance(told, str) else size(told.bytes))
+            program = compiled.get(index, "")
+            cells.append(program if isinstance(program, str) else size(program.bytes))
         table.add_row(*cells)
     return table
 
@@ -115,12 +115,14 @@ def _print_best(found: Plans, compiled: Mapping[int, Compiled | str], report: Re
             f"sent over {one.axis}, {where}: {size(one.bytes)} of {one.what} a step, "
             f"{1e3 * one.seconds:.3g} ms"
         )
-    told = compiled.get(0)
-    if isinstance(told, Compiled):
-        kinds = ", ".join(f"{times} {kind}" for kind, times in told.collectives.items()) or "none"
+    program = compiled.get(0)
+    if isinstance(program, Compiled):
+        kinds = (
+            ", ".join(f"{times} {kind}" for kind, times in program.collectives.items()) or "none"
+        )
         report.note(
-            f"by the compiler it holds {size(told.bytes)} ({size(told.temporaries)} of them "
-            f"temporary) and sends {size(told.sent_bytes)} a step; collectives: {kinds}"
+            f"by the compiler it holds {size(program.bytes)} ({size(program.temporaries)} of them "
+            f"temporary) and sends {size(program.sent_bytes)} a step; collectives: {kinds}"
         )
     _print_one_device(found, report)
     if found.best:
@@ -218,10 +220,10 @@ def _in_words(way: Json) -> str:
         isinstance(more, dict)
     ) else ""  # fmt: skip
     seconds, held = way.get("seconds_per_step"), way.get("bytes")
-    told = f"{1e3 * seconds:.3g} ms a step" if isinstance(seconds, int | float) else "no time"
-    told += f", {size(held)} a device" if isinstance(held, int | float) else ""
+    cost = f"{1e3 * seconds:.3g} ms a step" if isinstance(seconds, int | float) else "no time"
+    cost += f", {size(held)} a device" if isinstance(held, int | float) else ""
     fits = "" if way.get("fits") else ", does not fit"
-    return f"{way.get('step')} over {over or 'one device'}{keys and f', {keys}'}: {told}{fits}"
+    return f"{way.get('step')} over {over or 'one device'}{keys and f', {keys}'}: {cost}{fits}"
 
 
 def _pair(

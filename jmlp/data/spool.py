@@ -70,9 +70,9 @@ def free_bytes(folder: Path) -> int:
 
 def spool_folder() -> Path:
     """$TMPDIR, else /var/tmp (on a disk, where /tmp may be in memory), else what Python takes."""
-    told = os.environ.get("TMPDIR")
-    if told:
-        return Path(told)
+    variable = os.environ.get("TMPDIR")
+    if variable:
+        return Path(variable)
     kept = Path("/var/tmp")  # noqa: S108
     return kept if os.access(kept, os.W_OK) else Path(tempfile.gettempdir())
 
@@ -138,8 +138,8 @@ def available_bytes() -> int:
     free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
-        told = next(line for line in lines if line.startswith("MemAvailable:"))
-        free = int(told.split()[1]) << 10
+        line = next(line for line in lines if line.startswith("MemAvailable:"))
+        free = int(line.split()[1]) << 10
         group = Path("/sys/fs/cgroup")
         most = (group / "memory.max").read_text().strip()
         if most != "max":

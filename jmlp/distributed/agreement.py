@@ -98,9 +98,9 @@ def same_file(key: str, file: str) -> None:
         except OSError as error:
             raise ConfigError(f"{key}={file}: {error.strerror}") from None
 
-    told = gather_texts(together(digest))
-    for number, text in enumerate(told):
-        if text != told[0]:
+    digests = gather_texts(together(digest))
+    for number, text in enumerate(digests):
+        if text != digests[0]:
             raise ConfigError(
                 f"{key}={file}: process {number} reads another file there than process 0: copy "
                 "one to all hosts"

@@ -269,24 +269,24 @@ class Hosts:
 
     def down(self, index: int) -> None:
         """Pulls the plug of host `index`: nothing goes or comes, and it sees that."""
-        self._told.tell("ip", "link", "set", f"port{index}", "down")
+        self._namespaces.tell("ip", "link", "set", f"port{index}", "down")
 
     def up(self, index: int) -> None:
-        self._told.tell("ip", "link", "set", f"port{index}", "up")
+        self._namespaces.tell("ip", "link", "set", f"port{index}", "up")
 
     def shape(self, index: int, wire: Wire | None = None) -> None:
         """Gives host `index` another rate from now on; None is the first one."""
         queue = (wire or self.wire).queue()
         self._hosts[index].tell("tc", "qdisc", "replace", "dev", "eth0", "root", *queue)
-        self._told.tell("tc", "qdisc", "replace", "dev", f"port{index}", "root", *queue)
+        self._namespaces.tell("tc", "qdisc", "replace", "dev", f"port{index}", "root", *queue)
 
     def deafen(self, index: int) -> None:
         """Drops what is sent to host `index`, silently; what it sends goes. `shape` undoes it."""
         port = f"port{index}"
-        self._told.tell("tc", "qdisc", "replace", "dev", port, "root", "pfifo", "limit", 0)
+        self._namespaces.tell("tc", "qdisc", "replace", "dev", port, "root", "pfifo", "limit", 0)
 
     @property
-    def _told(self) -> Namespaces:
+    def _namespaces(self) -> Namespaces:
         if self._switch is None:
             raise JmlpError("this network is not there: it is for `with Hosts(...) as hosts:`")
         return self._switch
@@ -316,7 +316,7 @@ class Hosts:
         try:
             self._plug(host, f"port{index}", "eth0", f"rack{self._rack(index)}", host.address)
             host.tell("tc", "qdisc", "replace", "dev", "eth0", "root", *self.wire.queue())
-            self._told.tell(
+            self._namespaces.tell(
                 "tc", "qdisc", "replace", "dev", f"port{index}", "root", *self.wire.queue()
             )
             if self.second:
@@ -328,12 +328,12 @@ class Hosts:
 
     def _plug(self, host: Host, port: str, name: str, bridge: str, address: str) -> None:
         with suppress(JmlpError):  # the kernel takes its time over those of a host that is gone
-            self._told.tell("ip", "link", "delete", port)
+            self._namespaces.tell("ip", "link", "delete", port)
         # A host has the same card after it was rebooted: others remember its number.
         card = "02:" + ":".join(f"{int(part):02x}" for part in address.split(".")) + ":01"
-        self._told.tell("ip", "link", "add", port, "type", "veth",
+        self._namespaces.tell("ip", "link", "add", port, "type", "veth",
                         "peer", "name", name, "address", card, "netns", host.pid)  # fmt: skip
-        self._told.tell("ip", "link", "set", port, "master", bridge, "up")
+        self._namespaces.tell("ip", "link", "set", port, "master", bridge, "up")
         host.tell("ip", "address", "add", f"{address}/24", "dev", name)
         host.tell("ip", "link", "set", name, "up")
 

@@ -137,7 +137,7 @@ def run_gang(count: int, devices: int, program: Sequence[str], place: Here) -> E
     old = {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         for index in range(count):
-            env = os.environ | _told(count, index, devices, address)
+            env = os.environ | _environment(count, index, devices, address)
             gang.append(place.start(index, program, env))
         return _watch(gang)
     finally:
@@ -187,7 +187,7 @@ def _how(code: int) -> str:
     return f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
 
 
-def _told(count: int, index: int, devices: int, address: str) -> dict[str, str]:
+def _environment(count: int, index: int, devices: int, address: str) -> dict[str, str]:
     """What process `index` finds in its environment."""
     mine = range(index * devices, (index + 1) * devices)
     return {

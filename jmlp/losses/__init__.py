@@ -112,7 +112,7 @@ def loss_of(config: LossConfig, schema: Schema, given: LossLike = None) -> Loss:
     Raises:
       ConfigError: it is not for the task.
     """
-    found = _told(config, given) or LOSSES[DEFAULTS[schema.task]]
+    found = _of_config(config, given) or LOSSES[DEFAULTS[schema.task]]
     if schema.task not in found.tasks:
         known = [name for name, loss in LOSSES.items() if schema.task in loss.tasks]
         raise ConfigError(
@@ -135,11 +135,11 @@ def loss_of(config: LossConfig, schema: Schema, given: LossLike = None) -> Loss:
 
 def targets_of(config: LossConfig, given: LossLike = None) -> Targets:
     """How the loss that a run will have wants its targets, before the data are read."""
-    found = _told(config, given)
+    found = _of_config(config, given)
     return found.targets if found else Targets()
 
 
-def _told(config: LossConfig, given: LossLike) -> Loss | None:
+def _of_config(config: LossConfig, given: LossLike) -> Loss | None:
     """The loss that is given or named; None for the task's default."""
     if given is not None:
         return as_loss(given)

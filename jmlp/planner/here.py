@@ -14,9 +14,9 @@ from jmlp.planner.hardware import Hardware, Target, kinds, load
 
 def kept_file() -> Path:
     """Where `jmlp bench hardware` keeps what it measured of this machine."""
-    told = os.environ.get("JMLP_HARDWARE")
+    variable = os.environ.get("JMLP_HARDWARE")
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return Path(told) if told else home / "jmlp" / "hardware.yaml"
+    return Path(variable) if variable else home / "jmlp" / "hardware.yaml"
 
 
 def here() -> Target:

@@ -69,8 +69,8 @@ def bubble(devices: Sequence[int], most: int = 64, rounds: Sequence[int] = (1, 2
             at = range(1, most + 1)
             shares = [Schedule(count, m, times).bubble for m in at]
             many = f"{times} rounds" if times > 1 else "1 round"
-            told = look(number) | {"linestyle": "-" if times == 1 else "--"}
-            axes.plot(at, shares, label=f"{count} devices, {many}", **told)
+            line = look(number) | {"linestyle": "-" if times == 1 else "--"}
+            axes.plot(at, shares, label=f"{count} devices, {many}", **line)
     axes.set(
         xlabel="microbatches of a batch", ylabel="bubble: share of the ticks", ylim=(0, 1),
         xscale="log",

@@ -101,8 +101,8 @@ def compare(
     figure, ((*axes,),) = new(len(by), width=max(6.0, 4.5 * len(by)), sharey=True)
     for one, x in zip(axes, by, strict=True):
         for number, (label, events) in enumerate(found.items()):
-            told = {"linewidth": 1.5 + 2.5 * (len(found) - 1 - number)} if nested else {}
-            _line(one, events, name, x, split, label=label, **look(number), **told)
+            line = {"linewidth": 1.5 + 2.5 * (len(found) - 1 - number)} if nested else {}
+            _line(one, events, name, x, split, label=label, **look(number), **line)
         one.set(xlabel=AXES[x])
         if log:
             one.set_yscale("log")
@@ -116,12 +116,12 @@ def _events(source: Events | Path | str) -> Events:
     return read_events(source) if isinstance(source, str | Path) else source
 
 
-def _line(axes: "Axes", events: Events, name: str, by: str, split: str, **told: Any) -> None:
+def _line(axes: "Axes", events: Events, name: str, by: str, split: str, **line: Any) -> None:
     shown = [numbers_of(event) for event in events if event["split"] == split]
     points = [(e[by], e[name]) for e in shown if name in e and by in e]
     if points:
         marker = "." if len(points) < 30 else None
-        axes.plot(*zip(*points, strict=True), marker=marker, **told)
+        axes.plot(*zip(*points, strict=True), marker=marker, **line)
 
 
 class Curves(Callback):

@@ -43,11 +43,11 @@ class Figure(_Figure):
 
 
 def new(
-    columns: int = 1, rows: int = 1, *, width: float = 9.0, height: float = 3.4, **told: Any
+    columns: int = 1, rows: int = 1, *, width: float = 9.0, height: float = 3.4, **options: Any
 ) -> "tuple[Figure, np.ndarray]":
     """A figure of `width` x `height` inches, and its axes as an array (rows, columns)."""
     figure = Figure(figsize=(width, height), layout="constrained", dpi=DOTS_PER_INCH)
-    return figure, figure.subplots(rows, columns, squeeze=False, **told)
+    return figure, figure.subplots(rows, columns, squeeze=False, **options)
 
 
 def tidy(axes: "Axes", grid: Literal["both", "x", "y"] = "both") -> None:
@@ -72,10 +72,10 @@ def look(number: int) -> Look:
     }
 
 
-def legend(axes: "Axes", **told: Any) -> None:
+def legend(axes: "Axes", **options: Any) -> None:
     """A legend, if anything has a label."""
     if axes.get_legend_handles_labels()[0]:
-        axes.legend(**{"frameon": False} | told)
+        axes.legend(**{"frameon": False} | options)
 
 
 def check(file: Path) -> None:

@@ -191,9 +191,9 @@ class Running:
                 found += self._keep(_name(ended, epochs), ended, epochs)
                 done += pack.steps
                 self.report.advance(done, self._best_so_far(), 0.0)
-        return self._told(whole, found, self._epochs - begun)
+        return self._agreed(whole, found, self._epochs - begun)
 
-    def _told(self, whole: bool, found: Sequence[Result], epochs: float) -> bool:
+    def _agreed(self, whole: bool, found: Sequence[Result], epochs: float) -> bool:
         """Tells the other processes what this one has found, and is told; whether all is done."""
         if self.trainer.processes == 1:
             return whole

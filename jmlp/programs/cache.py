@@ -23,11 +23,11 @@ _STAMP = "checked"
 
 def folder() -> Path | None:
     """Where compiled programs are kept, or None if they are not."""
-    told = os.environ.get("JMLP_CACHE", "")
-    if told.lower() in ("off", "0", "no", "none"):
+    variable = os.environ.get("JMLP_CACHE", "")
+    if variable.lower() in ("off", "0", "no", "none"):
         return None
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    root = Path(told) if told else home / "jmlp" / "programs"
+    root = Path(variable) if variable else home / "jmlp" / "programs"
     flags = (os.environ.get(f"{name}_FLAGS", "") for name in ("XLA", "LIBTPU"))
     machine = [cpu_model(), cpu_features(), *flags]
     return root / hashlib.sha256("\n".join(machine).encode()).hexdigest()[:12]

@@ -25,7 +25,7 @@ def choose(config: Config, params: Params, platform: str) -> tuple[str, str]:
     if platform != "cpu":
         return "xla", f"{platform} devices"
     if config.train.kernels != "auto":
-        return config.train.kernels, "as told"
+        return config.train.kernels, "as configured"
     if config.mesh.size() > 1 or not strategy_of(config).any_order:
         return "xla", "several devices share the cores"
     widest = max((leaf.shape[-1] for leaf in jax.tree.leaves(params) if leaf.ndim > 1), default=0)

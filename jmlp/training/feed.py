@@ -149,7 +149,7 @@ def placement(programs: Programs, dataset: Dataset) -> tuple[str, str]:
     """`device` or `host`: where `data.placement` puts the rows, and why; auto by size."""
     asked = programs.config.data.placement
     if asked != "auto":
-        return asked, "as told"
+        return asked, "as configured"
     splits = [s for s in (dataset.train, dataset.val, dataset.test) if s is not None]
     on_cpu = programs.mesh.devices.flat[0].platform == "cpu"
     in_files = on_cpu and any(is_mapped(split.x) for split in splits)

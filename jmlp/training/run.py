@@ -132,8 +132,8 @@ def train(
             if not config.train.steps:
                 report.note(f"train.epochs=auto: {epochs} of {each} step{'s' * (each > 1)}")
             if directory:  # whose run may have another number of them
-                told = with_full_paths(setup.config)
-                for change in first(directory.check, told, go_on):
+                stored = with_full_paths(setup.config)
+                for change in first(directory.check, stored, go_on):
                     if "train.epochs" in change:
                         report.note(change)
         checkpoints = None
@@ -157,8 +157,8 @@ def train(
             if directory and is_first():
                 kept = loop.predicted.as_json(None)
                 kept["considered"] = auto.considered(planned.plans)
-                told = to_json(kept, indent=1)
-                write_atomically(directory.path / auto.FILE, told + "\n")
+                text = to_json(kept, indent=1)
+                write_atomically(directory.path / auto.FILE, text + "\n")
         return loop.fit()
 
 

@@ -281,8 +281,8 @@ def resolved(config: Config, loaded: Dataset) -> tuple[Config, Dataset]:
     config = settled(config, loaded.schema.task)
     dataset = _fitted(loaded, config)
     if config.train.epochs == "auto":
-        told = config.train.model_copy(update={"epochs": epochs_of(config, dataset.train.rows)})
-        config = config.model_copy(update={"train": told})
+        train = config.train.model_copy(update={"epochs": epochs_of(config, dataset.train.rows)})
+        config = config.model_copy(update={"train": train})
     return config, dataset
 
 

@@ -186,7 +186,7 @@ def test_choices_say_why(blobs):
     assert "bucket 0" in found["comm.all_reduce"].why
     host = told.model_copy(update={"data": told.data.model_copy(update={"placement": "host"})})
     found = {c.key: c for c in choices(host, prepare(host, blobs))}
-    assert found["data.placement"].why == "as told"
+    assert found["data.placement"].why == "as configured"
     assert found["train.steps_per_call"].value == 1024
 
 

@@ -56,7 +56,7 @@ def read_all(folder):
     checkpoints = Checkpoints(folder / "checkpoints")
     for read in (
         lambda: read_config(folder), lambda: run_curves(read_events(folder)),
-        checkpoints.readable_meta, checkpoints.told_best, checkpoints.best_step,
+        checkpoints.readable_meta, checkpoints.recorded_best, checkpoints.best_step,
     ):  # fmt: skip
         try:
             read()

@@ -47,9 +47,9 @@ def column_plans(raw: Raw, config: DataConfig) -> tuple[Plan, ...]:
     if plain and matrix and not config.columns:
         return ()
     plans = plans_of(raw, config)
-    told = any(plan.chosen.changed() for plan in plans)
+    overridden = any(plan.chosen.changed() for plan in plans)
     numbers = all(plan.kind in ("number", "boolean") for plan in plans)
-    if numbers and not told and not any(plan.missing for plan in plans):
+    if numbers and not overridden and not any(plan.missing for plan in plans):
         return ()
     return tuple(plans)
 
@@ -63,8 +63,8 @@ def plan_notes(plans: Sequence[Plan], config: DataConfig) -> Iterator[str]:
     used = [plan for plan in plans if plan.used]
     if plans:
         kinds = [plan.kind for plan in used]
-        told = ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds))
-        yield f"columns: {told}"
+        counts = ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds))
+        yield f"columns: {counts}"
     left: dict[str, list[str]] = {}
     for plan in plans:
         if plan.kind in LEFT_OUT:

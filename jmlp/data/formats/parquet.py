@@ -165,8 +165,8 @@ def _carried(table: _Table, chosen: Chosen) -> dict[str, object]:
 def _index(shape: Any) -> list[str]:
     """The columns in which pandas has kept a DataFrame's index, by what it says in the file."""
     try:
-        told = (shape.pandas_metadata or {})["index_columns"]
-        return [name for name in told if isinstance(name, str)]  # a range is said, not kept
+        columns = (shape.pandas_metadata or {})["index_columns"]
+        return [name for name in columns if isinstance(name, str)]  # a range is said, not kept
     except (ValueError, LookupError, TypeError, AttributeError):
         return []  # whoever wrote it, the columns themselves are what counts
 
