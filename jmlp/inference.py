@@ -102,13 +102,7 @@ def open_run(
             f"{run_dir} was trained from Python with its own model; "
             "give it: jmlp.open_run(run_dir, model=...)"
         )
-    try:
-        schema = Schema.model_validate(meta["schema"])
-    except (pydantic.ValidationError, KeyError) as error:
-        said = " ".join(str(error).splitlines()[:3])
-        raise CheckpointError(
-            f"{checkpoints.directory}: a checkpoint's schema is not as jmlp saves it: {said}"
-        ) from None
+    schema = _schema_of(meta, checkpoints.directory)
     averaged = bool(average_of(meta["digests"]))
     settings, programs = reading_programs(settings, schema, averaged, model, loss, metrics)
     if "loss" in meta["custom"] and loss is None:
@@ -136,6 +130,16 @@ def open_run(
         return OpenRun(settings, schema, programs, found.state, found.step, problems, fingerprint)
 
     return _patiently(read)
+
+
+def _schema_of(meta: Meta, folder: Path) -> Schema:
+    try:
+        return Schema.model_validate(meta["schema"])
+    except (pydantic.ValidationError, KeyError) as error:
+        said = " ".join(str(error).splitlines()[:3])
+        raise CheckpointError(
+            f"{folder}: a checkpoint's schema is not as jmlp saves it: {said}"
+        ) from None
 
 
 def _patiently(read: Callable[[], T]) -> T:

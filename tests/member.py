@@ -58,6 +58,8 @@ KINDS = {
     # Edges that each process takes from the training rows.
     "bins": {"model": {"number_embedding": {"name": "piecewise_linear", "bins": 4}}},
 }
+OVER_HOSTS = {4: ("sharded", "low rank", "local"), 8: ("fsdp, model", "pipeline")}
+"""by devices, what test_across_hosts.py runs on four hosts"""
 SAME_BITS = {"ring", "int8", "low rank", "local", *SHAPES}
 
 

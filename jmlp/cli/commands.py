@@ -64,27 +64,9 @@ def _train(flags: Train, overrides: list[str]) -> int:
     from jmlp.training.run import train
 
     if flags.print_layout:
-        from jmlp.analysis.layout_table import layout_rows, pipeline_rows
-        from jmlp.cli.tables import print_layout, print_pipeline
-        from jmlp.training.setup import prepare
-
-        programs = prepare(config).programs
-        if flags.plot:
-            draw(flags.plot, partial(_layout_picture, flags.config.stem, programs), report)
-        print_layout(programs, report)
-        found: dict[str, object] = {"layout": layout_rows(programs)}
-        if strategy.stages:
-            print_pipeline(programs, report)
-            found["pipeline"] = pipeline_rows(programs)
-        return finish(flags.json_, found)
+        return finish(flags.json_, _show_layout(config, flags, report))
     if flags.explain:
-        from jmlp.analysis.choices import choices, print_choices
-        from jmlp.training.setup import prepare
-
-        setup = prepare(config)
-        chosen = choices(config, setup)
-        print_choices(chosen, setup, report)
-        return finish(flags.json_, {"choices": [choice._asdict() for choice in chosen]})
+        return finish(flags.json_, _show_choices(config, report))
     result = train(
         config, run_dir=run_dir, report=report, show_wire=flags.wire, go_on=flags.continue_
     )
@@ -98,6 +80,33 @@ def _train(flags: Train, overrides: list[str]) -> int:
 
         print_summary(result.summary, run_dir, report)
     return finish(flags.json_, result.summary | {"run_dir": str(run_dir), "command": again})
+
+
+def _show_layout(config: Config, flags: Train, report: Reporter) -> dict[str, object]:
+    from jmlp.analysis.layout_table import layout_rows, pipeline_rows
+    from jmlp.cli.tables import print_layout, print_pipeline
+    from jmlp.parallel import strategy_of
+    from jmlp.training.setup import prepare
+
+    programs = prepare(config).programs
+    if flags.plot:
+        draw(flags.plot, partial(_layout_picture, flags.config.stem, programs), report)
+    print_layout(programs, report)
+    found: dict[str, object] = {"layout": layout_rows(programs)}
+    if strategy_of(config).stages:
+        print_pipeline(programs, report)
+        found["pipeline"] = pipeline_rows(programs)
+    return found
+
+
+def _show_choices(config: Config, report: Reporter) -> dict[str, object]:
+    from jmlp.analysis.choices import choices, print_choices
+    from jmlp.training.setup import prepare
+
+    setup = prepare(config)
+    chosen = choices(config, setup)
+    print_choices(chosen, setup, report)
+    return {"choices": [choice._asdict() for choice in chosen]}
 
 
 def _flags_again(flags: Train, run_dir: Path) -> list[str]:

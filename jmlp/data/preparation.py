@@ -29,7 +29,8 @@ from jmlp.data.labels import (
     where_of,
 )
 from jmlp.data.moments import moments
-from jmlp.data.quantiles import normal, robust, some_of, spaced, with_ranks
+from jmlp.data.quantiles import normal, spaced, with_ranks
+from jmlp.data.scaling import SAME, fit_scaling
 from jmlp.data.splits import draw, part_of_cut
 from jmlp.data.spool import Budget, chunks, empty, is_mapped, release, spool_folder
 from jmlp.data.targets import LABELS, Wanted, check_targets, scale_of
@@ -61,18 +62,7 @@ def make_dataset(
     targets = LABELS if config.task == "multilabel" else targets
     notes = [note for raw in raws if raw is not None for note in raw.notes]
     notes += plan_notes(plans, config)
-    parts: dict[str, Part] = {}
-    for name, raw in raws._asdict().items():
-        if raw is not None:
-            if config.task in ("regression", "multilabel"):
-                raw = as_quantities(raw)
-            if raw.x.shape[1] != raws.train.x.shape[1] and not plans:
-                raise DataError(
-                    f"{raw.where(0)}: {raw.x.shape[1]} features, but the training rows have "
-                    f"{raws.train.x.shape[1]}"
-                )
-            part = _usable(Part(raw, np.arange(len(raw.x))), config, plans, name, notes)
-            parts[name] = weights.usable(part, name, notes)
+    parts = _usable_parts(raws, config, plans, notes)
     pixels = all(part.raw.x.dtype == np.uint8 for part in parts.values())  # one dtype for all
     task = find_task(parts["train"], config)
     classes = find_classes(parts["train"], config) if task == "classification" else ()
@@ -108,6 +98,26 @@ def make_dataset(
 
 
 # Rows that can be used.
+
+
+def _usable_parts(
+    raws: RawSplits, config: DataConfig, plans: Sequence[Plan], notes: list[str]
+) -> dict[str, Part]:
+    """By split, its rows that can be used; adds notes of those that cannot."""
+    parts: dict[str, Part] = {}
+    for name, raw in raws._asdict().items():
+        if raw is None:
+            continue
+        if config.task in ("regression", "multilabel"):
+            raw = as_quantities(raw)
+        if raw.x.shape[1] != raws.train.x.shape[1] and not plans:
+            raise DataError(
+                f"{raw.where(0)}: {raw.x.shape[1]} features, but the training rows have "
+                f"{raws.train.x.shape[1]}"
+            )
+        part = _usable(Part(raw, np.arange(len(raw.x))), config, plans, name, notes)
+        parts[name] = weights.usable(part, name, notes)
+    return parts
 
 
 def _usable(
@@ -224,27 +234,9 @@ def _fit(
     targets: Wanted | None,
     plans: Sequence[Plan],
 ) -> Schema:
-    fill: np.ndarray = np.zeros(0)
     columns = fit_columns(train, plans, config) if plans else ()
     raw_uint8 = pixels and config.scale in ("auto", "none")
-    if columns:
-        mean, scale = np.zeros(1), np.ones(1)
-    elif config.scale == "none":
-        mean, scale = np.zeros(1), np.ones(1)
-        if config.missing == "mean" and not raw_uint8:
-            fill = moments(train.x, train.raw.column, train)[0]
-    elif raw_uint8:
-        tallies = (np.bincount(x.ravel(), minlength=256) for _, x in train.x())
-        counts = sum(tallies, np.zeros(256, np.int64)).astype(np.float64)
-        values = np.arange(256)
-        mean = np.array([(counts * values).sum() / counts.sum()])
-        deviation = np.sqrt((counts * (values - mean) ** 2).sum() / counts.sum())
-        scale = np.array([deviation if deviation > 0 else 1.0])
-    else:
-        mean, scale = moments(train.x, train.raw.column, train)
-        fill = mean if config.missing == "mean" else fill
-        if config.scale == "robust":
-            mean, scale = robust(some_of(train))
+    x = SAME if columns else fit_scaling(train, config, raw_uint8)
     if classes:
         y_mean, y_scale = np.zeros(1), np.ones(1)
     elif targets is None or targets.scale == "standardize":
@@ -253,21 +245,20 @@ def _fit(
         y_mean, y_scale = scale_of(targets, y)
     names = train.raw.class_names
     labels = names if names and len(names) == len(classes) else classes
-    outputs = len(classes) if classes else y.shape[1]
     return Schema(
         task=task,
         features=len(inputs_of(columns)) if columns else train.raw.x.shape[1],
         feature_names=tuple(c.name for c in columns) if columns else train.raw.feature_names,
         target_names=train.raw.target_names,
         classes=tuple(labels),
-        outputs=outputs,
-        x_mean=tuple(mean.tolist()),
-        x_scale=tuple(scale.tolist()),
+        outputs=len(classes) if classes else y.shape[1],
+        x_mean=tuple(x.mean.tolist()),
+        x_scale=tuple(x.scale.tolist()),
         y_mean=tuple(y_mean.tolist()),
         y_scale=tuple(y_scale.tolist()),
         raw_uint8=bool(raw_uint8),
         missing="error" if config.missing in ("auto", "median", "level") else config.missing,
-        fill=tuple(fill.tolist()),
+        fill=tuple(x.fill.tolist()),
         missing_words=config.missing_words,
         weight=config.weight if train.raw.weight is not None else None,
         columns=columns,

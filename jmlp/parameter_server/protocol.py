@@ -34,6 +34,11 @@ class Policy(NamedTuple):
     def rounds(self) -> bool:
         return self.bound == 0
 
+    @property
+    def one_outcome(self) -> bool:
+        """Whether the parameters are the same whatever the order of events."""
+        return self.rounds and not self.backup
+
 
 class Update(NamedTuple):
     """What pushes do to arrays, as pure functions."""

@@ -156,7 +156,8 @@ class ShardActor:
         """The whole shard, between rounds."""
         shard = self.shard
         arrays = _arrays_of(shard.state)
-        if self.compute.config.server.compensation or self.compute.coded_pull:
+        compensated = self.compute.config.server.compensation
+        if compensated or self.compute.coded_pull or shard.policy.one_outcome:
             pulled = [worker.pulled for worker in shard.state.workers]
             arrays += [np.asarray(leaf) for leaf in jax.tree.leaves(pulled)]
         memo: ActorMemo = {
@@ -190,7 +191,8 @@ class ShardActor:
     async def pull(self, worker: int, clock: int, attempt: int) -> Answer | None:
         """The parameters for the worker's `clock`, when its turn has come.
 
-        For a clock that is behind the worker here, though not at other shards: as they are.
+        For a clock that is behind the worker here, though not at other shards: as they are, or
+        in rounds as they were.
         None once no work is left, which of shared work the first shard alone knows.
         """
         async with self.changed:

@@ -21,7 +21,8 @@ class PullEvent(NamedTuple):
     """A worker takes parameters for its `clock`."""
 
     kind: Literal["pull", "look"]
-    """look: for a clock that is behind the worker here, though not at other shards"""
+    """look: for a clock that is behind the worker here, though not at other shards: its push was
+    taken here, and its shards or it were lost before all had taken theirs"""
     worker: int
     clock: int
     attempt: int = 0
@@ -160,6 +161,10 @@ class Shard:
         worker, clock = event.worker, event.clock
         item = self.queue.take(worker, clock) if self.is_first else None
         message = params = self.state.params
+        if event.kind == "look" and self.policy.one_outcome:
+            # Of the round it was pulled for, which may have ended here: with newer ones the
+            # gradient that other shards still wait for would be another.
+            message = params = self.pulled(worker)
         if event.kind == "pull":
             if event.coded:
                 known = self.pulled(worker)

@@ -114,11 +114,7 @@ def train(
         config, mesh = together(_resolved, planned.config)
         directory = None
         if run_dir is not None:
-            mine = (RunDir if is_first() else Follower)(expanded(run_dir))
-            directory = together(stack.enter_context, mine)
-            config = together(directory.as_chosen, config)
-            for change in first(mine.check, with_full_paths(config), go_on):
-                report.note(change)
+            directory, config = _enter(stack, expanded(run_dir), config, go_on, report)
         report.note("loading data and models ...")
         setup = together(
             make_setup, config, mesh, data, model=model, tx=tx, rules=rules, loss=loss,
@@ -128,25 +124,12 @@ def train(
             report.note(note)
         _check_same(setup)
         if config.train.epochs == "auto":
-            epochs, each = setup.config.train.epochs, setup.plan.per_epoch
-            if not config.train.steps:
-                report.note(f"train.epochs=auto: {epochs} of {each} step{'s' * (each > 1)}")
-            if directory:  # whose run may have another number of them
-                stored = with_full_paths(setup.config)
-                for change in first(directory.check, stored, go_on):
-                    if "train.epochs" in change:
-                        report.note(change)
-        checkpoints = None
+            _tell_epochs(setup, directory, go_on, report)
         if directory:
-            together(_open, directory, with_full_paths(setup.config), setup)
+            together(_adopt, directory, setup)
         _check_threads(config, report)
         _check_smoothing(setup, report)
-        if directory:
-            checkpoints = stack.enter_context(
-                open_checkpoints(setup.config, directory.checkpoints, setup.programs)
-            )
-            _writers.append(checkpoints)
-            stack.callback(_writers.pop)
+        checkpoints = _keep_checkpoints(stack, directory, setup) if directory else None
         python = {"model": model, "tx": tx, "loss": loss}
         custom = [name for name, value in python.items() if value is not None]
         loop = together(
@@ -155,10 +138,7 @@ def train(
         if planned.plans:
             loop.predicted = auto.Predicted(planned.plans.plans[0])
             if directory and is_first():
-                kept = loop.predicted.as_json(None)
-                kept["considered"] = auto.considered(planned.plans)
-                text = to_json(kept, indent=1)
-                write_atomically(directory.path / auto.FILE, text + "\n")
+                _write_plan(directory, loop.predicted, planned.plans)
         return loop.fit()
 
 
@@ -218,10 +198,48 @@ def choices_of(asked: Config, setup: Setup) -> list[str]:
     return [f"{said}; {beside}" if beside else said]
 
 
-def _open(directory: RunDir, config: Config, setup: Setup) -> None:
+def _enter(
+    stack: ExitStack, path: Path, config: Config, go_on: bool, report: Reporter
+) -> tuple[RunDir, Config]:
+    """The run directory, held until the end of the call, and the config as that run has it."""
+    mine = (RunDir if is_first() else Follower)(path)
+    directory = together(stack.enter_context, mine)
+    config = together(directory.as_chosen, config)
+    for change in first(mine.check, with_full_paths(config), go_on):
+        report.note(change)
+    return directory, config
+
+
+def _adopt(directory: RunDir, setup: Setup) -> None:
     leaves = jax.tree.leaves(setup.programs.abstract)
     directory.require_space(sum(leaf.size * leaf.dtype.itemsize for leaf in leaves))
-    directory.adopt(config)
+    directory.adopt(with_full_paths(setup.config))
+
+
+def _keep_checkpoints(stack: ExitStack, directory: RunDir, setup: Setup) -> Checkpoints:
+    checkpoints = stack.enter_context(
+        open_checkpoints(setup.config, directory.checkpoints, setup.programs)
+    )
+    _writers.append(checkpoints)
+    stack.callback(_writers.pop)
+    return checkpoints
+
+
+def _tell_epochs(setup: Setup, directory: RunDir | None, go_on: bool, report: Reporter) -> None:
+    """What `train.epochs: auto` came to, and whether the run on disk had another number."""
+    train, each = setup.config.train, setup.plan.per_epoch
+    if not train.steps:
+        report.note(f"train.epochs=auto: {train.epochs} of {each} step{'s' * (each > 1)}")
+    if directory:
+        for change in first(directory.check, with_full_paths(setup.config), go_on):
+            if "train.epochs" in change:
+                report.note(change)
+
+
+def _write_plan(directory: RunDir, predicted: auto.Predicted, plans: auto.Plans) -> None:
+    """What the run was predicted to take, and what else was looked at."""
+    kept = predicted.as_json(None) | {"considered": auto.considered(plans)}
+    write_atomically(directory.path / auto.FILE, to_json(kept, indent=1) + "\n")
 
 
 def _check_smoothing(setup: Setup, report: Reporter) -> None:

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 from helpers import own_environment
+from member import OVER_HOSTS
 
 from jmlp.distributed import addresses
 from jmlp.distributed.hosts import Across, Hosts, Wire
@@ -42,20 +43,14 @@ def member(devices):
     return module
 
 
-SHARES = {
-    4: ("sharded", "low rank", "local"),
-    8: ("fsdp, model", "pipeline"),
-}
-
-
 @pytest.mark.slow
 @pytest.mark.exact
 @pytest.mark.usefixtures("namespaces")
-@pytest.mark.parametrize("devices", SHARES)
+@pytest.mark.parametrize("devices", OVER_HOSTS)
 def test_four_hosts_train_as_one_machine_does(devices, tmp_path, monkeypatch):
     """Though their names lead nowhere, and there is another network beside."""
     monkeypatch.setenv("MEMBER_DEVICES", str(devices))
-    names = SHARES[devices]
+    names = OVER_HOSTS[devices]
     with Hosts(4, Wire("1gbit"), hosts_file=as_debian, second=True) as network:
         program = [sys.executable, str(MEMBER), str(tmp_path), "0", *names]
         assert run_gang(4, devices // 4, program, Apart(network)).code == 0

@@ -37,8 +37,7 @@ def test_the_quick_checks(make):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("devices", [1, 2])
-@BOTH
+@pytest.mark.parametrize(("make", "devices"), [(MLPClassifier, 2), (MLPRegressor, 1)])
 def test_all_checks(make, devices):
     results = checks.check_estimator(
         make(max_iter=100, mesh={"data": devices}),

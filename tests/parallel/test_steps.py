@@ -55,10 +55,21 @@ KINDS = {
 HIDDEN = {"model": {"hidden": [33, 24, 16]}}
 
 
+def ways():
+    """Every kind of run that a strategy can do, on one of its meshes after the other."""
+    for step in dict(MESHES):
+        meshes = [mesh for name, mesh in MESHES if name == step]
+        kinds = [kind for kind in KINDS if kind in FITS.get(step, KINDS)]
+        for turn in range(max(len(meshes), len(kinds))):
+            yield step, meshes[turn % len(meshes)], kinds[turn % len(kinds)]
+
+
+# Of optimizers that look at nothing but each number, adam stands for all.
+ELEMENTWISE = {"adamw", "lion", "momentum", "sgd"}
 # One of a kind of each: every way, every mesh axis, every kind of run.
-WAYS = [(*way, kind) for way in MESHES for kind in KINDS if kind in FITS.get(way[0], KINDS)]
 KINDS_OF_MESHES = zip((0, 1, 2, 3, 5, 8, 9, 10), (*KINDS, "adamw", "dropout"), strict=True)
 SHOWN = [(*MESHES[i], kind) for i, kind in KINDS_OF_MESHES]
+WAYS = [*SHOWN, *(way for way in ways() if way not in SHOWN)]
 
 
 def ids(value):
@@ -128,7 +139,7 @@ def test_losses_fall_and_differ():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("optimizer", some(sorted(OPTIMIZERS), "muon"))
+@pytest.mark.parametrize("optimizer", sorted(OPTIMIZERS.keys() - ELEMENTWISE))
 def test_optimizers_match_over_fsdp_and_model(blobs, optimizer):
     optim = {"optim": {"name": optimizer, "learning_rate": 3e-3, "ema": 0.9}}
     want, want_losses = run_steps(prepared(blobs, HIDDEN, optim, {"step": "single"}))

@@ -168,6 +168,41 @@ def test_one_log_makes_the_same_shard_in_group_actor_journal_and_rerun(blobs, tm
         assert restarted[number].shard.losses == shard.losses
 
 
+@pytest.mark.parametrize("restarted", [False, True])
+def test_a_worker_that_starts_again_in_a_round_has_the_parameters_of_that_round(
+    blobs, tmp_path, restarted
+):
+    """Of two shards one took its push before both were lost, and its round has ended there."""
+    group = group_of(blobs, policy="bsp")
+    shard, compute, count = group.shards[0], group.compute, group.workers
+    made_of = compute, group.policy, count, group.steps, shard.state.opt_state, 0, str(tmp_path)
+    actor = ShardActor(*made_of)
+    memo = {"shard": shard.memo(), "log": [], "losses": [], "attempts": [-1] * count}
+    actor.begin(memo | {"boundaries": []}, shard.state.params, shard.state.opt_state)
+
+    async def a_round(clock):
+        for worker in range(count):
+            answer = await actor.pull(worker, clock, attempt=1)
+        params = [part.state.params for part in group.shards]
+        push = compute.work(compute.merge(params), compute.residuals(), group.batches, 0)
+        codes = [np.asarray(leaf) for leaf in jax.tree.leaves(push.codes[0])]
+        for worker in range(count):
+            await actor.push(worker, clock, 1, push.weight, push.loss, codes)
+        return answer.arrays
+
+    async def again(clock):
+        return (await actor.pull(count - 1, clock, attempt=2)).arrays
+
+    asyncio.run(a_round(0))
+    want = asyncio.run(a_round(1))
+    if restarted:  # from a journal that begins here
+        actor._write()
+        actor = ShardActor(*made_of)
+    got, now = asyncio.run(again(1)), jax.tree.leaves(actor.shard.state.params)
+    assert all(np.array_equal(a, b) for a, b in zip(got, want, strict=True))
+    assert not any(np.array_equal(a, b) for a, b in zip(got, now, strict=True))
+
+
 def test_a_log_of_another_run_is_refused(blobs):
     group = group_of(blobs, policy="asp", simulate={"jitter": 0.5})
     engine = Replay(group)

@@ -17,19 +17,17 @@ BASE = {
 FOUR = {"mesh": {"data": 4}}
 KINDS = {
     "single": {"step": "single", "mesh": {"data": 1}},
-    "sharded": {"mesh": {"data": 2, "fsdp": 2, "model": 2}},
-    "batch norm": FOUR | {"model": {"norm": "batch", "dtype": "bfloat16"}},
+    "sharded": {
+        "mesh": {"data": 2, "fsdp": 2, "model": 2},
+        "model": {"norm": "batch", "dtype": "bfloat16"},
+    },
     "optimizer": FOUR | {"optim": {"name": "lamb", "ema": 0.9, "clip_norm": 0.5, "accumulate": 2}},
     "pmap": FOUR | {"step": "pmap"},
-    "explicit": FOUR | {"step": "explicit", "comm": {"all_reduce": "ring"}},
     "int8": FOUR
     | {"step": "explicit", "comm": {"reducer": {"name": "int8", "error_feedback": True}}},
-    "low_rank": FOUR
-    | {"step": "explicit", "comm": {"reducer": {"name": "low_rank", "error_feedback": True}}},
     "pipeline": {"step": "pipeline", "mesh": {"data": 2, "pipe": 2}},
     "local": FOUR | {"step": "local", "local": {"every": 2}},
     "replay": FOUR | {"step": "async", "server": {"engine": "replay"}},
-    "threads": FOUR | {"step": "async", "server": {"engine": "threads", "policy": "bsp"}},
     "reproducible": FOUR | {"reproducible": True},
 }
 

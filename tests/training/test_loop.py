@@ -328,9 +328,7 @@ def test_uint8_rows_stay_uint8_until_the_devices(blobs):
 @pytest.mark.parametrize(
     "keys",
     [
-        {"step": "single", "mesh": {"data": 1}},
         {"mesh": {"data": 8}},
-        {"step": "explicit", "mesh": {"data": 4}},
         {"step": "pipeline", "mesh": {"data": 2, "pipe": 2}, "pipeline": {"microbatches": 3}},
         {"optim": {"accumulate": 100}, "mesh": {"data": 1}},
         {"reproducible": True, "mesh": {"data": 2}},
