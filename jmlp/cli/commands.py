@@ -82,7 +82,7 @@ def _train(flags: Train, overrides: list[str]) -> int:
     return finish(flags.json_, result.summary | {"run_dir": str(run_dir), "command": again})
 
 
-def _show_layout(config: Config, flags: Train, report: Reporter) -> dict[str, object]:
+def _show_layout(config: Config, flags: Train, report: "Reporter") -> dict[str, object]:
     from jmlp.analysis.layout_table import layout_rows, pipeline_rows
     from jmlp.cli.tables import print_layout, print_pipeline
     from jmlp.parallel import strategy_of
@@ -99,7 +99,7 @@ def _show_layout(config: Config, flags: Train, report: Reporter) -> dict[str, ob
     return found
 
 
-def _show_choices(config: Config, report: Reporter) -> dict[str, object]:
+def _show_choices(config: Config, report: "Reporter") -> dict[str, object]:
     from jmlp.analysis.choices import choices, print_choices
     from jmlp.training.setup import prepare
 
