@@ -23,6 +23,7 @@ from jmlp.distributed.forks import refuse_forked
 from jmlp.errors import ConfigError, RunDirError
 from jmlp.losses import LossLike
 from jmlp.metrics import MetricsLike
+from jmlp.optim import OPTIMIZERS
 from jmlp.parallel import strategy_of
 from jmlp.planner import auto
 from jmlp.programs.precision import in_32_bits
@@ -129,6 +130,8 @@ def train(
             together(_adopt, directory, setup)
         _check_threads(config, report)
         _check_smoothing(setup, report)
+        if tx is None:
+            _check_momentum(config, report)
         checkpoints = _keep_checkpoints(stack, directory, setup) if directory else None
         python = {"model": model, "tx": tx, "loss": loss}
         custom = [name for name, value in python.items() if value is not None]
@@ -240,6 +243,16 @@ def _write_plan(directory: RunDir, predicted: auto.Predicted, plans: auto.Plans)
     """What the run was predicted to take, and what else was looked at."""
     kept = predicted.as_json(None) | {"considered": auto.considered(plans)}
     write_atomically(directory.path / auto.FILE, to_json(kept, indent=1) + "\n")
+
+
+def _check_momentum(config: Config, report: Reporter) -> None:
+    """Says so where momentum is taken twice; earlier runs that asked for it continue."""
+    optimizer, momentum = config.optim.name, config.comm.reducer.momentum
+    if momentum and OPTIMIZERS[optimizer].direction is not None:
+        report.warn(
+            f"comm.reducer.momentum={momentum} is momentum before the exchange, and "
+            f"optim.name={optimizer} takes its own of the sum once more: optim.name=sgd does not"
+        )
 
 
 def _check_smoothing(setup: Setup, report: Reporter) -> None:

@@ -127,18 +127,38 @@ def test_labels_are_smoothed_in_training_and_not_in_evaluation(blobs, loss):
     assert abs(first - hard) > 1e-3
 
 
+class Warned(list):
+    """What a run warns of."""
+
+    def reporter(self):
+        class Heard(Reporter):
+            def warn(_, text):
+                self.append(text)
+
+        return Heard()
+
+
+def test_momentum_that_is_taken_twice_is_said(blobs):
+    reducer = {"name": "top_k", "keep": 0.1, "error_feedback": True, "momentum": 0.9}
+    keys = config_of(
+        HIDDEN, {"step": "explicit", "mesh": {"data": 2}, "comm": {"reducer": reducer}},
+        {"train": {"steps": 1}},
+    )  # fmt: skip
+    heard = Warned()
+    for optimizer in ("sgd", "adam"):
+        optim = keys.optim.model_copy(update={"name": optimizer})
+        jmlp.train(keys.model_copy(update={"optim": optim}), blobs, report=heard.reporter())
+    assert [text.partition(" is ")[0] for text in heard] == ["comm.reducer.momentum=0.9"]
+    assert "optim.name=adam takes its own" in heard[0]
+
+
 def test_labels_that_are_none_are_not_smoothed_in_silence(curve, blobs):
     """A run that says so, as those of earlier versions may, still trains and continues."""
-    heard = []
-
-    class Heard(Reporter):
-        def warn(self, text):
-            heard.append(text)
-
+    heard = Warned()
     keys = config_of(HIDDEN, {"train": {"label_smoothing": 0.25, "epochs": 1}})
-    jmlp.train(keys, blobs, report=Heard())
+    jmlp.train(keys, blobs, report=heard.reporter())
     assert not heard
-    jmlp.train(keys, curve, report=Heard())
+    jmlp.train(keys, curve, report=heard.reporter())
     said = "train.label_smoothing=0.25 does nothing here: squared_error has no labels to smooth"
     assert heard == [said]
 
