@@ -7,6 +7,7 @@ checkpoint taken in the middle of everything goes on from there.
 
 import functools
 from collections.abc import Sequence
+from typing import NotRequired
 
 import jax
 import numpy as np
@@ -43,6 +44,8 @@ class ServerMemo(GroupMemo):
     """What is saved beside the state, as JSON; its keys stand in checkpoints."""
 
     engine: EngineMemo
+    anew: NotRequired[bool]
+    """the run goes on with other settings: workers keep their clocks, and begin afresh"""
 
 
 def planned_updates(config: Config, devices: int, steps: int, rows: int) -> int:
@@ -161,7 +164,11 @@ class AsyncProgram:
         self.group = group = self.make_group(state, dataset, plan)
         self._state, self._at = state, int(state.step)
         self.engine = self._make_engine(group, _boundaries(plan, self._at, self.workers))
-        if memo:
+        if memo and memo.get("anew"):
+            group.restore(memo, [], state.comm_state[OWED])
+            group.restart_workers()
+            self.engine.begin()
+        elif memo:
             group.restore(memo, state.comm_state[HELD], state.comm_state[OWED])
             self.engine.restore(memo["engine"])
         else:

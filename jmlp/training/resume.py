@@ -90,8 +90,10 @@ def begin(
             f"checkpoint {restored.step} in {checkpoints.directory}: progress is not as jmlp saves "
             f"it: {error}"
         ) from None
-    if go_on:  # what stopped it, and the parts of a server, were of the run as it was
-        progress.stopped_early, progress.stale, progress.server = False, 0, None
+    if go_on:  # what stopped it, and what a server's workers were at, were of the run as it was
+        progress.stopped_early, progress.stale = False, 0
+        if progress.server is not None:  # but not how far they are in the order of rows
+            progress.server = {**progress.server, "anew": True}
     return Begin(state, progress, restored.step)
 
 

@@ -54,6 +54,16 @@ def test_more_epochs_are_the_longer_run(finished, tmp_path):
     assert train(longer, run_dir=run_dir).summary["steps"] == went_on.summary["steps"]
 
 
+def test_a_server_goes_on_in_the_order_of_rows(tmp_path):
+    """Each slice of each batch is taken once, as in the longer run."""
+    server = {"engine": "replay", "workers": 2, "policy": "bsp"}
+    way = {"step": "async", "mesh": {"data": 2}, "optim": {"name": "momentum"}, "server": server}
+    train(way, {"train": {"epochs": 1}}, run_dir=tmp_path)
+    went_on, want = train(way, run_dir=tmp_path, go_on=True), train(way)
+    assert went_on.summary["fingerprint"] == want.summary["fingerprint"]
+    assert went_on.summary["server"]["updates"] == want.summary["steps"]
+
+
 def test_another_rate_keeps_the_optimizer_s_state(finished, tmp_path):
     run_dir = copied(finished, tmp_path)
     still = {"train": {"epochs": 3}, "optim": {"learning_rate": 1e-12, "weight_decay": 0.0}}
