@@ -3,11 +3,12 @@
 import json
 
 import numpy as np
+import optax
 import pytest
 from helpers import merged
 
 import jmlp
-from jmlp.errors import ConfigError, RunDirError
+from jmlp.errors import ConfigError, MismatchError, RunDirError
 
 BASE = {
     "data": {"name": "wine"},
@@ -80,6 +81,29 @@ def test_another_optimizer_starts_afresh(finished, tmp_path, capsys):
     assert "starts afresh" in capsys.readouterr().err
     assert result.summary["steps"] == 3 * finished[1].summary["steps"] // 2
     assert 0 < np.abs(kernel(result) - kernel(finished[1])).max() < 0.1
+
+
+def test_another_optimizer_s_rate_is_that_of_the_step(finished, tmp_path):
+    """A rate that falls to 0 at the end of the run is small in its last epoch."""
+    run_dir = copied(finished, tmp_path)
+    other = {"name": "lion", "schedule": "linear", "final_fraction": 0.0}
+    went_on = train({"train": {"epochs": 3}, "optim": other}, run_dir=run_dir, go_on=True)
+    counts = [
+        np.asarray(s.count)
+        for s in went_on.state.opt_state
+        if isinstance(s, optax.ScaleByScheduleState)
+    ]
+    assert np.array_equal(counts, [went_on.summary["steps"]])
+
+
+def test_devices_that_train_alone_keep_their_weights_under_another_optimizer(tmp_path):
+    way = {"step": "local", "mesh": {"data": 2}, "local": {"every": 4}, "train": {"epochs": 1}}
+    first = train(way, run_dir=tmp_path)
+    tiny = {"train": {"epochs": 2}, "optim": {"name": "momentum", "learning_rate": 1e-9}}
+    went_on = train(way, tiny, run_dir=tmp_path, go_on=True)
+    assert np.abs(kernel(went_on) - kernel(first)).max() < 1e-6
+    with pytest.raises(MismatchError, match="another optimizer"):
+        train(way, tiny, tx=optax.adam(1e-3), run_dir=tmp_path)
 
 
 @pytest.mark.slow
