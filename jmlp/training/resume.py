@@ -22,7 +22,7 @@ from jmlp.programs.environment import describe, differences
 from jmlp.report import Reporter
 from jmlp.training.first_weights import fitted_weights
 from jmlp.training.progress import Progress
-from jmlp.training.run_dir import RunDir, check_config
+from jmlp.training.run_dir import RunDir, check_config, goes_on
 from jmlp.training.setup import Setup
 from jmlp.training.transfer import weights_from
 from jmlp.types import PyTree
@@ -97,7 +97,9 @@ def begin(
             f"checkpoint {restored.step} in {checkpoints.directory}: progress is not as jmlp saves "
             f"it: {error}"
         ) from None
-    if go_on:  # what stopped it, and what a server's workers were at, were of the run as it was
+    # What stopped it, and what a server's workers were at, were of the run as it was; but not where
+    # the same call comes again, and goes on with what went on already.
+    if goes_on(config, restored.meta["config"]) or (go_on and "tx" in custom):
         progress.stopped_early, progress.stale = False, 0
         if progress.server is not None:  # but not how far they are in the order of rows
             progress.server = {**progress.server, "anew": True}

@@ -114,6 +114,8 @@ def test_a_run_that_stopped_early_goes_on(tmp_path):
     more = merged(early, {"train": {"early_stopping": 3}})
     went_on = train(more, run_dir=tmp_path / "run", go_on=True)
     assert went_on.summary["epochs"] > stopped.summary["epochs"]
+    again = train(more, run_dir=tmp_path / "run", go_on=True)
+    assert again.summary["epochs"] == went_on.summary["epochs"]
 
 
 def test_other_keys_are_refused_all_the_same(finished, tmp_path):
