@@ -7,6 +7,7 @@ checkpoint taken in the middle of everything goes on from there.
 
 import functools
 from collections.abc import Sequence
+from typing import NotRequired
 
 import jax
 import numpy as np
@@ -15,7 +16,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jmlp.config import Config
 from jmlp.config.sections import MeshConfig
-from jmlp.data.batches import padded_size
+from jmlp.data.batches import padded_size, steps_per_epoch
 from jmlp.data.dataset import Dataset, Schema
 from jmlp.data.weights import in_training
 from jmlp.errors import ConfigError
@@ -43,6 +44,10 @@ class ServerMemo(GroupMemo):
     """What is saved beside the state, as JSON; its keys stand in checkpoints."""
 
     engine: EngineMemo
+    loss: NotRequired[float]
+    """of the last batch; checkpoints of before lack it"""
+    anew: NotRequired[bool]
+    """the run goes on with other settings: workers keep their clocks, and begin afresh"""
 
 
 def planned_updates(config: Config, devices: int, steps: int, rows: int) -> int:
@@ -51,13 +56,14 @@ def planned_updates(config: Config, devices: int, steps: int, rows: int) -> int:
     Args:
       devices: of the mesh; a worker each, unless the config says otherwise.
       steps: global batches.
-      rows: of an epoch. Its last batch may be short, and some of its slices empty.
+      rows: of an epoch. Its last batch may be short, and some of its slices empty, or left out.
     """
     if make_policy(config).rounds:
         return steps
     workers, batch = config.server.workers or devices, config.train.batch_size
     slice_rows = padded_size(batch, workers * config.optim.accumulate) // workers
-    slices = [-(-min(batch, rows - start) // slice_rows) for start in range(0, rows, batch)]
+    batches = steps_per_epoch(rows, batch, config.train.short_batch == "keep")
+    slices = [-(-min(batch, rows - i * batch) // slice_rows) for i in range(batches)]
     epochs, rest = divmod(steps, len(slices))
     return epochs * sum(slices) + sum(slices[:rest])
 
@@ -121,6 +127,8 @@ class AsyncProgram:
         self._memo: ServerMemo | None = None
         self._ahead: list[PushLoss] = []
         """losses of pushes that belong to batches the loop has not come to"""
+        self._loss = 0.0
+        """of the last batch"""
 
     @in_32_bits
     def init(self, seed: int, weights: Weights | None = None) -> TrainState:
@@ -161,7 +169,12 @@ class AsyncProgram:
         self.group = group = self.make_group(state, dataset, plan)
         self._state, self._at = state, int(state.step)
         self.engine = self._make_engine(group, _boundaries(plan, self._at, self.workers))
-        if memo:
+        self._loss = memo.get("loss", 0.0) if memo else 0.0
+        if memo and memo.get("anew"):
+            group.restore(memo, [], state.comm_state[OWED])
+            group.restart_workers()
+            self.engine.begin()
+        elif memo:
             group.restore(memo, state.comm_state[HELD], state.comm_state[OWED])
             self.engine.restore(memo["engine"])
         else:
@@ -184,8 +197,10 @@ class AsyncProgram:
         assert self.engine is not None
         begin, self._at = self._at, self._at + int(stop - first)
         snapshot = self.engine.run_until(self._at * self.workers)
-        self._memo = {**snapshot.memo, "engine": self.engine.memo()}
-        return self._state_at(snapshot), self._losses(begin)
+        losses = self._losses(begin)
+        self._loss = float(losses[-1])
+        self._memo = {**snapshot.memo, "engine": self.engine.memo(), "loss": self._loss}
+        return self._state_at(snapshot), losses
 
     def _losses(self, begin: int) -> np.ndarray:
         """Mean loss of the pushes of each global batch since `begin`, in order of arrival."""
@@ -200,10 +215,12 @@ class AsyncProgram:
                 continue
             sums[max(place, 0)] += push.loss * push.rows
             rows[max(place, 0)] += push.rows
-        # A batch that nobody took, for a worker was away: as the one before.
+        # A batch that nobody took, for a worker was away, or whose pushes came before the run
+        # was stopped: as the one before.
         for place in range(count):
             if not rows[place]:
-                sums[place], rows[place] = (sums[place - 1], rows[place - 1]) if place else (0, 1)
+                before = (sums[place - 1], rows[place - 1]) if place else (self._loss, 1)
+                sums[place], rows[place] = before
         return (sums / rows).astype(np.float32)
 
     def _state_at(self, snapshot: Snapshot) -> TrainState:

@@ -166,7 +166,9 @@ def push(
     me = state.workers[worker]
     if (worker, clock) in state.late:
         state = state._replace(late=state.late - {(worker, clock)})
-        return _with_worker(state, worker, working=-1), Ack("late", state.version)
+        # It may be at its next by now: this one was sent before the worker was started again.
+        working = me.working if me.working != clock else -1
+        return _with_worker(state, worker, working=working), Ack("late", state.version)
     if not me.alive:
         return state, Ack("late", state.version)
     waits = any(waiting == worker for waiting, _, _ in state.round)

@@ -204,6 +204,8 @@ class ShardActor:
             # What a killed attempt of the worker had sent may have come in meanwhile.
             behind = clock < self.clock(worker)
             shard.stats.waits[worker] += time.monotonic() - begun
+            if not shard.queue.has_work(worker, clock):  # others took the last of it meanwhile
+                return None
             # Whoever asks again has not got the answer, and does not know what it said.
             working = shard.state.workers[worker].working
             follows = self.attempts[worker] == attempt and working != clock

@@ -1,24 +1,31 @@
 """Where a run begins: at its newest checkpoint that verifies, or afresh."""
 
+# optax has no stubs.
+# pyright: reportMissingTypeStubs=false
+
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import NamedTuple
 
 import jax
 import numpy as np
+import optax
 
+from jmlp.checkpoint import resize
 from jmlp.checkpoint.checkpoints import Checkpoints, Restored
+from jmlp.checkpoint.leaves import to_leaves
 from jmlp.checkpoint.meta import Meta, RunMeta
 from jmlp.distributed.agreement import first
 from jmlp.errors import CheckpointError, MismatchError, RunDirError
-from jmlp.parallel import TrainState
+from jmlp.parallel import TrainState, strategy_of
 from jmlp.programs.environment import describe, differences
 from jmlp.report import Reporter
 from jmlp.training.first_weights import fitted_weights
 from jmlp.training.progress import Progress
-from jmlp.training.run_dir import RunDir, check_config
+from jmlp.training.run_dir import RunDir, check_config, goes_on
 from jmlp.training.setup import Setup
 from jmlp.training.transfer import weights_from
+from jmlp.types import PyTree
 
 
 class Begin(NamedTuple):
@@ -82,7 +89,7 @@ def begin(
     for change in differences(restored.meta["environment"], describe()):
         report.warn(f"{change}: the run continues, but no longer bit for bit")
     report.note(f"continuing at step {restored.step} of {plan.total}")
-    state = _with_comm_state(restored, setup, report)
+    state = _with_comm_state(restored, setup, report, go_on)
     try:
         progress = Progress(**restored.meta["progress"])
     except TypeError as error:
@@ -90,8 +97,12 @@ def begin(
             f"checkpoint {restored.step} in {checkpoints.directory}: progress is not as jmlp saves "
             f"it: {error}"
         ) from None
-    if go_on:  # what stopped it, and the parts of a server, were of the run as it was
-        progress.stopped_early, progress.stale, progress.server = False, 0, None
+    # What stopped it, and what a server's workers were at, were of the run as it was; but not where
+    # the same call comes again, and goes on with what went on already.
+    if goes_on(config, restored.meta["config"]) or (go_on and "tx" in custom):
+        progress.stopped_early, progress.stale = False, 0
+        if progress.server is not None:  # but not how far they are in the order of rows
+            progress.server = {**progress.server, "anew": True}
     return Begin(state, progress, restored.step)
 
 
@@ -114,10 +125,28 @@ def _restored(
     )
     if found is None:
         return None
-    report.note("the optimizer's state does not fit the new optimizer: it starts afresh")
-    fresh = programs.init(setup.config.seed)
+    report.note(_AFRESH)
+    fresh = _at_step(setup, programs.init(setup.config.seed), found.step)
     kept = {"params": found.state.params, "model_state": found.state.model_state}
-    return found._replace(state=fresh._replace(**kept, step=fresh.step + np.int32(found.step)))
+    return found._replace(state=fresh._replace(**kept))
+
+
+_AFRESH = "the optimizer's state does not fit the new optimizer: it starts afresh"
+
+
+def _at_step(setup: Setup, fresh: TrainState, step: int) -> TrainState:
+    """A fresh state whose schedules are where those of a run of so many steps are."""
+    config, rows = setup.config, setup.dataset.train.rows
+    updates = strategy_of(config).updates(config, config.mesh.size(), step, rows)
+
+    def counts(node: object) -> bool:
+        return isinstance(node, optax.ScaleByScheduleState)
+
+    def moved(node: PyTree) -> PyTree:
+        return node._replace(count=node.count + np.int32(updates)) if counts(node) else node
+
+    moved_on = jax.tree.map(moved, fresh, is_leaf=counts)
+    return moved_on._replace(step=fresh.step + np.int32(step))
 
 
 def _check_loss(directory: RunDir, then: bool, now: bool) -> None:
@@ -131,17 +160,54 @@ def _check_loss(directory: RunDir, then: bool, now: bool) -> None:
         )
 
 
-def _with_comm_state(restored: Restored, setup: Setup, report: Reporter) -> TrainState:
-    """Starts the compressor afresh where the checkpoint has no state that fits it."""
-    state = restored.state
-    if all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(state.comm_state)):
+def _with_comm_state(restored: Restored, setup: Setup, report: Reporter, go_on: bool) -> TrainState:
+    """Starts afresh what devices keep of their own, where the checkpoint has none that fits.
+
+    Raises:
+      MismatchError: it is an optimizer's state, of another one than the run's.
+    """
+    state, comm = restored.state, restored.state.comm_state
+    other = _other_optimizer(restored.meta, setup)
+    if other and not go_on:
+        raise MismatchError(
+            f"checkpoint {restored.step} is whole, but of another optimizer. Give the optim "
+            "section, or tx=, that it was written with, or choose another run directory."
+        )
+    if not other and _is_there(comm):
         return state
-    report.warn(
-        "the compressor's state does not fit this mesh.model: it starts afresh, "
-        "and what error feedback still owed is lost"
-    )
-    fresh = setup.programs.init(setup.config.seed)
-    return state._replace(comm_state=fresh.comm_state)
+    # With the weights that there are: some devices' own ones may be among it.
+    begun = setup.programs.init(setup.config.seed, (state.params, state.model_state))
+    fresh = _at_step(setup, begun, restored.step).comm_state
+    if other:
+        report.note(_AFRESH)
+        comm = comm | {_OPT: fresh[_OPT]}
+    if not _is_there(comm):
+        report.warn(
+            "the compressor's state does not fit this mesh.model: it starts afresh, "
+            "and what error feedback still owed is lost"
+        )
+        comm = fresh
+    return state._replace(comm_state=comm)
+
+
+_OPT = "opt_state"
+"""where in `comm_state` devices that train alone have their optimizers' states"""
+
+
+def _is_there(tree: PyTree) -> bool:
+    return all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(tree))
+
+
+def _other_optimizer(meta: Meta, setup: Setup) -> bool:
+    """Whether devices' own optimizers are others than those of a checkpoint."""
+    wanted: tuple[resize.Leaves, resize.Leaves] = to_leaves(setup.programs.abstract)
+
+    def of_one(saved: resize.Saved) -> dict[str, tuple[list[int], str]]:
+        prefix = f"{resize.PREFIX}{_OPT}."
+        each = {name: (shape[1:], dtype) for name, (shape, dtype) in saved.items()}
+        return {name: of for name, of in each.items() if name.startswith(prefix)}
+
+    return of_one(meta["comm"]) != of_one(resize.shapes(wanted[1]))
 
 
 def metadata(setup: Setup, progress: Progress, custom: list[str]) -> RunMeta:

@@ -269,6 +269,21 @@ def check_config(config: Config, saved: JsonObject, where: str) -> None:
             raise CheckpointError(f"of a run with {key}={then!r}; {where} says {now!r}")
 
 
+def goes_on(config: Config, saved: JsonObject) -> bool:
+    """Whether a run goes on as another: a key differs that only one which is told so may change.
+
+    Args:
+      saved: the config that is sealed with its checkpoint.
+    """
+    old, new, keys = flatten(saved), flatten(config), keys_of(Config)
+    return any(
+        old.get(key, new.get(key)) != new.get(key)
+        and _may_go_on(key, keys)
+        and not _may_change(key, keys)
+        for key in {**old, **new}
+    )
+
+
 def read_config(run_dir: Path | str) -> Config:
     """The config of an existing run. Raises RunDirError if there is none."""
     path = expanded(run_dir) / "config.yaml"

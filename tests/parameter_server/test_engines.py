@@ -203,6 +203,30 @@ def test_a_worker_that_starts_again_in_a_round_has_the_parameters_of_that_round(
     assert not any(np.array_equal(a, b) for a, b in zip(got, now, strict=True))
 
 
+def test_who_waited_while_the_last_work_was_taken_has_none(blobs, tmp_path):
+    """As where the loop is behind, and nobody may go on until it has come after."""
+    group = group_of(blobs, policy="asp", share_work=True)
+    shard, count = group.shards[0], group.workers
+    shard.queue.next = group.steps * count - 1
+    made_of = group.compute, group.policy, count, group.steps, shard.state.opt_state, 0
+    actor = ShardActor(*made_of, str(tmp_path))
+    memo = {"shard": shard.memo(), "log": [], "losses": [], "attempts": [-1] * count}
+    actor.begin(memo | {"boundaries": []}, shard.state.params, shard.state.opt_state)
+
+    async def ask():
+        actor.ready = {at: (shard.state, shard.memo()) for at in (1, 2)}
+        asked = [asyncio.create_task(actor.pull(worker, 0, 1)) for worker in range(2)]
+        await asyncio.sleep(0)
+        actor.ready.clear()
+        async with actor.changed:
+            actor.changed.notify_all()
+        return await asyncio.gather(*asked)
+
+    got = asyncio.run(ask())
+    assert [answer and answer.item for answer in got] == [group.steps * count - 1, None]
+    assert [entry.kind for entry in actor.events()] == ["pull"]
+
+
 def test_a_log_of_another_run_is_refused(blobs):
     group = group_of(blobs, policy="asp", simulate={"jitter": 0.5})
     engine = Replay(group)

@@ -111,6 +111,20 @@ def test_restarted_workers_are_idle():
     assert not again.late
 
 
+def test_what_is_late_may_come_while_the_worker_is_at_its_next():
+    """Sent by a process of the worker that was lost, after the next one had pulled."""
+    policy = Policy(0, backup=1)
+    shard = protocol.start((), None, 2)
+    for worker in range(2):
+        shard = protocol.pull(shard, policy, worker)
+    shard, _ = protocol.push(shard, policy, NOTES, 0, 0, "a", 1.0)
+    shard = protocol.pull(shard, policy, 1)
+    shard, ack = protocol.push(shard, policy, NOTES, 1, 0, "late", 1.0)
+    assert ack.kind == "late"
+    shard, ack = protocol.push(shard, policy, NOTES, 1, 1, "b", 1.0)
+    assert ack.kind == "applied"
+
+
 def test_what_no_worker_may_do_is_refused():
     policy = Policy(1)
     shard = protocol.pull(protocol.start((), None, 2), policy, 0)

@@ -155,6 +155,7 @@ def group_of(blobs, *keys):
         (server("asp") | {"train": {"steps": 7}}, 33 + 2 * 8),
         (server("asp", workers=5) | {"optim": {"accumulate": 2}}, 3 * (4 * 5 + 1)),
         (server("bsp"), 15),
+        (server("asp") | {"train": {"steps": 9, "short_batch": "drop"}}, 9 * 8),
     ],
 )
 def test_a_schedule_ends_with_the_last_push_that_has_rows(blobs, keys, updates):
@@ -307,6 +308,24 @@ def test_losses_of_pushes_that_run_ahead_are_told_in_their_turn(blobs):
     program.engine = Engine()
     for begin, program._at in ((0, 2), (2, 5)):
         np.testing.assert_array_equal(program._losses(begin), np.arange(begin, program._at))
+
+
+def test_a_batch_that_nobody_took_has_the_loss_of_the_one_before(blobs, tmp_path):
+    """Wherever calls and runs are cut: not 0, the loss of no batch."""
+    losses = []
+
+    class Keep(jmlp.Callback):
+        def on_steps(self, view, steps):
+            losses.extend(steps.losses.tolist())
+
+    keys = merged(server(simulate={"dies_at": 3.0, "returns_at": 9.0}), {"mesh": {"data": 2}})
+    run(blobs, keys, callbacks=[Keep()])
+    whole, losses[:] = list(losses), []
+    assert min(whole) > 0.1 * max(whole)
+    cut = merged(keys, {"train": {"steps_per_call": 1}})
+    run(blobs, cut, run_dir=tmp_path, report=Interrupt(6), callbacks=[Keep()])
+    run(blobs, cut, run_dir=tmp_path, callbacks=[Keep()])
+    assert losses == whole
 
 
 def test_no_thread_outlives_its_run(blobs):

@@ -3,11 +3,12 @@
 import json
 
 import numpy as np
+import optax
 import pytest
 from helpers import merged
 
 import jmlp
-from jmlp.errors import ConfigError, RunDirError
+from jmlp.errors import ConfigError, MismatchError, RunDirError
 
 BASE = {
     "data": {"name": "wine"},
@@ -54,6 +55,16 @@ def test_more_epochs_are_the_longer_run(finished, tmp_path):
     assert train(longer, run_dir=run_dir).summary["steps"] == went_on.summary["steps"]
 
 
+def test_a_server_goes_on_in_the_order_of_rows(tmp_path):
+    """Each slice of each batch is taken once, as in the longer run."""
+    server = {"engine": "replay", "workers": 2, "policy": "bsp"}
+    way = {"step": "async", "mesh": {"data": 2}, "optim": {"name": "momentum"}, "server": server}
+    train(way, {"train": {"epochs": 1}}, run_dir=tmp_path)
+    went_on, want = train(way, run_dir=tmp_path, go_on=True), train(way)
+    assert went_on.summary["fingerprint"] == want.summary["fingerprint"]
+    assert went_on.summary["server"]["updates"] == want.summary["steps"]
+
+
 def test_another_rate_keeps_the_optimizer_s_state(finished, tmp_path):
     run_dir = copied(finished, tmp_path)
     still = {"train": {"epochs": 3}, "optim": {"learning_rate": 1e-12, "weight_decay": 0.0}}
@@ -72,6 +83,29 @@ def test_another_optimizer_starts_afresh(finished, tmp_path, capsys):
     assert 0 < np.abs(kernel(result) - kernel(finished[1])).max() < 0.1
 
 
+def test_another_optimizer_s_rate_is_that_of_the_step(finished, tmp_path):
+    """A rate that falls to 0 at the end of the run is small in its last epoch."""
+    run_dir = copied(finished, tmp_path)
+    other = {"name": "lion", "schedule": "linear", "final_fraction": 0.0}
+    went_on = train({"train": {"epochs": 3}, "optim": other}, run_dir=run_dir, go_on=True)
+    counts = [
+        np.asarray(s.count)
+        for s in went_on.state.opt_state
+        if isinstance(s, optax.ScaleByScheduleState)
+    ]
+    assert np.array_equal(counts, [went_on.summary["steps"]])
+
+
+def test_devices_that_train_alone_keep_their_weights_under_another_optimizer(tmp_path):
+    way = {"step": "local", "mesh": {"data": 2}, "local": {"every": 4}, "train": {"epochs": 1}}
+    first = train(way, run_dir=tmp_path)
+    tiny = {"train": {"epochs": 2}, "optim": {"name": "momentum", "learning_rate": 1e-9}}
+    went_on = train(way, tiny, run_dir=tmp_path, go_on=True)
+    assert np.abs(kernel(went_on) - kernel(first)).max() < 1e-6
+    with pytest.raises(MismatchError, match="another optimizer"):
+        train(way, tiny, tx=optax.adam(1e-3), run_dir=tmp_path)
+
+
 @pytest.mark.slow
 def test_a_run_that_stopped_early_goes_on(tmp_path):
     early = {"train": {"epochs": 30, "early_stopping": 1}, "optim": {"learning_rate": 1e-9}}
@@ -80,6 +114,8 @@ def test_a_run_that_stopped_early_goes_on(tmp_path):
     more = merged(early, {"train": {"early_stopping": 3}})
     went_on = train(more, run_dir=tmp_path / "run", go_on=True)
     assert went_on.summary["epochs"] > stopped.summary["epochs"]
+    again = train(more, run_dir=tmp_path / "run", go_on=True)
+    assert again.summary["epochs"] == went_on.summary["epochs"]
 
 
 def test_other_keys_are_refused_all_the_same(finished, tmp_path):
