@@ -146,11 +146,12 @@ def find_classes(part: Part, config: DataConfig) -> tuple[int | str, ...]:
 
 def _whole(part: Part) -> np.ndarray:
     y = part.y()
-    broken = np.flatnonzero((y != np.floor(y)) | (np.abs(y) > 2**53))
+    broken = np.flatnonzero((y != np.floor(y)) | (np.abs(y) >= 2**53))  # 2^53 + 1 reads as 2^53
     if len(broken):
         raise DataError(
             f"{where_of(part, int(broken[0]))}: class {y[broken[0]]} is not a whole number "
-            "or too large. If the target is a quantity, set data.task=regression."
+            "or too large to be told from the next one (2^53). If the target is a quantity, set "
+            "data.task=regression; names of so many digits need a letter before them."
         )
     return y.astype(np.int64)
 

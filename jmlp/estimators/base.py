@@ -143,8 +143,10 @@ class BaseMLP(BaseEstimator):
         if before is not None:
             self._resume(stopping, before)
         if held_out is not None:
-            stopping.rows = fitting.prepared(dataset.schema, held_out.x)
-            truth = held_out._replace(x=None)  # which are kept once, as the model takes them
+            stopping.rows, kept = fitting.prepared(dataset.schema, held_out.x)
+            y, weight = held_out.y[kept], held_out.weight
+            # The rows are kept once, as the model takes them.
+            truth = Rows(None, y, None if weight is None else weight[kept])
             stopping.score = lambda found: self._score_of(found, dataset.schema, truth)
         return Prepared(config, dataset, stopping)
 
@@ -179,7 +181,9 @@ class BaseMLP(BaseEstimator):
             )  # fmt: skip
         weight = None
         if sample_weight is not None:
-            weight = np.asarray(_check_sample_weight(sample_weight, y, dtype=np.float64))
+            weight = np.asarray(
+                _check_sample_weight(sample_weight, y, dtype=np.float64, ensure_non_negative=True)
+            )
         return Rows(X, *self._targets(y, weight, going_on, classes))
 
     def _finite(self) -> bool:

@@ -303,6 +303,16 @@ def _check_like(programs: Programs, weights: Weights) -> None:
         )
 
 
-def prepared(schema: Schema, x: object) -> np.ndarray:
-    """Raw rows as the model takes them; none of them may be dropped."""
-    return features_of(x, schema)[0]
+def prepared(schema: Schema, x: object) -> tuple[np.ndarray, np.ndarray]:
+    """Raw rows as the model takes them, and (N,) bool: those that `data.missing` leaves in.
+
+    Raises:
+      DataError: it leaves none.
+    """
+    rows, valid, _ = features_of(x, schema)
+    if not valid.any():
+        raise DataError(
+            f"data.missing=drop leaves out all {len(valid)} rows that early_stopping holds out: "
+            "increase validation_fraction, or set data.missing"
+        )
+    return rows[valid], valid

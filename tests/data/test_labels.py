@@ -87,6 +87,7 @@ def test_missing_labels_are_no_class(gap):
         ([[1]] * 39 + [[1, 2]], {}, "y: "),
         (np.array([2**63 + 5, 1] * 20, np.uint64), {}, "9223372036854775813"),
         (np.array([2**60, 2**60 + 1] * 20), {}, "row 0: class 1152921504606846976"),
+        (np.array([2.0**53, 5] * 20), {}, "row 0: class 9007199254740992.*letter"),
         (np.array([1e300, 2.0] * 20), {"task": "classification"}, r"row 0: class 1e\+300"),
         (["a", "b"] * 20, {"classes": 2}, "classes=2"),
         (np.zeros((40, 2)), {"classes": 2}, "classes=2"),

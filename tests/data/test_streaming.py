@@ -66,7 +66,9 @@ CASES = [
     ("table.parquet", {"target": "kind", "missing": "mean"}),
     ("table.parquet", {"target": "kind", "missing": "drop"}),
     ("table.parquet", {"target": ["c1", "c2"], "features": ["c3", "c4", "c9"]}),
+    ("table.parquet", {"target": "kind", "missing": "mean", "columns": {"c7": "category"}}),
     ("parts", {"target": "kind", "missing": "mean"}),
+    ("parts", {"target": "kind", "features": ["c7", "c9", "c3"], "columns": {"c7": "category"}}),
     ("parts/*.parquet", {"target": "c1", "features": ["c7", "kind", "c9"]}),
 ]
 

@@ -270,6 +270,24 @@ def test_early_stopping_ends_with_the_best():
     assert model.score(held_out.x, held_out.y) == max(model.validation_scores_)
 
 
+def test_rows_that_are_left_out_do_not_stop_a_fit():
+    x, y = IRIS
+    gaps = np.where(np.arange(len(y)) % 3 > 0, x[:, 0], np.nan)
+    x = np.column_stack([gaps, x[:, 1:]])
+    given = {"early_stopping": True, "max_iter": 1, "validation_fraction": 0.4, **ONE}
+    model = MLPClassifier(config={"data": {"missing": "drop"}}, **given).fit(x, y)
+    _, held_out = model._held_out(model._checked(x, y, None, False, None), 0)
+    there = ~np.isnan(held_out.x[:, 0])
+    assert not there.all()
+    score = model.score(held_out.x[there], held_out.y[there])
+    assert score == model.validation_scores_[0] == model.best_validation_score_
+
+
+def test_a_weight_below_zero_is_said_to_be_one():
+    with pytest.raises(ValueError, match=r"(?i)negative.*sample_weight"):
+        MLPClassifier(max_iter=1, **ONE).fit(*IRIS, sample_weight=-np.ones(150))
+
+
 def test_rows_to_hold_out_are_too_few():
     with pytest.raises(ValueError, match="The validation set is too small"):
         MLPRegressor(early_stopping=True, **ONE).fit([[1.0], [2.0]], [1.0, 2.0])

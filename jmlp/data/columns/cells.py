@@ -106,8 +106,10 @@ def read_words(words: Iterable[str], cell: Cell) -> Parsed:
     return Parsed(cell, [read(word) for word in words])
 
 
-def name_of_number(value: float) -> str:
-    """A number as the name of a level: whole ones without a point."""
+def name_of_number(value: float | np.integer) -> str:
+    """A number as the name of a level: whole ones without a point, integers to the last digit."""
+    if isinstance(value, int | np.integer):
+        return str(int(value))
     return str(int(value)) if value == int(value) and abs(value) < 2**63 else repr(float(value))
 
 

@@ -16,7 +16,14 @@ from jmlp.data.columns.cells import (
     name_of_number,
     seconds_of,
 )
-from jmlp.data.columns.values import Cells, Find, Values, as_asked, values_of_words
+from jmlp.data.columns.values import (
+    Cells,
+    Find,
+    Values,
+    as_asked,
+    values_of_words,
+    words_of_numbers,
+)
 from jmlp.data.words import is_missing
 from jmlp.errors import DataError
 
@@ -48,6 +55,8 @@ def typed_values(
         return _of_objects(at, values.astype(object), cell or TEXT)
     if kind == "b":
         return as_asked(Values(values.astype(np.float64), BOOLEAN), at, cell)
+    if kind in "iu" and cell and cell.kind == "text":  # float64 has not all beyond 2^53
+        return words_of_numbers(values)
     if kind in "iuf" or "float" in values.dtype.name:
         return as_asked(Values(values.astype(np.float64), NUMBER_CELL), at, cell)
     if kind == "M" and not strict:
@@ -102,7 +111,9 @@ def _name(value: object) -> str:
     if isinstance(value, bool | np.bool_):
         return str(bool(value))
     return (
-        name_of_number(float(value)) if isinstance(value, int | float | np.number) else str(value)
+        name_of_number(value if isinstance(value, int | np.integer) else float(value))
+        if isinstance(value, int | float | np.number)
+        else str(value)
     )
 
 

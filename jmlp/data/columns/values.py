@@ -46,7 +46,7 @@ class Values(NamedTuple):
 
 
 def words_of_numbers(x: np.ndarray) -> Values:
-    """Numbers (N,) as the names of levels."""
+    """Numbers (N,), floats or integers, as the names of levels."""
     found, place = np.unique(x[~np.isnan(x)], return_inverse=True)
     codes = np.full(len(x), np.nan)
     codes[~np.isnan(x)] = place

@@ -236,6 +236,9 @@ def _as_values(column: Any, at: tuple[Find, str], cells: Cells, cell: Cell | Non
     if not is_text(kind):
         if pa.types.is_temporal(kind):
             return as_asked(_of_time(column), at, cell)
+        if pa.types.is_integer(kind) and cell is not None and cell.kind == "text":
+            words, place = _dictionary(pc.cast(column, pa.string()))
+            return values_of_words(words, place, at, TYPED, cell)
         own = BOOLEAN if pa.types.is_boolean(kind) else NUMBER_CELL
         return as_asked(Values(_numbers(column, ("",))[0], own), at, cell)
     if not pa.types.is_dictionary(kind):

@@ -15,13 +15,16 @@ import re
 import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import IO, Any, NamedTuple, cast
 
 from jmlp.data.dataset import Columns, CsvFormat, RawSplits, memory_limit_bytes, reading
 from jmlp.data.formats.arrow import Cells, arrow, check_names, choose, raw_of
 from jmlp.data.formats.csv_stream import streamed
+from jmlp.data.frames import listed
 from jmlp.data.spool import Budget, free_bytes, spool_folder
+from jmlp.data.words import is_number
 from jmlp.errors import DataError
 
 _CELL_LIMIT = 1 << 20
@@ -57,6 +60,8 @@ def read_csvs(path: Path, paths: Sequence[Path], columns: Columns) -> RawSplits:
     cells = Cells(columns.missing_words, True, form.decimal, form.thousands, files[0].separator)
     with reading(path, "CSV file"):
         names = _header(files[0])
+        if not columns.labelled and not columns.features:
+            _refuse_numbers(path, names)
         chosen = choose(path, names, columns)
         budget = columns.budget or Budget()
         if _TIMES * size > min(budget.left, memory_limit_bytes()):
@@ -186,6 +191,21 @@ def _header(file: _Text) -> list[str]:
     names = [name.strip() for name in first[1]]
     check_names(path, names)
     return names
+
+
+def _refuse_numbers(path: Path, names: Sequence[str]) -> None:
+    """Refuses a header that looks like a row, where columns are taken in order, not by name.
+
+    Names may be numbers that rise from column to column: 0, 1, 2, or wavelengths.
+    """
+    if len(names) < 2 or not all(map(is_number, names)):
+        return
+    values = [float(name) for name in names]
+    if any(after <= before for before, after in pairwise(values)):
+        raise DataError(
+            f"{path}: its first line, {listed(names)[:60]}, is a row of numbers, where a header is "
+            "expected. Put a line with a name for each column before it"
+        )
 
 
 def _csv_columns(file: _Text, names: Sequence[str]) -> Any:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jmlp.data.columns.cells import TEXT
 from jmlp.data.columns.values import Values
 from jmlp.data.dataset import Columns, Raw, RawSplits, memory_limit_bytes, reading
 from jmlp.data.formats.arrow import (
@@ -227,13 +228,17 @@ def _spooled(
 ) -> tuple[np.ndarray, list[Values]]:
     """(N, F) features in a spool file, and what was found about each.
 
-    Columns of text are read whole, one by one: what `true` is depends on all rows.
+    Columns of text, and those that are to be names, are read whole, one by one: what `true` is,
+    and which code a name has, depends on all rows.
 
     Args:
       kinds: the features, and the type of each.
     """
     features = list(kinds)
-    numbers = [name for name in features if not is_text(kinds[name])]
+    numbers = [
+        name for name in features
+        if not is_text(kinds[name]) and columns.cell_of(name) != TEXT
+    ]  # fmt: skip
     exact = all(_is_exact(kind) for kind in kinds.values())
     kind = np.float32 if exact else np.float64
     x = empty((table.rows, len(features)), kind, Budget(0), str(path))
@@ -241,7 +246,7 @@ def _spooled(
     for source, group, rows, file in _groups(table):
         if rows < 0 or start + rows > len(x):
             raise DataError(f"{file}: its row groups hold more than {len(x):,} rows")
-        _fill(table, source, group, x[start : start + rows], kinds, piece)
+        _fill(table, source, group, x[start : start + rows], kinds, numbers, piece)
         start += rows
     if start != len(x):
         raise DataError(f"{path}: says {len(x)} rows but holds {start}")
@@ -283,14 +288,20 @@ def _fill(
     group: int,
     out: np.ndarray,
     kinds: Mapping[str, Any],
+    numbers: Sequence[str],
     piece: int,
 ) -> None:
-    """Numbers of one row group, as many columns at a time as make so many bytes."""
+    """Numbers of one row group, as many columns at a time as make so many bytes.
+
+    Args:
+      kinds: the features, a column of `out` each, and their types.
+      numbers: those of them that are written.
+    """
     features = list(kinds)
     width = max(1, piece // (8 * max(1, len(out))))
     for left in range(0, len(features), width):
         names = features[left : left + width]
-        asked = [name for name in names if not is_text(kinds[name])]
+        asked = [name for name in names if name in numbers]
         part = source.read_row_group(group, columns=asked)
         part = part if len(table.files) == 1 else _alike(part, kinds, coded=True)
         block = np.zeros((len(out), len(names)), out.dtype)

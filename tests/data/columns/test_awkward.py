@@ -8,6 +8,8 @@ import pandas as pd
 import pytest
 from files import load_file
 
+from jmlp.config.sections import DataConfig
+from jmlp.data.load import load, read_features
 from jmlp.errors import DataError
 
 ROWS = 40
@@ -191,3 +193,29 @@ def test_targets_with_marks_are_quantities(tmp_path):
     dataset = load_file(tmp_path / "t.csv", **OFF)
     assert dataset.schema.task == "regression"
     assert dataset.schema.y_mean[0] == pytest.approx(np.mean([1000 * i + 0.5 for i in range(40)]))
+
+
+@pytest.mark.parametrize("kind", ["int64", "Int64", "category", "parquet", "parquet beyond memory"])
+def test_numbers_that_are_names_are_told_apart_beyond_2_to_53(kind, tmp_path):
+    table = pd.DataFrame({"who": [2**53, 2**53 + 1] * 20, "size": A, "y": ["p", "q"] * 20})
+    keys = {"columns": {"who": "category"}, "target": ["y"], "val_fraction": 0, "test_fraction": 0}
+    if "parquet" in kind:
+        table.to_parquet(tmp_path / "t.parquet", row_group_size=9)
+        keys |= {"memory_limit": 0} if "beyond" in kind else {}
+        made = load_file(tmp_path / "t.parquet", **keys)
+    else:
+        made = load(DataConfig(**keys), 0, table.astype({"who": kind}))
+    assert made.schema.columns[0].levels == (str(2**53), str(2**53 + 1))
+    assert made.train.x[:4, 0].tolist() == [1, 2, 1, 2]
+
+
+def test_a_first_row_is_not_lost_where_a_header_is_missing(tmp_path):
+    x = np.stack([A, np.square(A)[::-1]], 1)
+    schema = load(DataConfig(), 0, (x, [0, 1] * 20)).schema  # which knows no names
+    path = tmp_path / "rows.csv"
+    pd.DataFrame(x[::-1]).to_csv(path, index=False, header=False)
+    with pytest.raises(DataError, match=r"first line, 16\.5, 9\.0, is a row of numbers"):
+        read_features(str(path), schema)
+    for header in (["0", "1"], ["400.5", "410.5"]):
+        pd.DataFrame(x).to_csv(path, index=False, header=header)
+        assert len(read_features(str(path), schema).x) == 40
