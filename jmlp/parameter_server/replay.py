@@ -45,9 +45,13 @@ class Replay:
             self._free(worker)
 
     def run_until(self, done: int) -> Snapshot:
-        """Handles events until so many work items are done, or all work is."""
+        """Handles events until so many work items are done, or all are; and a round with them.
+
+        A worker that comes back counts what it missed as done in the middle of a round, whose
+        pushes no checkpoint has.
+        """
         group = self.group
-        while group.done < done and not group.over():
+        while (group.done < done or group.first.state.round) and not group.over():
             self._next()
         return group.snapshot()
 
