@@ -60,6 +60,8 @@ class Parsed(NamedTuple):
     values: list[float]
     """of each word, if it is not text: NaN where the word does not fit"""
     note: str = ""
+    mixed: bool = False
+    """whether numbers have signs of several units"""
 
 
 def understood(
@@ -83,7 +85,8 @@ def understood(
     cell = marked or _dated(words)
     if cell is None:
         return None
-    found = read_words(words, cell)._replace(note=note)
+    mixed = _mixed_units(words) if cell is marked else ""
+    found = read_words(words, cell)._replace(note=mixed or note, mixed=bool(mixed))
     other = next((f for f in _SWAPPED if cell.format.startswith(f)), None)
     if other and _all_fit(words, cell.format.replace(other, _SWAPPED[other])):
         return found._replace(
@@ -124,6 +127,21 @@ def _bare(word: str) -> str:
     if text[:1] in ("+", "-") and not sign:
         sign, text = text[0], text[1:]
     return sign + text
+
+
+def _mixed_units(words: Sequence[str]) -> str:
+    """What to say of `50%` beside `0.5`, or of two currencies, whose numbers are read alike."""
+    first: dict[str, str] = {}
+    for word in words:
+        if word.strip("+-0., %"):
+            unit = "%" if "%" in word else "".join(c for c in word if c in _CURRENCIES)
+            first.setdefault(unit, word)
+    if "%" not in first:
+        first.pop("", None)  # of one currency some have the sign and some not
+    if len(first) < 2:
+        return ""
+    one, other = list(first.values())[:2]
+    return f"{one} and {other} are read as numbers alike, without their signs"
 
 
 def _marked(

@@ -328,8 +328,7 @@ def as_target(column: Any, cells: Cells = TYPED) -> np.ndarray:
         codes = any(is_code(word) for word in plain if word)
         if good.all() and not codes and not np.isnan(numbers).all():
             return numbers
-        marked = _marked_target(plain, cells)
-        if marked is not None:
+        if (marked := _marked_target(plain, cells)) is not None:
             return np.array([*marked, np.nan])[place]
     missing = () if cells.missing_words is None else missing_of(cells.missing_words)
     kept = [None if word is not None and word.lower() in missing else word for word in plain]
@@ -343,6 +342,8 @@ def _marked_target(words: Sequence[str | None], cells: Cells) -> list[float] | N
     found = understood(given, cells.decimal, cells.thousands, cells.separator)
     if found is None or found.cell.kind != "number":
         return None
+    if found.mixed:
+        raise DataError(f"the target has several units: {found.note}. Write it in one")
     known = dict(zip(given, found.values, strict=True))
     return [known.get(word or "", float("nan")) for word in words]
 

@@ -5,7 +5,10 @@ from datetime import UTC, datetime
 
 import pytest
 
+from jmlp.config import parse_config
 from jmlp.data.columns.cells import Cell, read_words, understood
+from jmlp.data.load import load
+from jmlp.errors import DataError
 
 
 def stamp(*parts):
@@ -115,3 +118,27 @@ def test_many_dates_at_once_are_what_they_are_one_by_one():
     assert values[:4] == alone and values[-1] == 1577836800.0
     assert all(value != value for value in values[4:7])
     assert math.isnan(read_words(["0000-01-01"], cell).values[0])  # which numpy has
+
+
+@pytest.mark.parametrize(
+    ("words", "mixed"),
+    [
+        (["50%", "0.5"], True),
+        (["$1", "€2"], True),
+        (["12%", "$3"], True),
+        (["50%", "0", "-", "7%"], False),
+        (["$1,200", "950"], False),
+        (["3%", "4%"], False),
+    ],
+)
+def test_numbers_of_several_units_are_said(words, mixed):
+    found = understood([word for word in words if word != "-"], thousands=",", decimal=".")
+    assert found.mixed == mixed
+    assert ("numbers alike" in found.note) == mixed
+
+
+def test_a_target_of_several_units_is_refused(tmp_path):
+    rows = "".join(f"{i},{f'{i}%' if i % 2 else f'0.{i}'}\n" for i in range(1, 30))
+    (tmp_path / "rows.csv").write_text("a,share\n" + rows)
+    with pytest.raises(DataError, match=r"several units: 1% and 0\.2 are read as numbers alike"):
+        load(parse_config({"data": {"path": tmp_path / "rows.csv", "target": "share"}}).data, 0)
