@@ -112,9 +112,18 @@ class MLPClassifier(ClassifierMixin, BaseMLP):
 
         Args:
           classes: all that there will ever be; the first call needs them.
+
+        Raises:
+          ValueError: `early_stopping`, or `class_weight="balanced"`: these rows are not all.
         """
         if self.early_stopping:
             raise ValueError("partial_fit does not support early_stopping=True")
+        if isinstance(self.class_weight, str):
+            raise ValueError(
+                f"partial_fit does not support class_weight={self.class_weight!r}: its rows are "
+                "not all there will be. Give a number a class: sklearn.utils.class_weight."
+                "compute_class_weight makes them of labels as they are to be expected"
+            )
         going_on = hasattr(self, "_fitted")
         if classes is None and not going_on:
             raise ValueError("classes must be passed on the first call to partial_fit.")
@@ -151,6 +160,8 @@ class MLPClassifier(ClassifierMixin, BaseMLP):
         y = np.asarray(y)
         if y.ndim == 2 and y.shape[1] == 1:
             y = column_or_1d(y, warn=True)
+        if y.dtype == object and (without := [i for i, label in enumerate(y) if label is None]):
+            raise ValueError(f"y has no label (None) in row {without[0]}: leave such rows out")
         check_classification_targets(y)
         kind = type_of_target(y, input_name="y")
         if kind == "multiclass-multioutput":

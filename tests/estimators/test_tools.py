@@ -141,3 +141,15 @@ def test_ctrl_c_ends_a_fit_and_the_loop_around_it(monkeypatch):
 def test_parameters_are_those_of_the_signature_and_nothing_else():
     for estimator in (MLPClassifier, MLPRegressor):
         assert vars(estimator(alpha=3.0)) == estimator().get_params() | {"alpha": 3.0}
+
+
+def test_a_part_of_the_rows_is_not_balanced():
+    with pytest.raises(ValueError, match="partial_fit does not support class_weight='balanced'"):
+        MLPClassifier(class_weight="balanced", mesh={"data": 1}).partial_fit(
+            X, Y, classes=[0, 1, 2]
+        )
+
+
+def test_a_label_that_is_none_is_named():
+    with pytest.raises(ValueError, match=r"no label \(None\) in row 1:"):
+        MLPClassifier(mesh={"data": 1}).fit(X[:3], np.array(["a", None, "b"], object))
