@@ -126,12 +126,15 @@ def _restored(
     if found is None:
         return None
     report.note(_AFRESH)
+    if setup.config.comm.reducer.error_feedback:
+        report.warn(_LOST)
     fresh = _at_step(setup, programs.init(setup.config.seed), found.step)
     kept = {"params": found.state.params, "model_state": found.state.model_state}
     return found._replace(state=fresh._replace(**kept))
 
 
 _AFRESH = "the optimizer's state does not fit the new optimizer: it starts afresh"
+_LOST = "what error feedback still owed is lost"
 
 
 def _at_step(setup: Setup, fresh: TrainState, step: int) -> TrainState:
@@ -183,8 +186,7 @@ def _with_comm_state(restored: Restored, setup: Setup, report: Reporter, go_on: 
         comm = comm | {_OPT: fresh[_OPT]}
     if not _is_there(comm):
         report.warn(
-            "the compressor's state does not fit this mesh.model: it starts afresh, "
-            "and what error feedback still owed is lost"
+            f"the compressor's state does not fit this mesh.model: it starts afresh, and {_LOST}"
         )
         comm = fresh
     return state._replace(comm_state=comm)

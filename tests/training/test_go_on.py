@@ -83,6 +83,16 @@ def test_another_optimizer_starts_afresh(finished, tmp_path, capsys):
     assert 0 < np.abs(kernel(result) - kernel(finished[1])).max() < 0.1
 
 
+@pytest.mark.slow
+def test_what_is_owed_is_lost_with_the_optimizer_and_said(tmp_path, capsys):
+    reducer = {"name": "int8", "error_feedback": True}
+    way = {"step": "explicit", "mesh": {"data": 2}, "comm": {"reducer": reducer}}
+    train(way, {"train": {"epochs": 1}}, run_dir=tmp_path)
+    other = merged(BASE, way, {"optim": {"name": "lion"}})
+    jmlp.train(other, run_dir=tmp_path, go_on=True, verbose=True)
+    assert "what error feedback still owed is lost" in capsys.readouterr().err
+
+
 def test_another_optimizer_s_rate_is_that_of_the_step(finished, tmp_path):
     """A rate that falls to 0 at the end of the run is small in its last epoch."""
     run_dir = copied(finished, tmp_path)
