@@ -136,6 +136,7 @@ def test_integers_with_gaps_are_not_made_floats(trained):
         assert found.columns["id"][1] is None or found.columns["id"][1] is pd.NA
 
 
+@pytest.mark.slow
 def test_rows_from_python_leave_carried_columns_out_of_training(trained):
     rows = frame()
     held = {"x": rows, "x_val": rows.head(9)}

@@ -72,6 +72,7 @@ def test_a_folder_that_is_no_longer_the_run_s_is_not_written_to(
     assert again.summary["fingerprint"] == whole.summary["fingerprint"]
 
 
+@pytest.mark.slow
 def test_checkpoints_without_their_config_are_said_to_be_so(blobs, tmp_path, no_pictures):
     jmlp.train(SMALL, blobs, run_dir=tmp_path / "run")
     (tmp_path / "run" / "config.yaml").unlink()

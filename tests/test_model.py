@@ -100,6 +100,7 @@ def test_batch_norm_leaves_padding_out_and_keeps_running_statistics():
     )
 
 
+@pytest.mark.slow
 def test_a_rows_dropout_mask_depends_on_its_place_alone():
     h = jnp.ones((8, 50))
     whole = drop(h, 0.4, 2, rows_of(8))

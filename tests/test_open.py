@@ -135,6 +135,7 @@ def files(folder):
     return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
 
 
+@pytest.mark.slow
 def test_another_optimizer_or_model_is_not_damage(blobs, tmp_path):
     jmlp.train(SMALL, blobs, run_dir=tmp_path)
     before = files(tmp_path / "checkpoints")

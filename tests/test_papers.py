@@ -186,6 +186,7 @@ def test_rates_and_decay_by_paths_and_over_the_run(schedule):
     np.testing.assert_allclose(params["scale"], w["scale"], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_dropout_falls_by_a_cosine_over_the_second_half():
     config = ModelConfig(hidden=(64,), dropout=0.5, dropout_schedule="flat_cos")
     model = MLP(4, (64,), 1, config=config, steps=100, rngs=nnx.Rngs(0))

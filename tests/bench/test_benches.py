@@ -74,6 +74,7 @@ def test_staleness_is_counted(small):
     assert kinds == {"async", "local"}
 
 
+@pytest.mark.slow
 def test_reproducible_is_compared_with_plain(monkeypatch):
     monkeypatch.setattr(reproducible, "TARGET_S", 1e-9)
     monkeypatch.setattr(reproducible, "ROWS", (8,))
@@ -82,6 +83,7 @@ def test_reproducible_is_compared_with_plain(monkeypatch):
     assert plain["ratio"] == 1 and same["ratio"] > 0
 
 
+@pytest.mark.slow
 def test_columns_are_measured_by_each_way(monkeypatch):
     monkeypatch.setattr(columns, "ROWS", 3000)
     monkeypatch.setattr(columns, "STEPS", 2)

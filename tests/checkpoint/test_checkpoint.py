@@ -125,6 +125,7 @@ def test_damage_is_named_and_an_older_step_is_used(finished, tmp_path):
     assert jmlp.open_run(tmp_path / "run").problems == ()
 
 
+@pytest.mark.slow
 def test_values_that_zarr_takes_as_they_are(finished, tmp_path):
     """A stored array swapped for another of its shape: intact files, wrong numbers."""
     folder, *_ = finished

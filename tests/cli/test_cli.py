@@ -68,6 +68,7 @@ def last_json(done):
     return json.loads(lines[0])
 
 
+@pytest.mark.slow
 def test_train_on_simulated_devices(folder):
     path, done = folder
     summary = last_json(done)

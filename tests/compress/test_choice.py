@@ -91,6 +91,7 @@ def test_buckets_are_chosen_too(tmp_path):
     assert one.bucket_bytes == 64 << 20
 
 
+@pytest.mark.slow
 def test_a_run_says_what_it_chose_and_keeps_it(tmp_path, blobs):
     file = tmp_path / "links.json"
     file.write_text(told(1.25e5))

@@ -86,6 +86,7 @@ def test_a_mean_scales_with_its_gradients(name, scale):
         np.testing.assert_allclose(got[k] / np.float64(scale), want[k], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_low_rank_trains_a_head_that_starts_at_zero(blobs):
     """The lower kernels' first gradient is exactly zero, and must not be the last."""
 

@@ -63,7 +63,7 @@ def test_ranks_are_scikit_learns_away_from_the_ends(rows, table):
         assert sum(bool(knots) for knots in setup.dataset.schema.knots) == 3
 
 
-@pytest.mark.quick("quantile")
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", ["robust", "quantile"])
 def test_rows_to_predict_are_scaled_as_the_training_rows_were(rows, scale, tmp_path):
     x, y = rows

@@ -145,6 +145,7 @@ def test_the_same_run(folder):
     assert found["mapped"]["test"] == found["device"]["test"]
 
 
+@pytest.mark.slow
 def test_bins_and_ranks_are_those_of_rows_in_memory(folder):
     """What a model takes from the training rows before it begins: edges of bins, and ranks."""
     config = {

@@ -159,6 +159,7 @@ def test_a_dataset_by_hand_is_checked():
             jmlp.prepare({}, made._replace(train=made.train._replace(weight=weight)))
 
 
+@pytest.mark.slow
 def test_a_run_evaluates_by_the_column_and_predicts_without(tmp_path):
     config = {"data": {"target": "y", "weight": "w", "val_fraction": 0.2, "test_fraction": 0.2}}
     keys = config | {"model": {"hidden": [4]}, "train": {"epochs": 1}, "mesh": {"data": 1}}

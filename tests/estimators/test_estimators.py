@@ -167,6 +167,7 @@ def test_partial_fits_are_a_fit():
     assert len(parts.loss_curve_) == 6
 
 
+@pytest.mark.slow
 def test_partial_fit_of_some_classes():
     x, y = IRIS
     model = MLPClassifier(**ONE)

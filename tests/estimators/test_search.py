@@ -62,6 +62,7 @@ def both(estimator, grid, x, y, atol, given=None, **settings):
     return ours
 
 
+@pytest.mark.slow
 def test_classes_are_as_a_grid_search_finds_them():
     x, y = IRIS
     model = MLPClassifier(max_iter=25, tol=0.01, n_iter_no_change=2, **ONE)
@@ -132,6 +133,7 @@ def test_what_cannot_be_trained_beside_others_is_fitted_alone():
     assert np.isfinite(search.cv_results_["mean_test_score"]).all()
 
 
+@pytest.mark.slow
 def test_a_fit_that_fails_follows_error_score():
     x, y = IRIS
     grid = {"learning_rate_init": [0.01, 1e30], "solver": ["sgd", "lbfgs"]}

@@ -30,6 +30,7 @@ SMALL = {
 X, Y = load_iris(return_X_y=True)
 
 
+@pytest.mark.slow
 def test_a_search_compiles_once(monkeypatch):
     sharing._train.clear()
     compiled, begun = [], TrainProgram._compiled
@@ -64,6 +65,7 @@ def test_a_pipeline_of_columns():
     assert model.score(frame, Y) > 0.9
 
 
+@pytest.mark.slow
 def test_calibration_and_importance():
     model = CalibratedClassifierCV(MLPClassifier(**SMALL), cv=3).fit(X, Y)
     np.testing.assert_allclose(model.predict_proba(X).sum(1), 1)

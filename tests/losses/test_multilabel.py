@@ -66,6 +66,7 @@ def test_labels_of_every_spelling(plain, words, end, tmp_path):
     assert scored == pytest.approx(jmlp.evaluate(plain, frame([0, 1]))["data"])
 
 
+@pytest.mark.slow
 def test_arrays_and_one_label():
     config = CONFIG | {"data": {"task": "multilabel"}}
     assert jmlp.train(config, (X, TRUTH)).predict(X).columns.keys() == {"y0", "y1", "p_y0", "p_y1"}

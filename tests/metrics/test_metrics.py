@@ -65,6 +65,7 @@ def test_targets_of_any_size(curve, unit):
             assert 0.01 < got[metric] / unit < 10
 
 
+@pytest.mark.slow
 def test_features_of_any_size(curve):
     x, y = curve
     ordinary = jmlp.train(REGRESSION, (x, y))

@@ -74,6 +74,7 @@ def test_embeddings_are_split_by_rows():
     assert leaf.addressable_shards[0].data.shape == (leaf.shape[0] // 4, leaf.shape[1])
 
 
+@pytest.mark.slow
 def test_one_worker_is_one_device(blobs):
     server = {"step": "async", "mesh": {"data": 1}, "server": {"engine": "replay", "workers": 1}}
     plain = {"train": {"epochs": 2, "batch_size": 50}, "data": {"val_fraction": 0.0}}

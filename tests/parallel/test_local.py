@@ -64,7 +64,8 @@ def test_gossip_with_everyone_is_the_mean(blobs):
     assert_trees_close(got.params, want.params, atol=1e-6, rtol=1e-5)
 
 
-@pytest.mark.parametrize("batch_size", some([56, 50], 50))
+@pytest.mark.slow
+@pytest.mark.parametrize("batch_size", [56, 50])
 def test_between_exchanges_each_device_is_a_run_of_its_own(blobs, batch_size):
     """Eight single runs, each by the mean of one device's rows.
 

@@ -93,6 +93,7 @@ def test_it_is_another_loss_than_the_default(which):
     assert max(float(jnp.abs(a - b).max()) for a, b in leaves) > 1e-3
 
 
+@pytest.mark.slow
 def test_a_server_of_one_worker_is_sgd_with_it(blobs):
     """Asynchronous training as well, where one worker leaves nothing to be stale."""
     one = merged(ASYNC, {"mesh": {"data": 1}, "server": {"engine": "replay"}})
@@ -152,6 +153,7 @@ def test_momentum_that_is_taken_twice_is_said(blobs):
     assert "optim.name=adam takes its own" in heard[0]
 
 
+@pytest.mark.slow
 def test_labels_that_are_none_are_not_smoothed_in_silence(curve, blobs):
     """A run that says so, as those of earlier versions may, still trains and continues."""
     heard = Warned()
@@ -267,6 +269,7 @@ def test_unknown_names_and_foreign_tasks_are_refused(blobs):
         prepared(blobs, {"train": {"loss": "squared_error"}})
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_its_own_loss_only(blobs, tmp_path):
     short = merged(config_of(HIDDEN).model_dump(), {"train": {"epochs": 1}})
     jmlp.train(short, blobs, run_dir=tmp_path / "own", loss=weighted)

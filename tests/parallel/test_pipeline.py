@@ -123,6 +123,7 @@ def many():
     return rng.normal(size=(1024, 16)), rng.integers(0, 4, 1024).astype(np.int32)
 
 
+@pytest.mark.slow
 def test_the_program_is_a_pipeline(many):
     """What travels, and how much, is what was predicted; memory as well."""
     programs, program = compiled(many, WIDE)

@@ -65,7 +65,7 @@ def by_hand(step, extra):
     return step == "pipeline" or "tensor" in extra
 
 
-@pytest.mark.quick("tabm-pmap--")
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "step", "mesh", "extra"),
     CASES,

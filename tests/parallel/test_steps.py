@@ -130,6 +130,7 @@ def test_regression_matches_single_device(step, mesh):
     assert_trees_close(got.params, want.params, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_losses_fall_and_differ():
     """A comparison of constants would prove nothing."""
     _, losses = _reference("plain", "classes")

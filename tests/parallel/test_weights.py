@@ -126,6 +126,7 @@ def test_a_weight_of_none_is_no_row(blobs):
     assert zeros.dataset.fingerprint == absent.dataset.fingerprint
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("unit", [1.0, 2.0**-1000, 3e200])
 def test_weights_are_on_any_scale(blobs, unit):
     """And equal ones change no bit of what would be without them."""
@@ -137,6 +138,7 @@ def test_weights_are_on_any_scale(blobs, unit):
     assert run.summary["val"] == pytest.approx(plain.summary["val"], rel=1e-6)
 
 
+@pytest.mark.slow
 def test_rows_from_the_host_weigh_the_same():
     runs = [
         jmlp.train(
@@ -226,6 +228,7 @@ def test_balanced_is_scikit_learns(blobs):
     assert got["accuracy"] != other["accuracy"]
 
 
+@pytest.mark.slow
 def test_by_label_and_beside_rows_weights(blobs, tmp_path):
     x, y = uneven(blobs)
     weight = np.random.default_rng(2).uniform(0.5, 2, len(x))

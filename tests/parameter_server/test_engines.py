@@ -49,7 +49,7 @@ def test_engines_have_what_the_protocol_says(name):
     assert isinstance(made.parallel, bool)
 
 
-@pytest.mark.quick("replay")
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(ENGINES.keys() - {"ray"}))  # its runs: tests/actors
 def test_engines_make_the_same_snapshots_of_rounds(blobs, name):
     """Rounds have one outcome, whatever the order of events within them."""

@@ -57,7 +57,7 @@ def test_what_was_sent_and_the_residuals_are_all_of_the_gradients(blobs, reducer
     np.testing.assert_allclose(taken + still, due, atol=1e-5 * np.abs(due).max())
 
 
-@pytest.mark.quick("sign")
+@pytest.mark.slow
 @pytest.mark.parametrize("reducer", CODES, ids=lambda reducer: reducer["name"])
 def test_rounds_apply_all_of_the_gradients_but_the_residuals(blobs, reducer):
     """Of a last batch of 3 rows one worker's push is all of the mean, and sends its

@@ -124,12 +124,13 @@ def test_every_slice_is_taken_once_or_counted_as_skipped(blobs, schedule):
         assert got.summary["server"]["skipped"] == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "keys",
     [
-        pytest.param(server("ssp", "threads", bound=1), marks=pytest.mark.slow),
-        pytest.param(server("asp", "threads", compensation=0.5), marks=pytest.mark.slow),
-        pytest.param(server("asp", "threads", share_work=True), marks=pytest.mark.slow),
+        server("ssp", "threads", bound=1),
+        server("asp", "threads", compensation=0.5),
+        server("asp", "threads", share_work=True),
         server("ssp", "threads", pull="bf16", shards=2)
         | {"comm": {"reducer": {"name": "int8", "error_feedback": True}}},
     ],
@@ -226,6 +227,7 @@ def test_workers_have_speeds_of_their_own(blobs):
     assert [even._seconds(worker) for worker in range(8)] == [1.0] * 7 + [4.0]
 
 
+@pytest.mark.slow
 def test_staleness_stays_within_the_bound(blobs):
     for bound in (0, 1, 3):
         slow = {"simulate": {"straggler": 4.0, "jitter": 0.5}}
@@ -234,6 +236,7 @@ def test_staleness_stays_within_the_bound(blobs):
     assert run(blobs, server("asp", **slow)).summary["server"]["staleness_max"] > 7
 
 
+@pytest.mark.slow
 def test_a_steady_straggler_is_cured_by_sharing_and_by_backups_only(blobs):
     slow = {"simulate": {"straggler": 4.0}}
     times = {

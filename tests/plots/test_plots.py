@@ -56,6 +56,7 @@ def test_curves_are_those_of_the_log(run):
     assert {line.get_label() for line in accuracy.lines} == {"val"}
 
 
+@pytest.mark.slow
 def test_runs_beside_each_other(run):
     folder, _ = run
     figure = plots.compare({"a": folder, "b": read_events(folder)}, by=("step", "seconds"))
@@ -66,6 +67,7 @@ def test_runs_beside_each_other(run):
     assert len(looks) == 2
 
 
+@pytest.mark.slow
 def test_a_server_s_runs_by_time_and_by_updates(tmp_path, blobs):
     told = {"server": {"engine": "replay", "policy": "asp"}, "data": {"test_fraction": 0.2}}
     server = jmlp.train(merged(ASYNC, told), blobs, run_dir=tmp_path / "run").summary["server"]
@@ -96,6 +98,7 @@ def test_a_confusion_matrix_counts():
     assert len(texts(many)) < 60  # too many numbers to read are left out
 
 
+@pytest.mark.slow
 def test_evaluations_are_of_the_model(run, blobs, curve):
     _, result = run
     setup = result.setup

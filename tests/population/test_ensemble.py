@@ -131,6 +131,7 @@ def test_it_is_written_evaluated_and_exported_from_the_shell(tmp_path, capsys):
         assert main(command) == 0
 
 
+@pytest.mark.slow
 def test_mistakes(swept, tmp_path, capsys):
     with pytest.raises(ConfigError, match="--ensemble=0: expected a number of picks"):
         swept.ensemble(0, tmp_path / "run", data=rows())

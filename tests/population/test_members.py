@@ -5,7 +5,7 @@ import re
 import jax
 import numpy as np
 import pytest
-from helpers import merged
+from helpers import merged, some
 
 import jmlp
 from jmlp.config import parse_config
@@ -61,7 +61,6 @@ CASES = {
     "four layers": [{"model": {"hidden": [w, 3, w, 4]}} for w in (2, 5)],
     "bfloat16": variants({"model": {"dtype": "bfloat16"}}),
 }
-QUICK = ("relu", "numbers")
 
 
 def rows(classes=True, weighted=False):
@@ -107,10 +106,7 @@ def check(trees, data, atol=3e-6, base=BASE):
     assert seen == set(range(len(configs)))
 
 
-@pytest.mark.parametrize(
-    "name",
-    [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in CASES],
-)
+@pytest.mark.parametrize("name", some(CASES, "relu"))
 def test_a_member_is_its_own_run(name):
     # Norms of two or three features amplify what rounding leaves.
     loose = {"bfloat16": 2e-2, "sigmoid, layer norm, dropout": 3e-4, "gated, batch norm": 3e-4}

@@ -56,6 +56,7 @@ def test_all_trials_are_a_table(swept):
     assert write_trials(swept.run_dir)
 
 
+@pytest.mark.slow
 def test_the_picture_holds_the_trials(swept, tmp_path):
     figure = plots.sweep(swept.run_dir)
     curves, lines, _ = figure.axes

@@ -82,7 +82,7 @@ def damage(folder, step):
     path.write_bytes(path.read_bytes()[:-9])
 
 
-@pytest.mark.quick("gone")
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["gone", "damaged"])
 def test_a_named_step_is_used_or_missed(tied, tmp_path, how):
     folder = tmp_path / "run"
@@ -135,6 +135,7 @@ def test_nothing_is_best_without_validation_rows(blobs, tmp_path):
     assert jmlp.open_run(tmp_path).problems == ()
 
 
+@pytest.mark.slow
 def test_a_best_that_was_not_saved_is_not_another(blobs, tmp_path):
     """Evaluated every epoch, saved at the end alone."""
     seldom = {
@@ -151,6 +152,7 @@ def test_a_best_that_was_not_saved_is_not_another(blobs, tmp_path):
     assert jmlp.open_run(tmp_path).step == summary["steps"]
 
 
+@pytest.mark.slow
 def test_a_monitor_that_is_nan_is_never_best_and_said(blobs, monkeypatch, tmp_path):
     real, calls = Loop._metrics, []
 

@@ -132,7 +132,7 @@ STOPS = [(way, *end) for way in ("sharded", "async") for end in ENDS.items()]
 STOPS += [(way, "on_steps", 7) for way in WAYS if way not in ("sharded", "async")]
 
 
-@pytest.mark.quick("async-on_steps-7")
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("way", "event", "end"),
     some(STOPS, *STOPS[:3], ("async", "on_steps", 7)),

@@ -65,6 +65,7 @@ def test_a_server_goes_on_in_the_order_of_rows(tmp_path):
     assert went_on.summary["server"]["updates"] == want.summary["steps"]
 
 
+@pytest.mark.slow
 def test_another_rate_keeps_the_optimizer_s_state(finished, tmp_path):
     run_dir = copied(finished, tmp_path)
     still = {"train": {"epochs": 3}, "optim": {"learning_rate": 1e-12, "weight_decay": 0.0}}

@@ -21,7 +21,7 @@ SMALL = {
 }
 
 
-@pytest.mark.quick("2-KeyboardInterrupt")
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "error"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)]
 )

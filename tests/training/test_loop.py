@@ -69,12 +69,13 @@ def test_placements_and_calls_make_the_same_run(blobs):
         assert got.summary["test"]["accuracy"] == want.summary["test"]["accuracy"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("step", "mesh"),
     [
         ("sharded", {"data": 2, "fsdp": 2, "model": 2}),
-        pytest.param("pmap", {"data": 8}, marks=pytest.mark.slow),
-        pytest.param("single", {"data": 1}, marks=pytest.mark.slow),
+        ("pmap", {"data": 8}),
+        ("single", {"data": 1}),
     ],
 )
 def test_continue_on_another_mesh_and_step(blobs, tmp_path, step, mesh):
@@ -309,10 +310,12 @@ def test_train_runs_outside_the_main_thread(blobs):
     assert results[0].summary["steps"] == 2
 
 
+@pytest.mark.slow
 def test_steps_instead_of_epochs(blobs):
     assert train(blobs, {"train": {"steps": 7}}).summary["steps"] == 7
 
 
+@pytest.mark.slow
 def test_uint8_rows_stay_uint8_until_the_devices(blobs):
     rng = np.random.default_rng(0)
     y = rng.integers(0, 2, 200)
