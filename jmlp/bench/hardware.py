@@ -18,20 +18,28 @@ from jax.sharding import Mesh
 
 from jmlp.bench.resume import Flags
 from jmlp.comm.cost import link_of
-from jmlp.planner.hardware import Figure, Hardware, LinkFigures, Rate, Reached
+from jmlp.planner.hardware import Dtype, Figure, Hardware, LinkFigures, ProductRate, Rate, Reached
 from jmlp.planner.here import kept_file
 from jmlp.programs.environment import cpu_model
 from jmlp.report import Reporter
 from jmlp.training.files import write_atomically
 from jmlp.types import JsonObject
 
+_DTYPES: tuple[Dtype, ...] = ("float32", "bfloat16")
 SIZES = (64, 128, 256, 512, 1024, 2048)
 """of square products"""
 _LARGEST = {"cpu": 2048}
-MOVED = (1 << 16, 1 << 18, 1 << 20, 1 << 22, 1 << 24, 1 << 26)
-"""bytes of arrays that are read and written"""
-_BEYOND = 1 << 28
-"""the same beyond any cache of an accelerator"""
+SIDES = (1, 4, 8, 16, 32, 64, 128, 256)
+"""the shortest of products"""
+_LONG = 1024
+"""their other two"""
+MOVED = tuple(1 << bits for bits in range(16, 30))
+"""bytes of arrays that are read and written; the last are beyond any cache"""
+LOOKED_UP = (1 << 20, 1 << 23, 1 << 26, 1 << 29)
+"""bytes of arrays in which rows are looked up"""
+_ROW, _ROWS = 3072, 512
+"""bytes of a row, and rows that are looked up at once"""
+_MOST_SHARE = 1 / 16  # of the memory, that an array may take
 _LOOP = 200  # operations of a loop whose every turn is one kernel
 _FEWEST = 4  # additions of a call, whatever their size
 _LEAST_S = 0.02  # of one sample
@@ -40,15 +48,14 @@ _LEAST_S = 0.02  # of one sample
 def run(flags: Flags, report: Reporter) -> JsonObject:
     """Measures, and returns the fields of a `Hardware`."""
     device = jax.devices()[0]
-    rates = {}
-    for dtype in ("float32", "bfloat16"):
-        points = rates_of(dtype, flags.repeats)
-        rates[dtype] = _rate(points)
-        for flops, rate in points:
-            report.note(f"{dtype:9} products of {flops:9.2e} FLOPs: {rate / 1e9:10,.1f} GFLOP/s")
-    moved = bandwidths(flags.repeats)
+    rates: dict[Dtype, ProductRate] = {
+        dtype: _product_rate(dtype, flags.repeats, report) for dtype in _DTYPES
+    }
+    moved, looked_up = bandwidths(flags.repeats), look_ups(flags.repeats)
     for nbytes, rate in moved:
         report.note(f"memory    additions of {nbytes:11.2e} bytes: {rate / 1e9:10,.1f} GB/s")
+    for nbytes, rate in looked_up:
+        report.note(f"memory    rows out of {nbytes:14.2e} bytes: {rate / 1e9:10,.1f} GB/s")
     kernel, dispatch = kernel_s(flags.repeats), dispatch_s(flags.repeats)
     report.note(f"an operation {1e6 * kernel:.1f} us, a call {1e6 * dispatch:.1f} us")
     within, origin = _link(flags.repeats)
@@ -59,6 +66,7 @@ def run(flags: Flags, report: Reporter) -> JsonObject:
         memory_bytes=_measured(_memory_bytes(device), "the system"),
         memory_share=Figure(value=0.8, origin="assumed", source="the rest is the system's"),
         memory_bandwidth=_rate(moved),
+        look_up=_rate(looked_up),
         product_rates=rates,
         reached=Reached(low=0.7, expected=1.0, high=1.0, origin="assumed",
                         source="rates are measured ones; another program may be slower"),
@@ -84,6 +92,15 @@ def run(flags: Flags, report: Reporter) -> JsonObject:
         write_atomically(file, dump_yaml(result))
         report.note(f"kept for jmlp plan --on here: {file}")
     return result
+
+
+def _product_rate(dtype: str, repeats: int, report: Reporter) -> ProductRate:
+    points, sides = rates_of(dtype, repeats), rates_by_side(dtype, repeats)
+    for flops, rate in points:
+        report.note(f"{dtype:9} products of {flops:9.2e} FLOPs: {rate / 1e9:10,.1f} GFLOP/s")
+    for side, rate in sides:
+        report.note(f"{dtype:9} products of side {side:9.0f}: {rate / 1e9:14,.1f} GFLOP/s")
+    return ProductRate(**dict(_rate(points)), by_side=tuple(sides))
 
 
 def _platform(device: Any) -> Any:
@@ -128,24 +145,76 @@ def seconds(call: Callable[[], Any], repeats: int) -> float:
 def rates_of(dtype: str, repeats: int) -> list[tuple[float, float]]:
     """(FLOPs, FLOP/s) of square products, smaller ones first.
 
-    Each is the turn of a loop on the device, so that calls are not in it.
+    Each is the turn of a loop on the device, so that calls are not in it, and both operands are
+    new ones, as weights are at each step.
     """
     platform = jax.devices()[0].platform
     found = []
     for size in SIZES + (() if platform == "cpu" else (4096, 8192)):
         if size > _LARGEST.get(platform, size):
             continue
-        turns = max(1, min(_LOOP, round(2e9 / size**3)))
         a = jnp.full((size, size), 1.0 / size, dtype)
+        took = _turn_s(lambda _, x: (x @ x).astype(x.dtype), (a,), 2.0 * size**3, repeats)
+        found.append((2.0 * size**3, float(f"{2.0 * size**3 / took:.4g}")))
+    return found
+
+
+def rates_by_side(dtype: str, repeats: int) -> list[tuple[float, float]]:
+    """(shortest side, FLOP/s) of products whose other sides are long, shorter ones first.
+
+    A layer's products are short by turns in rows, in what they sum over, and in columns: the mean.
+    """
+    found = []
+    for side in SIDES:
+        large, tall = (
+            jnp.full(shape, 1.0 / _LONG, dtype) for shape in ((_LONG,) * 2, (_LONG, side))
+        )
+        flops = 2.0 * _LONG**2 * side
+        took = [
+            _turn_s(lambda _, x, a: (a @ x).astype(x.dtype), (tall, large), flops, repeats),
+            _turn_s(lambda _, x, a: (x @ a).astype(x.dtype), (tall.T, large), flops, repeats),
+            _turn_s(lambda i, _, a: ((a * i) @ a.T).astype(a.dtype), (large, tall), flops, repeats),
+        ]
+        found.append((float(side), float(f"{flops * len(took) / sum(took):.4g}")))
+    return found
+
+
+def _turn_s(body: Callable[..., jax.Array], given: tuple[jax.Array, ...], flops: float,
+            repeats: int) -> float:  # fmt: skip
+    """Seconds of `body(i, x, *rest)`, which makes the next x, as the turn of a compiled loop."""
+    turns = max(1, min(_LOOP, round(2e9 / flops)))
+
+    @jax.jit
+    def loop(x: jax.Array, *rest: jax.Array) -> jax.Array:
+        return lax.fori_loop(0, turns, lambda i, x: body(jnp.asarray(i, x.dtype), x, *rest), x)
+
+    return seconds(lambda: loop(*given), repeats) / turns
+
+
+def look_ups(repeats: int) -> list[tuple[float, float]]:
+    """(bytes, bytes/s) of rows looked up in so many bytes, read and written, fewer bytes first."""
+    found = []
+    for nbytes in _fit(LOOKED_UP):
+        rows = jnp.zeros((nbytes // _ROW, _ROW // 4), jnp.float32)
+        picks = np.random.default_rng(0).integers(0, len(rows), (_FEWEST, _ROWS))
+        index = jnp.asarray(picks, jnp.int32)
 
         @jax.jit
-        def products(a: jax.Array, turns: int = turns) -> jax.Array:
-            return lax.fori_loop(0, turns, lambda _, x: (x @ a).astype(a.dtype), a)
+        def look_up(rows: jax.Array, index: jax.Array) -> jax.Array:
+            def turn(i: jax.Array, x: jax.Array) -> jax.Array:
+                return rows[index[i % _FEWEST]] + x[:1, :1]
 
-        took = seconds(lambda a=a, f=products: f(a), repeats) / turns
-        flops = 2.0 * size**3
-        found.append((flops, float(f"{flops / took:.4g}")))
+            return lax.fori_loop(0, _LOOP, turn, rows[index[0]])
+
+        took = seconds(lambda rows=rows, f=look_up, index=index: f(rows, index), repeats) / _LOOP
+        found.append((float(nbytes), float(f"{2 * _ROWS * _ROW / took:.4g}")))
     return found
+
+
+def _fit(sizes: tuple[int, ...]) -> list[int]:
+    """Those that the memory has room for."""
+    most = _MOST_SHARE * _memory_bytes(jax.devices()[0])
+    return [size for size in sizes if size <= most]
 
 
 def bandwidths(repeats: int) -> list[tuple[float, float]]:
@@ -154,9 +223,7 @@ def bandwidths(repeats: int) -> list[tuple[float, float]]:
     The array that a call returns is the next one's, so that none is allocated: the system takes
     longer to hand out pages than to fill them.
     """
-    platform = jax.devices()[0].platform
-    sizes = MOVED if platform == "cpu" else (*MOVED, _BEYOND)
-    found = []
+    sizes, found = _fit(MOVED), []
     for nbytes in sizes:
         turns = max(_FEWEST, min(_LOOP, sizes[-1] // nbytes))
         x = jnp.zeros(nbytes // 4, jnp.float32)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import itertools
 import math
 import re
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
@@ -28,6 +29,7 @@ from jmlp.errors import ConfigError
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(gt=0, le=1)]
 Origin = Literal["data sheet", "measured", "assumed"]
+Dtype = Literal["float32", "bfloat16"]
 
 
 class _Strict(pydantic.BaseModel):
@@ -43,31 +45,49 @@ class Figure(_Strict):
     """whose data sheet, which measurement, or why it is assumed"""
 
 
+Points = tuple[tuple[Positive, Positive], ...]
+
+
 class Rate(Figure):
     """FLOP/s of products, or bytes/s of memory; `value` of the largest."""
 
-    by_size: tuple[tuple[Positive, Positive], ...] = ()
+    by_size: Points = ()
     """(FLOPs of a product or bytes of an operation, rate), smaller ones first, as measured"""
 
-    @pydantic.field_validator("by_size")
+    @pydantic.field_validator("by_size", "by_side", check_fields=False)
     @classmethod
-    def _rise(cls, points: tuple[tuple[float, float], ...]) -> tuple[tuple[float, float], ...]:
+    def _rise(cls, points: Points) -> Points:
         if any(low >= high for (low, _), (high, _) in itertools.pairwise(points)):
             raise ValueError("expected sizes that rise")
         return points
 
     def of(self, size: float) -> float:
         """The rate at a size, between those that were measured."""
-        points = self.by_size
-        if not points or size >= points[-1][0]:
-            return self.value
-        if size <= points[0][0]:
-            return points[0][1]
-        for (low, slow), (high, fast) in itertools.pairwise(points):
-            if size <= high:
-                share = math.log(size / low) / math.log(high / low)
-                return slow * (fast / slow) ** share
-        return self.value
+        return _between(self.by_size, size, self.value)
+
+
+class ProductRate(Rate):
+    """FLOP/s of matrix products."""
+
+    by_side: Points = ()
+    """(shortest side of a product whose others are long, rate), shorter ones first, as measured"""
+
+    def of_product(self, dims: Sequence[float]) -> float:
+        """The rate of a product (m, k, n): that of its size or of its shortest side."""
+        return min(self.of(2.0 * math.prod(dims)), _between(self.by_side, min(dims), float("inf")))
+
+
+def _between(points: Points, size: float, largest: float) -> float:
+    """What was measured, between points by logarithms; `largest` beyond the last."""
+    if not points or size >= points[-1][0]:
+        return largest
+    if size <= points[0][0]:
+        return points[0][1]
+    for (low, slow), (high, fast) in itertools.pairwise(points):
+        if size <= high:
+            share = math.log(size / low) / math.log(high / low)
+            return slow * (fast / slow) ** share
+    return largest
 
 
 class LinkFigures(_Strict):
@@ -126,7 +146,9 @@ class Hardware(_Strict):
     """what programs may take of it"""
     memory_bandwidth: Rate
     """bytes/s, read and written"""
-    product_rates: dict[Literal["float32", "bfloat16"], Rate]
+    look_up: Rate | None = None
+    """bytes/s, read and written, of rows that are looked up in as many bytes; none: as others"""
+    product_rates: dict[Dtype, ProductRate]
     """FLOP/s by `model.dtype`"""
     reached: Reached
     tile: Annotated[int, Field(ge=1)] = 1
@@ -150,7 +172,7 @@ class Hardware(_Strict):
         figures = (*self.product_rates.values(), self.memory_bandwidth, self.kernel_s)
         return all(figure.origin == "measured" for figure in figures)
 
-    def product_rate(self, dtype: str) -> Rate:
+    def product_rate(self, dtype: str) -> ProductRate:
         """FLOP/s of products in `dtype`, or in the first that is known."""
         rates = {str(name): rate for name, rate in self.product_rates.items()}
         return rates.get(dtype, next(iter(rates.values())))

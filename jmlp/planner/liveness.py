@@ -112,6 +112,11 @@ class Program(NamedTuple):
                     alive -= self.sizes[name].of(rows)
         return most
 
+    def touched(self, rows: int) -> int:
+        """Bytes of all that it reads or writes, arguments included, each value once."""
+        names = {n for one in self.operations for n in (*one.reads, *one.writes)} - {NOTHING}
+        return sum(self.sizes[name].of(rows) for name in names)
+
     def deferred(self) -> Program:
         """The same with products over rows, which are parameters' gradients, after all others.
 

@@ -12,7 +12,7 @@ from jmlp.planner.candidates import Also, Candidates, differences
 from jmlp.planner.exchange import Sent, sent_in_step
 from jmlp.planner.hardware import Target
 from jmlp.planner.memory import Memory, local_rows, memory_of
-from jmlp.planner.seconds import Seconds, seconds_of
+from jmlp.planner.seconds import Data, Seconds, seconds_of
 from jmlp.planner.workload import Tracer, Workload
 from jmlp.types import JsonObject
 
@@ -92,7 +92,7 @@ def price(work: Workload, config: Config, target: Target, tracer: Tracer) -> Pla
     memory = memory_of(work, config, traced, target.room_bytes, platform=target.hardware.platform)
     sent = sent_in_step(config, traced, target, local_rows(config))
     steps = math.ceil(work.rows / config.train.batch_size)
-    seconds = seconds_of(config, traced, target, sent, steps, work.row_bytes)
+    seconds = seconds_of(config, traced, target, sent, steps, Data(work.rows, work.row_bytes))
     changes = differences(work.config, config)
     needed = needed_bytes(memory.total, target.hardware.platform)
     return Plan(config, changes, memory, target.room_bytes, seconds, sent, needed)

@@ -1,10 +1,11 @@
 """How long a step takes, by what its operations do and what devices send: a model of costs.
 
 Each operation of a device's trace takes the longer of its arithmetic and its traffic with memory
-(the roofline model), and no less than a kernel does. Messages follow by alpha-beta, a pipeline's
-bubble by its schedule, calls of the program by how many steps each takes. Nothing overlaps in
-`expected`; in `low` messages hide behind work and products run by the best share of their rate;
-in `high` by the worst.
+(the roofline model), and no less than a kernel does. Traffic goes at the rate of as many bytes as
+a step goes over in all: what does not fit into a cache has left it when its turn comes again.
+Messages follow by alpha-beta, a pipeline's bubble by its schedule, calls of the program by how many
+steps each takes. Nothing overlaps in `expected`; in `low` messages hide behind work and products
+run by the best share of their rate; in `high` by the worst.
 
 Source: Williams, Waterman & Patterson 2009, doi:10.1145/1498765.1498785.
 """
@@ -47,6 +48,14 @@ class Work(NamedTuple):
         return self.arithmetic + self.memory + self.latency
 
 
+class Data(NamedTuple):
+    """What batches are looked up in."""
+
+    rows: int
+    row_bytes: float
+    """of a row and its target"""
+
+
 class Seconds(NamedTuple):
     """Of a step."""
 
@@ -69,19 +78,15 @@ def seconds_of(
     target: Target,
     sent: Sequence[Sent],
     steps_per_epoch: int,
-    row_bytes: float,
+    data: Data,
 ) -> Seconds:
-    """The time of a step of `config`, whose mesh has numbers.
-
-    Args:
-      row_bytes: of a row and its target, which are looked up in the data and written.
-    """
+    """The time of a step of `config`, whose mesh has numbers."""
     hardware = target.hardware
     reached = hardware.reached
     latency = sum(one.latency_s for one in sent)
     transfer = sum(one.transfer_s for one in sent)
     works = [
-        _work_of(config, traced, target, share, row_bytes)
+        _work_of(config, traced, target, share, data)
         for share in (reached.expected, reached.high, reached.low)
     ]
     work, best, worst = works
@@ -112,12 +117,10 @@ def _bubble(config: Config) -> float:
     return 1 - chosen.microbatches * rounds / (slots * rounds + config.mesh.pipe - 1)
 
 
-def _work_of(
-    config: Config, traced: Traced, target: Target, share: float, row_bytes: float
-) -> Work:
+def _work_of(config: Config, traced: Traced, target: Target, share: float, data: Data) -> Work:
     """One device's operations in a step; of simulated devices all of theirs, since they share."""
-    meter = _Meter(target, config.model.dtype, share)
     rows, mesh = local_rows(config), config.mesh
+    meter = _Meter(target, config.model.dtype, share, traced.program.touched(rows))
     if not strategy_of(config).stages:
         layers, update = meter.of(traced.program, rows // config.optim.accumulate)
     else:
@@ -130,19 +133,22 @@ def _work_of(
     # The optimizer works on what a device holds at rest.
     at_rest = 1 / (mesh.fsdp * mesh.pipe)
     mine = update._replace(arithmetic=update.arithmetic * at_rest, memory=update.memory * at_rest)
-    whole = layers.plus(mine).plus(meter.moving(2 * rows * row_bytes))
+    whole = layers.plus(mine).plus(meter.looking_up(rows, data))
     return Work().plus(whole, target.devices_sharing(config.mesh.size()))
 
 
 class _Meter:
     """Prices operations on one kind of device."""
 
-    def __init__(self, target: Target, dtype: str, share: float):
+    def __init__(self, target: Target, dtype: str, share: float, touched: float):
+        """`touched`: bytes that a step goes over."""
         hardware = target.hardware
         self._rate = hardware.product_rate(dtype)
         self._share, self._tile = share, hardware.tile
         self._bandwidth = hardware.memory_bandwidth
+        self._look_up = hardware.look_up or hardware.memory_bandwidth
         self._kernel_s = hardware.kernel_s.value
+        self._touched = touched
 
     def of(self, program: Program, rows: int) -> tuple[Work, Work]:
         """(forward and backward, what goes over the state at the end) of a step."""
@@ -165,17 +171,18 @@ class _Meter:
                 layers = layers.plus(price)
         return layers, update
 
-    def moving(self, nbytes: float) -> Work:
-        """Bytes that are read and written, and nothing else."""
-        return Work(memory=nbytes / (self._bandwidth.of(nbytes) * self._share))
+    def looking_up(self, rows: int, data: Data) -> Work:
+        """Rows of a batch, read in the data and written."""
+        rate = self._look_up.of(max(data.rows, rows) * data.row_bytes)
+        return Work(memory=2 * rows * data.row_bytes / (rate * self._share))
 
     def _price(self, operation: Operation, rows: int, moved: float, joins: bool) -> Work:
         dims = [_rows_in(dim, rows) for dim in operation.product]
         flops = 2.0 * math.prod(dims) if dims else 0.0
         tiles = [math.ceil(dim / self._tile) * self._tile for dim in dims]
-        rate = self._rate.of(flops) * self._share
+        rate = self._rate.of_product(dims) * self._share if dims else 1.0
         arithmetic = 2.0 * math.prod(tiles) / rate if dims else 0.0
-        memory = moved / (self._bandwidth.of(moved) * self._share)
+        memory = moved / (self._bandwidth.of(max(moved, 2 * self._touched)) * self._share)
         least = 0.0 if joins else self._kernel_s
         if max(arithmetic, memory) < least:
             return Work(latency=least, flops=flops)

@@ -9,17 +9,18 @@ from jmlp.analysis.rows import (
     CaseRow,
     CompressRow,
     ExchangeRow,
-    NetworkRow,
     PopulationRow,
     PushPullRow,
     Result,
     WidthRow,
 )
+from jmlp.plots.network import network
 from jmlp.plots.style import (
     BLUE,
     GREEN,
     GREY,
     ORANGE,
+    REST,
     SKY,
     VERMILION,
     Figure,
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
 
 PUBLISHED = 0.8833  # of 784-256-128-100-10 on Fashion-MNIST, Xiao, Rasul & Vollgraf 2017
 GOAL = 0.87  # of bench.asynchronous
-REST = "#bbbbbb"
 
 
 def bench(result: Result[Any]) -> Figure:
@@ -300,38 +300,6 @@ def population(result: Result[PopulationRow]) -> Figure:
         tidy(axes, "x")
         if axes is not panels[0]:
             axes.set_yticklabels([])
-    return figure
-
-
-def network(result: Result[NetworkRow]) -> Figure:
-    """Seconds to the goal (bars) and to the end (lines), a panel for links, a dot a run."""
-    rows, goal = result["rows"], result["recipe"].get("goal", 0.0)
-    links = list(dict.fromkeys(row["links"] for row in rows))
-    methods = list(dict.fromkeys(row["method"] for row in rows))
-    figure, ((*panels,),) = new(
-        len(links), width=max(6.5, 2.0 + 3.2 * len(links)), height=1.4 + 0.26 * len(methods)
-    )
-    for axes, link in zip(panels, links, strict=True):
-        some = [row for row in rows if row["links"] == link]
-        for row in some:
-            place = methods.index(row["method"])
-            reached = row["mean"]["to_goal"]
-            color = REST if row["method"].startswith("torch") else BLUE
-            if reached is not None:
-                axes.barh(place, reached, color=color)
-            axes.plot([row["mean"]["seconds"]] * 2, [place - 0.4, place + 0.4], color="k", lw=1)
-            times = [[at for at, right in run["curve"] if right >= goal][:1]
-                     for run in row["runs"].values()]  # fmt: skip
-            dots = [one for time in times for one in time]
-            axes.plot(dots, [place] * len(dots), ".", color="k", ms=4)
-        axes.axvline(some[0]["limit"], color=VERMILION, lw=1, ls="--")
-        axes.set_yticks(range(len(methods)), methods if axes is panels[0] else [])
-        axes.set(
-            title=link, xscale="log", xlabel=f"s to {goal:.0%}; lines: to the end",
-            ylim=(len(methods) - 0.5, -0.5),
-        )  # fmt: skip
-        tidy(axes, "x")
-    figure.suptitle("dashed: what the links need for dense gradients, to the end", fontsize=8)
     return figure
 
 

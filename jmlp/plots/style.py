@@ -26,6 +26,7 @@ except ValueError as error:  # of a backend in the environment, though none is u
 
 BLUE, VERMILION, GREEN, ORANGE = "#0072b2", "#d55e00", "#009e73", "#e69f00"
 SKY, PURPLE, GREY = "#56b4e9", "#cc79a7", "#8c8c8c"
+REST = "#bbbbbb"  # what something is compared with
 CYCLE = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY, GREY)
 DASHES = ("-", "--", ":")
 SPLITS = {"train": BLUE, "val": VERMILION, "test": GREEN}

@@ -92,6 +92,15 @@ class Ensemble(NamedTuple):
     """members of the leaderboard that it could not choose among"""
     summary: Summary
 
+    def __repr__(self) -> str:
+        lines = [
+            f"Ensemble of {len(self.members)} members, val {self.monitor} {self.val:.5g}; "
+            f"{self.run_dir}"
+        ]
+        for pick in sorted(self.members, key=lambda pick: (-pick.weight, pick.rank))[:5]:
+            lines.append(f"  {pick.weight:5.2f} of rank {pick.rank}, alone {pick.val:.5g}")
+        return "\n".join(lines)
+
 
 @in_32_bits
 def export_ensemble(

@@ -122,7 +122,7 @@ def _read(folder: Path, case: Case) -> None:
         lambda: read_config(run),
         lambda: run_curves(read_events(run)),
         checkpoints.readable_meta,
-        checkpoints.told_best,
+        checkpoints.recorded_best,
         checkpoints.best_step,
         lambda: (kept_id(run, "wandb"), keep_id(run, "wandb", "x"), kept_id(run, "wandb")),
     )

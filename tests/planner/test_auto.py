@@ -36,6 +36,7 @@ def config_of(**keys):
     return {"model": {"hidden": [16]}, "train": {"steps": 6, "batch_size": 64}} | keys
 
 
+@pytest.mark.slow
 def test_step_auto_is_one_device_where_cores_are_shared(blobs, tmp_path, no_pictures, capsys):
     result = jmlp.train(config_of(step="auto", mesh="auto"), blobs, run_dir=tmp_path / "run")
     assert (result.summary["step"], result.summary["devices"]) == ("single", 1)

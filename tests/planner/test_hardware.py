@@ -6,7 +6,7 @@ import pytest
 
 from jmlp.comm.cost import LINKS
 from jmlp.errors import ConfigError
-from jmlp.planner.hardware import Rate, kinds, load, target
+from jmlp.planner.hardware import ProductRate, Rate, kinds, load, target
 
 FOLDER = resources.files("jmlp.planner").joinpath("kinds")
 
@@ -81,6 +81,17 @@ def test_a_rate_between_sizes():
     assert rate.of(1e4) == pytest.approx(2e9)
     with pytest.raises(ValueError, match="sizes that rise"):
         Rate(value=1, origin="measured", source="here", by_size=((1e5, 1), (1e3, 1)))
+
+
+def test_a_product_goes_at_the_rate_of_its_size_or_of_its_shortest_side():
+    sizes, sides = ((1e3, 1e9), (1e6, 4e9)), ((1, 1e8), (100, 2e9))
+    rate = ProductRate(value=4e9, origin="measured", source="here", by_size=sizes, by_side=sides)
+    assert rate.of_product((200, 300, 400)) == 4e9  # long sides all
+    assert rate.of_product((500, 1, 700)) == pytest.approx(1e8)
+    assert rate.of_product((300, 400, 10)) == pytest.approx((1e8 * 2e9) ** 0.5)
+    assert rate.of_product((5, 10, 10)) < rate.of(1e3) * 1.001  # small in all
+    with pytest.raises(ValueError, match="sizes that rise"):
+        ProductRate(value=1, origin="measured", source="here", by_side=((10, 1), (1, 1)))
 
 
 def test_kinds_are_in_the_package():

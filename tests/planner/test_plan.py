@@ -22,7 +22,7 @@ from jmlp.planner.hardware import target
 from jmlp.planner.liveness import ROWS, program_of
 from jmlp.planner.memory import local_rows, memory_of
 from jmlp.planner.planning import price
-from jmlp.planner.seconds import seconds_of
+from jmlp.planner.seconds import Data, seconds_of
 from jmlp.planner.workload import Tracer
 
 SIZES = (64, 10, 2000)
@@ -94,6 +94,7 @@ def test_a_small_model_wants_one_device():
     assert others and all(one.seconds.expected > found.best.seconds.expected for one in others)
 
 
+@pytest.mark.slow
 def test_a_large_model_is_planned_without_being_made(tmp_path):
     """Two billion parameters, which with Adam's state are 24 GB, over GPUs of 16 GB."""
     import jmlp.planner.hardware as hardware
@@ -152,6 +153,7 @@ def test_what_a_strategy_refuses_is_left_out_and_said():
     assert any("step=pipeline" in reason for reason in found.refused)
 
 
+@pytest.mark.slow
 def test_a_slow_network_is_left_alone():
     """Over hosts a network that is a thousand times slower is not worth its devices."""
     keys = config_of(model={"hidden": [1024] * 4}, train={"batch_size": 8192})
@@ -246,7 +248,36 @@ def test_rows_are_looked_up():
     """A step reads and writes its rows, at the memory's rate."""
     config, where = parse_config(config_of(step="single", mesh={"data": 1})), target("h100:1")
     traced = Tracer().of(config, workload(config, sizes=SIZES).schema)
-    few, many = (seconds_of(config, traced, where, [], 10, nbytes) for nbytes in (1e5, 3e5))
+    few, many = (
+        seconds_of(config, traced, where, [], 10, Data(2000, nbytes)) for nbytes in (1e5, 3e5)
+    )
     rate = where.hardware.memory_bandwidth.value * where.hardware.reached.expected
     moved = 2 * 512 * (3e5 - 1e5)
     assert many.parts["memory"] - few.parts["memory"] == pytest.approx(moved / rate)
+
+
+def test_what_a_step_goes_over_decides_the_rate_of_memory():
+    """A small operation of a step that goes over more than a cache holds finds nothing there."""
+    where, sent = target("cpu:1"), []
+    slow = where.hardware.memory_bandwidth.model_copy(
+        update={"value": 1e10, "by_size": ((1e6, 1e11), (1e8, 1e11), (1.01e8, 1e10), (1e9, 1e10))}
+    )
+    looked_up = slow.model_copy(update={"value": 1e9, "by_size": ()})
+    hardware = where.hardware.model_copy(update={"memory_bandwidth": slow, "look_up": looked_up})
+
+    def memory_s(width, rows):
+        config = parse_config(
+            config_of(step="single", mesh={"data": 1}, model={"hidden": [width] * 4},
+                      train={"batch_size": rows})
+        )  # fmt: skip
+        traced = Tracer().of(config, workload(config, sizes=SIZES).schema)
+        data = Data(2000, 4.0 * 65)
+        seconds = seconds_of(config, traced, where._replace(hardware=hardware), sent, 10, data)
+        touched = traced.program.touched(rows)
+        return touched, seconds.parts["memory"] - 2 * rows * data.row_bytes / 1e9
+
+    small, in_cache = memory_s(256, 16)
+    large, beyond = memory_s(2048, 16)
+    assert 2 * small < 1e8 < 2 * large
+    per_byte = beyond / large / (in_cache / small)
+    assert 8 < per_byte < 40  # ten times, and more of it is bound by memory
