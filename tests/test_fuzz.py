@@ -36,6 +36,18 @@ def test_whatever_is_read_ends_right_or_is_refused(tmp_path, monkeypatch):
     assert " 0 FAULT" in done.stdout and " 0 right" not in done.stdout
 
 
+@pytest.mark.slow
+def test_whole_directories_are_tried_as_well(tmp_path, monkeypatch):
+    """One of each: that the script still fits what it tries."""
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    import fuzz as script
+
+    rest = [kind for kind in script.KINDS if kind not in script.LIGHT]
+    done = fuzz(tmp_path, "--kind", *rest, "--inputs=1")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert " 0 FAULT" in done.stdout
+
+
 def raising(error):
     def take(folder, case):
         raise error
