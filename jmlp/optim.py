@@ -14,6 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
 from jmlp.config.sections import OptimConfig
@@ -94,7 +95,7 @@ def make_optimizer(
     if may_be_on(config.l2):
         parts.append(optax.add_decayed_weights(config.l2, kernels))
     if config.clip_norm is not None:
-        parts.append(clip_by_global_norm(config.clip_norm))
+        parts.append(clip_by_global_norm(config.clip_norm, freeze))
     if kind.direction:
         parts.append(kind.direction(config))
     if decays:
@@ -113,12 +114,7 @@ def make_optimizer(
 
 def decay(config: OptimConfig, total_steps: int) -> optax.GradientTransformation:
     """Adds `weight_decay` times the parameters that decay, as its schedule has it at each step."""
-    patterns = config.decay_on
-
-    def decaying(params: Params) -> PyTree:
-        return _on_paths(params, lambda path: any(re.search(p, path) for p in patterns))
-
-    where = decaying if patterns else kernels
+    where = partial(_matching, config.decay_on) if config.decay_on else kernels
     if config.decay_schedule == "constant":
         return optax.add_decayed_weights(config.weight_decay, where)
     peak = config.model_copy(update={"learning_rate": config.weight_decay})
@@ -155,20 +151,28 @@ def scale_by_path(factors: Mapping[str, float]) -> optax.GradientTransformation:
 
 def _on_paths(tree: PyTree, value: Callable[[str], Any]) -> PyTree:
     """A tree like this one, with a value for each leaf's path."""
-    return jax.tree_util.tree_map_with_path(lambda path, _: value(path_of(path)), tree)
+    return jax.tree_util.tree_map_with_path(lambda path, _: value(_name_of(path)), tree)
+
+
+def _name_of(path: jax.tree_util.KeyPath) -> str:
+    """A parameter's path, also of rows of it that a server's shard holds under its own name."""
+    return re.sub(r"-[0-9]+$", "", path_of(path)) if len(path) == 1 else path_of(path)
 
 
 def hold(patterns: Sequence[str]) -> optax.GradientTransformation:
     """No update, nor decay, of parameters on paths that one of the patterns matches."""
-
-    def held(params: Params) -> PyTree:
-        return _on_paths(params, lambda path: any(re.search(p, path) for p in patterns))
-
-    return optax.masked(optax.set_to_zero(), held)
+    return optax.masked(optax.set_to_zero(), partial(_matching, patterns))
 
 
-def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
+def _matching(patterns: Sequence[str], tree: PyTree) -> PyTree:
+    """A tree like this one of booleans: whether a pattern matches the leaf's path."""
+    return _on_paths(tree, lambda path: any(re.search(p, path) for p in patterns))
+
+
+def clip_by_global_norm(max_norm: float, held: Sequence[str] = ()) -> optax.GradientTransformation:
     """optax's of that name, for gradients of any size; the same bits where optax's are right.
+
+    Parameters on paths that one of the patterns `held` matches do not move, nor count.
 
     optax squares the gradients as they are: of 2e19 and more the norm is infinite and the
     step zero, of 1e-23 and less it is zero. There they are scaled to size 1 first, by a power
@@ -192,6 +196,9 @@ def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
     def update(
         updates: Grads, state: OptState, params: Params | None = None
     ) -> tuple[Grads, OptState]:
+        if held:
+            still = _matching(held, updates)
+            updates = jax.tree.map(lambda u, on: jnp.zeros_like(u) if on else u, updates, still)
         norm = optax.tree.norm(updates)
         # A branch of its own: inside one expression the compiler would round otherwise.
         plain = jnp.isfinite(norm) & (norm > 1e-15)
@@ -236,8 +243,9 @@ def _muon(config: OptimConfig) -> optax.GradientTransformation:
 
     def labels(params: Params) -> PyTree:
         def label(path: jax.tree_util.KeyPath, leaf: jax.Array) -> str:
-            is_head = any(getattr(part, "key", None) == "head" for part in path)
-            return "muon" if leaf.ndim == 2 and not is_head else "adam"
+            names = path_of(path).split("/")
+            other = {"head", "columns"} & {*names} or names[-1] in (*_SHIFTS, "r", "s")
+            return "muon" if leaf.ndim == 2 and not other else "adam"
 
         return jax.tree_util.tree_map_with_path(label, params)
 
@@ -333,9 +341,14 @@ SCHEDULES: Lines[Schedule] = Lines({
 function `(config, steps) -> optax.Schedule` alone."""
 
 
+_SHIFTS = ("bias", "phase")
+"""last names of what is added to features, which may be an array a member or a number"""
+
+
 def kernels(params: Params) -> PyTree:
     """True for what decays: matrices. Biases and norm scales are left alone."""
-    return jax.tree.map(lambda leaf: leaf.ndim >= 2, params)
+    shifts = _on_paths(params, lambda path: path.split("/")[-1] in _SHIFTS)
+    return jax.tree.map(lambda leaf, shift: leaf.ndim >= 2 and not shift, params, shifts)
 
 
 class AveragedWeights(NamedTuple):

@@ -20,6 +20,8 @@ from jmlp.optim import (
     make_optimizer,
 )
 from jmlp.parallel.state import split_model
+from jmlp.parameter_server.partition import make_partition, split
+from jmlp.sharding.layout import path_of
 
 
 def mlp(hidden=(6, 5), features=4, outputs=3, **config):
@@ -244,6 +246,53 @@ def test_adam_refuses_decay():
         make_optimizer(OptimConfig(name="adam", weight_decay=0.1), 10)
 
 
+def moved_paths(config, params, **more):
+    """Paths of parameters that a step without any gradient moves."""
+    tx = make_optimizer(config, 10, **more)
+    change, _ = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)
+    leaves = jax.tree_util.tree_leaves_with_path(change)
+    return {path_of(path) for path, leaf in leaves if np.asarray(leaf).any()}
+
+
+def test_biases_of_members_and_of_numbers_do_not_decay():
+    """Theirs are arrays of two axes, one of members or of columns."""
+    shapes = {"kernel": (4, 3), "bias": (2, 3), "r": (2, 4), "phase": (2, 4)}
+    params = {"blocks": {0: {name: jnp.ones(shape) for name, shape in shapes.items()}}}
+    config = OptimConfig(name="sgd", schedule="constant", weight_decay=0.5)
+    assert moved_paths(config, params) == {"blocks/0/kernel", "blocks/0/r"}
+    l2 = OptimConfig(name="sgd", schedule="constant", l2=0.5)
+    assert moved_paths(l2, params) == {"blocks/0/kernel", "blocks/0/r"}
+    chosen = OptimConfig(name="sgd", schedule="constant", weight_decay=0.5, decay_on=("bias$",))
+    assert moved_paths(chosen, params) == {"blocks/0/bias"}
+
+
+@pytest.mark.parametrize(
+    ("keys", "freeze", "moved"),
+    [
+        ({"decay_on": ("kernel$",)}, (), {"blocks/0/kernel-0", "blocks/0/kernel-4"}),
+        ({"decay_on": ("bias$", "kernel$")}, ("kernel$",), {"blocks/0/bias"}),
+        ({"rate_factors": {"kernel$": 0.0}, "decay_on": (".",)}, (), {"blocks/0/bias"}),
+        ({}, (), {"blocks/0/kernel-0", "blocks/0/kernel-4"}),
+    ],
+)
+def test_patterns_on_paths_are_of_the_rows_too_that_a_shard_holds(keys, freeze, moved):
+    params = {"blocks": {0: {"kernel": jnp.ones((8, 3)), "bias": jnp.ones(3)}}}
+    parts = split(params, make_partition(params, 2))
+    config = OptimConfig(name="sgd", schedule="constant", weight_decay=0.5, **keys)
+    assert set().union(*(moved_paths(config, part, freeze=freeze) for part in parts)) == moved
+
+
+def test_layers_that_are_held_do_not_count_in_the_norm_that_is_clipped():
+    """As in PyTorch, where they have no gradient."""
+    params = {"first": {"kernel": jnp.ones((3, 2))}, "head": {"kernel": jnp.ones((2, 2))}}
+    grads = {"first": {"kernel": jnp.full((3, 2), 1e3)}, "head": {"kernel": jnp.full((2, 2), 2.0)}}
+    config = OptimConfig(name="sgd", schedule="constant", learning_rate=1.0, clip_norm=1.0)
+    tx = make_optimizer(config, 10, ["^first/"])
+    change, _ = tx.update(grads, tx.init(params), params)
+    assert not np.asarray(change["first"]["kernel"]).any()
+    np.testing.assert_allclose(change["head"]["kernel"], -0.5, rtol=1e-6)
+
+
 def test_muon_orthogonalises_hidden_kernels_only():
     tx = make_optimizer(OptimConfig(name="muon", schedule="constant", learning_rate=1.0), 10)
     params = {"blocks": {"kernel": jnp.zeros((8, 8))}, "head": {"kernel": jnp.zeros((8, 8))}}
@@ -255,6 +304,13 @@ def test_muon_orthogonalises_hidden_kernels_only():
     hidden, head = spread(change["blocks"]["kernel"]), spread(change["head"]["kernel"])
     assert hidden.max() / hidden.min() < 3 < head.max() / head.min()
     np.testing.assert_allclose(np.abs(change["head"]["kernel"]), 1.0, rtol=1e-3)  # Adam's signs
+    # Embeddings, and what members have of their own, are no kernels of hidden layers.
+    others = {"blocks": {0: {"r": (4, 8), "s": (4, 8), "bias": (4, 8)}}, "columns": {"t": (8, 8)}}
+    params = jax.tree.map(jnp.zeros, others, is_leaf=lambda x: isinstance(x, tuple))
+    grads = jax.tree.map(lambda p: jnp.ones_like(p).at[0].set(3.0), params)
+    change, _ = tx.update(grads, tx.init(params), params)
+    for leaf in jax.tree.leaves(change):
+        np.testing.assert_allclose(np.abs(leaf), 1.0, rtol=1e-3)  # Adam's signs
     # Of the size of Adam's updates: 0.2 * sqrt(8) times singular values of about 1.
     assert 0.5 < hidden.mean() / (0.2 * 8**0.5) < 1.3
 

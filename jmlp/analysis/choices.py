@@ -10,6 +10,7 @@ from jmlp.config import Config
 from jmlp.programs.kernels import choose
 from jmlp.report import Reporter
 from jmlp.training.feed import block_steps, placement
+from jmlp.training.plan import AUTO_EPOCHS, AUTO_EVALS, AUTO_SAVES, AUTO_STEPS
 from jmlp.training.setup import Setup
 
 
@@ -39,6 +40,7 @@ def choices(asked: Config, setup: Setup) -> list[Choice]:
     found = [Choice("mesh", axes, reasons.get(str(asked.mesh.data), f"as configured, {said}"))]
     if asked.step == "auto":
         found.append(Choice("step", config.step, "planned: jmlp plan CONFIG shows every way"))
+    found += _of_length(asked, setup)
     rows, why = placement(programs, dataset)
     found.append(Choice("data.placement", rows, why))
     fixed = train.steps_per_call
@@ -71,6 +73,23 @@ def choices(asked: Config, setup: Setup) -> list[Choice]:
     found.append(
         Choice("compiled programs", cache or "not kept", "set $JMLP_CACHE to a folder or off")
     )
+    return found
+
+
+def _of_length(asked: Config, setup: Setup) -> list[Choice]:
+    """How long the run is, and how often it stops to evaluate and to save."""
+    plan, found = setup.plan, list[Choice]()
+    if asked.train.epochs == "auto" and not asked.train.steps:
+        least, most = AUTO_EPOCHS
+        why = f"about {AUTO_STEPS} steps, {plan.per_epoch} an epoch, but {least} to {most} epochs"
+        found.append(Choice("train.epochs", setup.config.train.epochs, why))
+    for key, every, times in (
+        ("eval_every", plan.eval_every, AUTO_EVALS),
+        ("checkpoint_every", plan.save_every, AUTO_SAVES),
+    ):
+        if getattr(asked.train, key) == "auto":
+            said = f"some {times} in {plan.total} steps, whole epochs apart"
+            found.append(Choice(f"train.{key}", f"{every} steps", said))
     return found
 
 

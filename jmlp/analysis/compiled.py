@@ -13,7 +13,7 @@ import numpy as np
 from jmlp.config import Config
 from jmlp.data.preparation import dtype_of
 from jmlp.planner.memory import BLOCK_BYTES
-from jmlp.planner.workload import Workload
+from jmlp.planner.workload import Workload, of_rows
 from jmlp.programs import collectives
 from jmlp.programs.memory import held_bytes
 from jmlp.programs.placement import Order, Resident, Source, Streamed
@@ -48,7 +48,7 @@ def compile_plan(
       resident: whether rows stay on the devices; else they come in blocks.
     """
     mesh = make_mesh(config.mesh, devices[: config.mesh.size()])
-    train = make_programs(config, work.schema, mesh, 1000).train
+    train = make_programs(of_rows(config, work.rows), work.schema, mesh, 1000).train
     assert isinstance(train, TrainProgram)
     state = jax.tree.map(
         lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),

@@ -9,6 +9,7 @@ from jmlp.analysis.compilers import compiler_devices
 from jmlp.config import Config, parse_config
 from jmlp.data.dataset import Schema
 from jmlp.errors import ConfigError, DataError
+from jmlp.model import NUMBER_EMBEDDINGS
 from jmlp.model.recipes import settled
 from jmlp.planner.candidates import ALSO, Also
 from jmlp.planner.hardware import target
@@ -16,7 +17,7 @@ from jmlp.planner.here import here
 from jmlp.planner.memory import RESIDENT_SHARE
 from jmlp.planner.planning import Plan, Plans, plan_all
 from jmlp.planner.workload import Workload
-from jmlp.training.setup import load_dataset
+from jmlp.training.setup import fitted, load_dataset
 from jmlp.types import Json, JsonObject
 
 
@@ -73,7 +74,8 @@ def workload(
     except DataError as error:
         way = "Or say what it has: --features, --outputs and --rows (sizes= in Python)"
         raise DataError(f"{error}\n{way}") from None
-    return Workload(settled(config, dataset.schema.task), dataset.schema, dataset.train.rows)
+    config = settled(config, dataset.schema.task)
+    return Workload(config, fitted(dataset, config).schema, dataset.train.rows)
 
 
 def _sized(config: Config, sizes: Sizes) -> Workload:
@@ -88,8 +90,14 @@ def _sized(config: Config, sizes: Sizes) -> Workload:
             "say data.task: regression"
         )
     classes = tuple(range(sizes.outputs)) if task == "classification" else ()
-    schema = Schema(task=task, features=sizes.features, outputs=sizes.outputs, classes=classes)
-    return Workload(settled(config, task), schema, sizes.rows)
+    config = settled(config, task)
+    chosen = config.model.number_embedding
+    bins = NUMBER_EMBEDDINGS[chosen.name].bins(chosen)
+    edges = (tuple(float(edge) for edge in range(bins + 1)),) * sizes.features if bins else ()
+    schema = Schema(
+        task=task, features=sizes.features, outputs=sizes.outputs, classes=classes, edges=edges
+    )
+    return Workload(config, schema, sizes.rows)
 
 
 def as_json(found: Plans, compiled: Mapping[int, Compiled | str] | None = None) -> JsonObject:
@@ -107,7 +115,7 @@ def as_json(found: Plans, compiled: Mapping[int, Compiled | str] | None = None) 
 
 
 def _row(plan: Plan, found: Plans) -> Json:
-    steps = -(-found.work.rows // plan.config.train.batch_size)
+    steps = found.work.steps_per_epoch
     mesh: JsonObject = {axis: size for axis, size in plan.config.mesh if size != 1}
     return {
         "step": plan.config.step, "mesh": mesh, "devices": plan.devices, "fits": plan.fits,

@@ -111,7 +111,8 @@ def _show_choices(config: Config, report: "Reporter") -> dict[str, object]:
 
 def _flags_again(flags: Train, run_dir: Path) -> list[str]:
     devices = [f"--cpu-devices={flags.cpu_devices}"] if flags.cpu_devices else []
-    return [f"--run-dir={run_dir}", *devices]
+    # Until its first checkpoint the run on disk is the one that it goes on from.
+    return [f"--run-dir={run_dir}", *devices, *["--continue"] * flags.continue_]
 
 
 def run_eval(flags: Eval, overrides: list[str]) -> int:

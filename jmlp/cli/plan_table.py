@@ -46,7 +46,7 @@ def _table(found: Plans, most: int, compiled: Mapping[int, Compiled | str]) -> "
         columns.append("compiled")
     table = Table(*columns, title="ways to train, best first", title_justify="left")
     for index, plan in enumerate(found.plans[:most]):
-        steps = -(-found.work.rows // plan.config.train.batch_size)
+        steps = found.work.steps_per_epoch
         memory, seconds = plan.memory, plan.seconds
         over = plan.needed_bytes - plan.room_bytes
         cells = [

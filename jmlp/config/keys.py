@@ -206,6 +206,20 @@ def find_switch(name: str, root: type[Section]) -> str | None:
     return None
 
 
+def spelled(flag: str, root: type[Section]) -> str:
+    """The key that `flag`, without its dashes in front, is for: `train.batch-size` has a `_`.
+
+    What names an entry of a mapping, such as a column, is as it is written.
+    """
+    parts, keys = flag.split("."), keys_of(root)
+    for depth in range(1, len(parts)):
+        above = ".".join(parts[:depth]).replace("-", "_")
+        if above in keys and keys[above].section is None:
+            below = [part.replace("-", "_") for part in parts[depth + 1 :]]
+            return ".".join([above, parts[depth], *below])
+    return flag.replace("-", "_")
+
+
 def override(tree: JsonObject, name: str, text: str, root: type[Section]) -> None:
     """Writes the setting `--name=text` into the nested mapping `tree`.
 
@@ -240,10 +254,18 @@ def override(tree: JsonObject, name: str, text: str, root: type[Section]) -> Non
     tree[last] = value
 
 
+_NO_VALUE = tuple("&*|>%@`")
+"""what begins something in YAML that on a command line cannot be meant: an alias, a block"""
+
+
 def _value(key: Key | None, text: str) -> Json:
     """YAML; but where any text will do, what is not plainly YAML is that text."""
     word = text.strip()
-    marked = word[:1] in tuple("\"'[{!&*|>%@`") or word in ("", "~", "null", "Null", "NULL")
+    if text in (" ", "\t") and key and str in key.types:  # between cells, or digits
+        return text
+    if word[:1] in _NO_VALUE and (key is None or key.text) and word.isprintable():
+        return word
+    marked = word[:1] in tuple("\"'[{!") or word in ("", "~", "null", "Null", "NULL")
     if key is None or not key.text or marked or not word.isprintable():
         return parse_yaml(text)
     return word

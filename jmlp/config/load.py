@@ -12,7 +12,7 @@ import pydantic
 
 from jmlp.config.beneath import beneath
 from jmlp.config.fields import Section, expanded, named, plain
-from jmlp.config.keys import Key, find_switch, keys_of, nearest, override
+from jmlp.config.keys import Key, find_switch, keys_of, nearest, override, spelled
 from jmlp.config.run import Config
 from jmlp.config.yaml12 import read_yaml
 from jmlp.errors import ConfigError
@@ -111,7 +111,7 @@ def _overridden(
     mistakes = [_override(tree, text) for text in overrides]
     config, more = _validate(beneath(tree, _unsaid(tree, defaults), Config), origin)
     # What the command line set, the command line answers for.
-    for key in (text.partition("=")[0].replace("-", "_").lstrip("_") for text in overrides):
+    for key in (spelled(text.partition("=")[0].lstrip("-"), Config) for text in overrides):
         mine = re.compile(rf"^.*?: (unknown key )?(?={re.escape(key)}\b)")
         more = [mine.sub(lambda match: f"{match[1] or ''}--", line) for line in more]
     lines = [line for line in mistakes if line] + more
@@ -127,7 +127,7 @@ def _override(tree: JsonObject, text: str) -> str | None:
     if not match:
         return f"{shown}: expected --key.sub=value"
     try:
-        override(tree, match[1].replace("-", "_"), match[2], Config)
+        override(tree, spelled(match[1], Config), match[2], Config)
     except ConfigError as error:
         return f"{shown}: {error}"
     return None
@@ -257,7 +257,7 @@ def split_settings(
     while args:
         arg = args.pop(0)
         flag, equals, value = arg.partition("=")
-        name = flag.removeprefix("--").replace("-", "_")
+        name = spelled(flag.removeprefix("--"), Config)
         if not flag.startswith("--") or name in ("", "help", *own):
             rest.append(arg)
             continue

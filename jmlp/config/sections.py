@@ -108,7 +108,7 @@ class OptimConfig(OpenSection):
     """How the learning rate moves after the warm-up, over the whole run."""
     warmup: Rate = 0.0
     """Share of all steps, W of them, over which the rate rises linearly from peak/W to the peak;
-    under one_cycle from peak/25, by a cosine."""
+    under one_cycle from peak/25, by a cosine, and 0 is 0.3."""
     final_fraction: Annotated[Float, Field(ge=0, le=1)] = 0.0
     """Rate at the end, as a share of the peak (cosine, linear)."""
     weight_decay: Annotated[Float, Field(ge=0)] = 0.0
@@ -136,7 +136,7 @@ class OptimConfig(OpenSection):
     eps: Annotated[Float, Field(gt=0)] = 1e-8
     """Added to the root of the second moment."""
     clip_norm: Annotated[Float, Field(gt=0)] | None = None
-    """Scales gradients down to this global norm."""
+    """Scales gradients down to this global norm, in which what is frozen does not count."""
     accumulate: Count = 1
     """Micro-batches per step: less activation memory, the same global batch."""
     ema: Rate = 0.0
@@ -364,8 +364,9 @@ class TrainConfig(Section):
     """What a row counts for in the loss, by its class, besides its own weight. balanced: classes
     count alike, whatever rows they have. Or a number a label, e.g. {yes: 5, "1": 2}; others 1."""
     init_from: str | None = None
-    """A run directory whose weights this run starts from, where names and shapes are alike; or a
-    .safetensors file: weights under the names of jmlp export, or as many linear layers."""
+    """A run directory whose weights, those that jmlp eval takes, this run starts from, where names
+    and shapes are alike and columns and classes are the same; or a .safetensors file: weights
+    under the names of jmlp export, or as many linear layers."""
     init_layers: Patterns = ()
     """Of init_from: patterns on paths of parameters, e.g. ^blocks/; none: all that fit. What they
     match must fit."""

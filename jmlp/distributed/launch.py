@@ -10,6 +10,7 @@ Source: the scheme is torchrun's (torchelastic), whose agent also restarts all w
 
 import ctypes
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -104,8 +105,13 @@ def launch(
             f"-n {count} with {gang.devices_per_process} devices each does not fit the config's "
             "mesh: their product must be its size"
         )
+    ours = command[0] in COMMANDS
+    if not ours and shutil.which(command[0]) is None:
+        raise ConfigError(
+            f"launch: {command[0]!r} is no program here, nor one of jmlp's commands for several "
+            f"processes: {', '.join(COMMANDS)}"
+        )
     while True:
-        ours = command[0] in COMMANDS
         program = [sys.executable, "-m", "jmlp", *command] if ours else command
         ended = run_gang(count, gang.devices_per_process, program, place or Here())
         if ended.lost is None:
@@ -119,7 +125,8 @@ def launch(
         if gang.elastic:
             smaller = [n for n in range(count - 1, gang.min_processes - 1, -1) if fits(n)]
             count = smaller[0] if smaller else count
-            if command[0] == "train" and "--mesh.data=auto" not in command:
+            fixed = config is None or config.mesh.data not in ("auto", "planned")
+            if command[0] == "train" and fixed and "--mesh.data=auto" not in command:
                 command = [*command, "--mesh.data=auto"]
         say(f"{said}; starting {count} again (restart {restarts} of {gang.restarts})")
 
@@ -215,6 +222,8 @@ def _fits(gang: Gang, config: Config | None) -> Callable[[int], bool]:
     """Whether so many processes suit the mesh of `config`."""
     if gang.processes < 1 or gang.devices_per_process < 1 or gang.restarts < 0:
         raise ConfigError("-n and --devices-per-process are at least 1, --restarts at least 0")
+    if not 1 <= gang.min_processes <= gang.processes:
+        raise ConfigError(f"--min-processes={gang.min_processes}: expected 1 to {gang.processes}")
     if config is None:
         return lambda count: True
     mesh, each = config.mesh, gang.devices_per_process
@@ -226,7 +235,7 @@ def _fits(gang: Gang, config: Config | None) -> Callable[[int], bool]:
         if config.reproducible and config.virtual_shards % (count * each):
             return False
         if count == gang.processes:
-            return mesh.data in ("auto", count * each // rest)
+            return mesh.data in ("auto", "planned", count * each // rest)
         return True
 
     return fits

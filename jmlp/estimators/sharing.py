@@ -12,7 +12,7 @@ import copy
 import json
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
 import jax
@@ -70,12 +70,14 @@ def numbers_of(config: OptimConfig) -> dict[str, float]:
     }
 
 
-def optimizer(config: OptimConfig, updates: int) -> optax.GradientTransformation:
+def optimizer(
+    config: OptimConfig, updates: int, freeze: Sequence[str] = ()
+) -> optax.GradientTransformation:
     """As `make_optimizer`, with its numbers in its state."""
     numbers = numbers_of(config)
 
     def made(numbers: Mapping[str, jax.Array]) -> optax.GradientTransformation:
-        return make_optimizer(config.model_copy(update=dict(numbers)), updates)
+        return make_optimizer(config.model_copy(update=dict(numbers)), updates, freeze)
 
     def init(params: Params) -> WithNumbers:
         given = {name: jax.numpy.float32(value) for name, value in numbers.items()}
@@ -131,7 +133,7 @@ def training_programs(
 
     strategy = strategy_of(config)
     shared = not strategy.program  # a parameter server is begun for each run
-    tx = optimizer(config.optim, updates) if shared else None
+    tx = optimizer(config.optim, updates, config.train.freeze) if shared else None
     # What is compiled must not depend on which fit came first: it sees the padded size alone.
     width = padded(config.train.batch_size) if whole else config.train.batch_size
     alike = config.train.model_copy(update={"batch_size": width})

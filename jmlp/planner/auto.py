@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from statistics import median
 
+import jax
+
 from jmlp.config import Config
 from jmlp.errors import ConfigError
 from jmlp.planner.here import here
@@ -27,13 +29,20 @@ def choose(work: Workload) -> Plans:
       ConfigError: nothing fits.
     """
     found = plan_all(work, here())
+    if jax.process_count() > 1:  # of which each must have a share
+        whole = [plan for plan in found.plans if plan.devices == found.target.devices]
+        found = found._replace(plans=whole)
     if found.best is None:
-        first = found.plans[0] if found.plans else None
-        need = f"the nearest needs {first.needed_bytes / 1e9:.2f} GB a device" if first else (
-            "every way is refused: " + "; ".join(list(found.refused)[:3])
-        )  # fmt: skip
+        if not found.plans:
+            raise ConfigError(
+                f"step=auto, mesh=auto: there is no way to choose for {work.config.step!r} over "
+                f"these {found.target.devices} devices"
+                + "".join(f"; {reason}" for reason in list(found.refused)[:3])
+                + ". See jmlp plan, or say step and mesh"
+            )
         raise ConfigError(
-            f"step=auto, mesh=auto: nothing fits these {found.target.devices} devices, {need}. "
+            f"step=auto, mesh=auto: nothing fits these {found.target.devices} devices, the nearest "
+            f"needs {found.plans[0].needed_bytes / 1e9:.2f} GB a device. "
             "See jmlp plan; lower train.batch_size or model.hidden"
         )
     return found

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
 from jmlp.config import Config, parse_config
+from jmlp.config.keys import keys_of
 from jmlp.errors import ConfigError
 from jmlp.parallel import STEPS, strategy_of
 from jmlp.planner.hardware import Target
@@ -183,6 +184,9 @@ def differences(config: Config, chosen: Config) -> JsonObject:
     """Dotted keys of `chosen` to write into `config` for it to be that: step and mesh always."""
     from jmlp.config import flatten
 
-    old, new = flatten(config), flatten(chosen)
+    old, new, keys = flatten(config), flatten(chosen), keys_of(Config)
     always = {"step", *(f"mesh.{axis}" for axis in AXES)}
-    return {key: value for key, value in new.items() if key in always or old.get(key) != value}
+    # Settings of a word that is no longer said, such as a topology's, are its no longer.
+    gone = {key: keys[key].field.default for key in old if key in keys and key not in new}
+    kept = {key: value for key, value in new.items() if key in always or old.get(key) != value}
+    return kept | {key: value for key, value in gone.items() if old[key] != value}

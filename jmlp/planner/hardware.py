@@ -26,7 +26,7 @@ from jmlp.config.fields import expanded
 from jmlp.config.yaml12 import read_yaml
 from jmlp.errors import ConfigError
 
-Positive = Annotated[float, Field(gt=0)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(gt=0, le=1)]
 Origin = Literal["data sheet", "measured", "assumed"]
 Dtype = Literal["float32", "bfloat16"]
@@ -148,7 +148,7 @@ class Hardware(_Strict):
     """bytes/s, read and written"""
     look_up: Rate | None = None
     """bytes/s, read and written, of rows that are looked up in as many bytes; none: as others"""
-    product_rates: dict[Dtype, ProductRate]
+    product_rates: Annotated[dict[Dtype, ProductRate], Field(min_length=1)]
     """FLOP/s by `model.dtype`"""
     reached: Reached
     tile: Annotated[int, Field(ge=1)] = 1

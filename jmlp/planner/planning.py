@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -13,7 +12,7 @@ from jmlp.planner.exchange import Sent, sent_in_step
 from jmlp.planner.hardware import Target
 from jmlp.planner.memory import Memory, local_rows, memory_of
 from jmlp.planner.seconds import Data, Seconds, seconds_of
-from jmlp.planner.workload import Tracer, Workload
+from jmlp.planner.workload import Tracer, Workload, of_rows
 from jmlp.types import JsonObject
 
 _MOST_ACCUMULATED = 64
@@ -88,11 +87,11 @@ def plan_all(work: Workload, target: Target, also: Sequence[Also] = ()) -> Plans
 
 def price(work: Workload, config: Config, target: Target, tracer: Tracer) -> Plan:
     """One way: its memory, its messages and its time."""
-    traced = tracer.of(config, work.schema)
-    memory = memory_of(work, config, traced, target.room_bytes, platform=target.hardware.platform)
-    sent = sent_in_step(config, traced, target, local_rows(config))
-    steps = math.ceil(work.rows / config.train.batch_size)
-    seconds = seconds_of(config, traced, target, sent, steps, Data(work.rows, work.row_bytes))
+    traced, real = tracer.of(config, work.schema), of_rows(config, work.rows)
+    memory = memory_of(work, real, traced, target.room_bytes, platform=target.hardware.platform)
+    sent = sent_in_step(real, traced, target, local_rows(real))
+    data = Data(work.rows, work.row_bytes)
+    seconds = seconds_of(real, traced, target, sent, work.steps_per_epoch, data)
     changes = differences(work.config, config)
     needed = needed_bytes(memory.total, target.hardware.platform)
     return Plan(config, changes, memory, target.room_bytes, seconds, sent, needed)
@@ -107,7 +106,8 @@ def _accumulated(
         return found
     each = plan.config.optim.accumulate
     fixed = plan.memory.parameters + plan.memory.optimizer + plan.memory.gradients
-    while fixed < plan.room_bytes and each < min(_MOST_ACCUMULATED, local_rows(plan.config)):
+    most = min(_MOST_ACCUMULATED, local_rows(of_rows(plan.config, work.rows)))
+    while fixed < plan.room_bytes and each < most:
         each *= 2
         changes: JsonObject = {
             **plan.config.model_dump(mode="json", include={"step", "mesh"}),

@@ -20,6 +20,7 @@ from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from jmlp.config import Config
 from jmlp.config.sections import MeshConfig
+from jmlp.data.batches import steps_per_epoch
 from jmlp.data.dataset import Schema
 from jmlp.data.preparation import dtype_of
 from jmlp.losses import Loss, loss_of
@@ -52,6 +53,23 @@ class Workload(NamedTuple):
         """Of a row and its target, as they lie on devices."""
         targets = 1 if self.schema.task == "classification" else self.schema.outputs
         return self.schema.features * np.dtype(dtype_of(self.schema)).itemsize + 4 * targets
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches in a pass over the rows."""
+        train = self.config.train
+        return steps_per_epoch(self.rows, train.batch_size, train.short_batch == "keep")
+
+
+def of_rows(config: Config, rows: int) -> Config:
+    """`config` for programs: a batch of more rows than there are is padding in every step.
+
+    What a parameter server's workers push depends on how a batch is cut, which stays as asked.
+    """
+    if config.train.batch_size <= rows or strategy_of(config).program:
+        return config
+    fewer = config.train.model_copy(update={"batch_size": rows})
+    return config.model_copy(update={"train": fewer})
 
 
 def abstract_mesh(config: MeshConfig) -> Mesh:

@@ -114,7 +114,9 @@ class TensorBoard(Callback):
             ) from None
         folder = view.run_dir / "tensorboard"
         try:
-            self._writer = SummaryWriter(str(folder))
+            # What a run logged after its checkpoint is logged again.
+            again = {"purge_step": view.step + 1} if view.step else {}
+            self._writer = SummaryWriter(str(folder), **again)
         except OSError as error:
             raise RunDirError(f"{folder}: cannot be written: {error.strerror}") from None
 
@@ -141,6 +143,17 @@ class EarlyStopping(Callback):
 
     def __init__(self, patience: int | None = None):
         self._patience = patience
+
+    def on_start(self, view: RunView) -> None:
+        if not (self._patience or view.config.train.early_stopping):
+            raise ConfigError(
+                "early_stopping: after how many evaluations? Set train.early_stopping, or give "
+                "EarlyStopping(patience)"
+            )
+        if view.setup.dataset.val is None:
+            raise ConfigError(
+                "early_stopping needs validation rows: set data.val_fraction or data.val_path"
+            )
 
     def on_evaluation(self, view: RunView, metrics: Metrics) -> None:
         patience = self._patience or view.config.train.early_stopping

@@ -76,7 +76,7 @@ def begin(
         if weights := fitted_weights(programs, state, dataset.train):
             state = programs.init(config.seed, weights)
         if config.train.init_from:
-            weights, said = weights_from(config.train, state)
+            weights, said = weights_from(config.train, state, dataset.schema)
             state = programs.init(config.seed, weights)
             report.note(said)
         return Begin(state, Progress(), -1)
@@ -120,17 +120,20 @@ def _restored(
     except MismatchError as error:
         if not go_on or "another optimizer" not in str(error):
             raise
-    found = checkpoints.restore(
-        programs.abstract, programs.shardings, accept=accept, weights_only=True
+    bare, places = (
+        state._replace(opt_state=(), comm_state=())
+        for state in (programs.abstract, programs.shardings)
     )
+    found = checkpoints.restore(bare, places, accept=accept, weights_only=True)
     if found is None:
         return None
     report.note(_AFRESH)
     if setup.config.comm.reducer.error_feedback:
         report.warn(_LOST)
-    fresh = _at_step(setup, programs.init(setup.config.seed), found.step)
-    kept = {"params": found.state.params, "model_state": found.state.model_state}
-    return found._replace(state=fresh._replace(**kept))
+    # Of these weights: what the optimizer keeps of them, such as their average, begins there.
+    weights = found.state.params, found.state.model_state
+    fresh = programs.init(setup.config.seed, weights)
+    return found._replace(state=_at_step(setup, fresh, found.step))
 
 
 _AFRESH = "the optimizer's state does not fit the new optimizer: it starts afresh"

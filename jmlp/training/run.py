@@ -24,7 +24,7 @@ from jmlp.errors import ConfigError, RunDirError
 from jmlp.losses import LossLike
 from jmlp.metrics import MetricsLike
 from jmlp.optim import OPTIMIZERS
-from jmlp.parallel import strategy_of
+from jmlp.parallel import strategy_named, strategy_of
 from jmlp.planner import auto
 from jmlp.programs.precision import in_32_bits
 from jmlp.report import Reporter, Spared
@@ -33,6 +33,7 @@ from jmlp.sharding.devices import thread_pool_size
 from jmlp.training.callbacks import Callback
 from jmlp.training.interrupt import stop_on_signal
 from jmlp.training.loop import Loop, Result
+from jmlp.training.no_effect import without_effect
 from jmlp.training.run_dir import Follower, RunDir, to_json, write_atomically
 from jmlp.training.setup import (
     ModelFactory,
@@ -130,6 +131,7 @@ def train(
             together(_adopt, directory, setup)
         _check_threads(config, report)
         _check_smoothing(setup, report)
+        _say_what_does_nothing(setup, tx is not None, report)
         if tx is None:
             _check_momentum(config, report)
         checkpoints = _keep_checkpoints(stack, directory, setup) if directory else None
@@ -264,6 +266,13 @@ def _check_smoothing(setup: Setup, report: Reporter) -> None:
         )
 
 
+def _say_what_does_nothing(setup: Setup, own_optimizer: bool, report: Reporter) -> None:
+    config, _, programs, _ = setup
+    params, places = programs.abstract.params, programs.shardings.params
+    for said in without_effect(config, params, own_optimizer, places):
+        report.warn(said)
+
+
 def _check_threads(config: Config, report: Reporter) -> None:
     strategy = strategy_of(config)
     want, have = 4 * strategy.virtual_devices(config), thread_pool_size()
@@ -279,8 +288,15 @@ def _check_threads(config: Config, report: Reporter) -> None:
 
 def _check_alone(config: Config) -> None:
     strategy = strategy_of(config)
-    if strategy.one_process and jax.process_count() > 1:
+    if jax.process_count() == 1:
+        return
+    if strategy.one_process:
         raise ConfigError(f"{strategy.asked} over several processes: {strategy.one_process}")
+    if strategy_named(config.step).one_device:
+        raise ConfigError(
+            f"step={config.step} over several processes: it uses one device, which the others "
+            "have no part of. Use step=sharded, or start one process"
+        )
 
 
 def _check_same(setup: Setup) -> None:

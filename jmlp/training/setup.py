@@ -44,7 +44,7 @@ from jmlp.optim import hold, make_optimizer
 from jmlp.parallel import strategy_named, strategy_of
 from jmlp.planner import auto
 from jmlp.planner.planning import Plans
-from jmlp.planner.workload import Workload
+from jmlp.planner.workload import Workload, of_rows
 from jmlp.programs.bundle import Programs
 from jmlp.programs.cache import start_cache
 from jmlp.programs.evaluation import held_of
@@ -52,8 +52,8 @@ from jmlp.programs.precision import in_32_bits
 from jmlp.programs.train import TrainingProgram, TrainProgram
 from jmlp.sharding import layout
 from jmlp.sharding.mesh import make_mesh
+from jmlp.training.patterns import check_patterns
 from jmlp.training.plan import RunPlan, epochs_of, make_plan
-from jmlp.training.transfer import check_patterns
 
 ModelFactory = Callable[[nnx.Rngs], Any]
 
@@ -105,7 +105,8 @@ def chosen(
         )
     dataset = load_dataset(config, data, loss)
     config = settled(config, dataset.schema.task)
-    plans = auto.choose(Workload(config, dataset.schema, dataset.train.rows))
+    schema = fitted(dataset, config).schema
+    plans = auto.choose(Workload(config, schema, dataset.train.rows))
     return Chosen(plans.plans[0].config, dataset, plans)
 
 
@@ -261,7 +262,7 @@ def make_setup(
 
     def programs_of(config: Config) -> Programs:
         return make(
-            _of_rows(config, rows), dataset.schema, mesh, plan.total, updates,
+            of_rows(config, rows), dataset.schema, mesh, plan.total, updates,
             model=model, tx=tx, rules=rules, loss=loss, metrics=metrics,
         )  # fmt: skip
 
@@ -279,7 +280,7 @@ def make_setup(
 def resolved(config: Config, loaded: Dataset) -> tuple[Config, Dataset]:
     """Both as a run has them: the config by what the rows are, and the rows as its model wants."""
     config = settled(config, loaded.schema.task)
-    dataset = _fitted(loaded, config)
+    dataset = fitted(loaded, config)
     if config.train.epochs == "auto":
         train = config.train.model_copy(update={"epochs": epochs_of(config, dataset.train.rows)})
         config = config.model_copy(update={"train": train})
@@ -293,17 +294,6 @@ def load_dataset(config: Config, data: Any = None, loss: LossLike = None) -> Dat
     return _weighed(loaded, settled(config, loaded.schema.task))
 
 
-def _of_rows(config: Config, rows: int) -> Config:
-    """`config` for programs: a batch of more rows than there are is padding in every step.
-
-    What a parameter server's workers push depends on how a batch is cut, which stays as asked.
-    """
-    if config.train.batch_size <= rows or strategy_of(config).program:
-        return config
-    fewer = config.train.model_copy(update={"batch_size": rows})
-    return config.model_copy(update={"train": fewer})
-
-
 def _weighed(dataset: Dataset, config: Config) -> Dataset:
     """`dataset` with the classes' weights in its schema."""
     given, schema = config.train.class_weight, dataset.schema
@@ -313,7 +303,7 @@ def _weighed(dataset: Dataset, config: Config) -> Dataset:
     return dataset._replace(schema=schema.model_copy(update={"class_weight": found}))
 
 
-def _fitted(dataset: Dataset, config: Config) -> Dataset:
+def fitted(dataset: Dataset, config: Config) -> Dataset:
     """`dataset` with what the model wants of the training rows in its schema."""
     train, schema = dataset.train, dataset.schema
     chosen, found = config.model.number_embedding, {}

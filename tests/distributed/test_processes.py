@@ -15,8 +15,11 @@ import pytest
 from helpers import own_environment
 from member import KINDS, OVER_HOSTS, SAME_BITS, SHAPES, relay, runs
 
+from jmlp.config import parse_config
 from jmlp.distributed.joining import Cluster, find_cluster, heartbeat_s, rendezvous_s
+from jmlp.distributed.launch import Gang, _fits, launch
 from jmlp.errors import ConfigError
+from jmlp.training.run import _check_alone
 
 MEMBER = str(Path(__file__).parents[1] / "member.py")
 SLURM = {
@@ -71,6 +74,34 @@ def test_a_tpu_slice_is_a_cluster():
 def test_half_a_cluster_is_refused(env, said):
     with pytest.raises(ConfigError, match=said):
         find_cluster(env)
+
+
+@pytest.mark.parametrize(
+    ("gang", "command", "said"),
+    [
+        (Gang(2), ["trian", "c.yaml"], "'trian' is no program here, nor .*: train, sweep"),
+        (Gang(2), ["./none.py"], "is no program here"),
+        (Gang(2, min_processes=0), ["train"], "--min-processes=0: expected 1 to 2"),
+        (Gang(2, min_processes=3), ["train"], "--min-processes=3: expected 1 to 2"),
+    ],
+)
+def test_a_launch_that_cannot_be_starts_nothing(gang, command, said, monkeypatch):
+    monkeypatch.setattr(subprocess, "Popen", None)
+    with pytest.raises(ConfigError, match=said):
+        launch(gang, command, print)
+
+
+def test_a_mesh_that_is_planned_suits_any_number_of_processes():
+    assert _fits(Gang(2), parse_config({"mesh": "auto"}))(2)
+    assert not _fits(Gang(2), parse_config({"mesh": {"data": 4}}))(2)
+
+
+def test_one_device_is_not_for_several_processes(monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    for keys in ({"step": "single"}, {"step": "single", "reproducible": True}):
+        with pytest.raises(ConfigError, match=r"step=single over several .*step=sharded"):
+            _check_alone(parse_config(keys))
+    _check_alone(parse_config({"reproducible": True}))
 
 
 @pytest.mark.parametrize("text", ["0", "soon", "²", "9" * 5000])

@@ -11,9 +11,11 @@ import jmlp
 from jmlp.cli.main import main
 from jmlp.config import override_config, parse_config
 from jmlp.errors import ConfigError
+from jmlp.planner.auto import choose
 from jmlp.planner.candidates import Candidates
 from jmlp.planner.hardware import target
 from jmlp.planner.here import here
+from jmlp.planner.workload import Workload
 
 
 @pytest.fixture(autouse=True)
@@ -95,6 +97,18 @@ def test_what_auto_does_not_go_with(blobs, monkeypatch):
     ))  # fmt: skip
     with pytest.raises(ConfigError, match="nothing fits these 8 devices"):
         jmlp.prepare(config_of(step="auto"), blobs)
+
+
+def test_every_process_has_a_share_of_the_plan(blobs, monkeypatch):
+    """The plan would be one device, of which other processes had no part."""
+    setup = jmlp.prepare(config_of(), blobs)
+    work = Workload(parse_config(config_of(step="auto", mesh="auto")), setup.dataset.schema, 400)
+    assert choose(work).plans[0].devices == 1
+    monkeypatch.setattr("jax.process_count", lambda: 2)
+    assert {plan.devices for plan in choose(work).plans} == {8}
+    lone = config_of(step="pipeline", mesh="auto", model={"hidden": []})
+    with pytest.raises(ConfigError, match="no way to choose for 'pipeline' over these 8 devices"):
+        choose(work._replace(config=parse_config(lone)))
 
 
 def test_here_is_this_machine(slow_cores):

@@ -1,5 +1,6 @@
 """What `--on` names, and files of hardware: figures with their sources, mistakes in words."""
 
+import re
 from importlib import resources
 
 import pytest
@@ -67,6 +68,12 @@ def test_a_file_of_ones_own(tmp_path):
     said = str(told.value).splitlines()
     assert any("platform" in line and "gpu" in line for line in said)
     assert any("tiles" in line for line in said)
+    file.write_text(re.sub("product_rates:(.|\n)*?\nreached", "product_rates: {}\nreached", text))
+    with pytest.raises(ConfigError, match=r"product_rates: .*at least 1 item"):
+        target(f"{file}:4")
+    file.write_text(text.replace("value: 16e9", "value: .inf"))
+    with pytest.raises(ConfigError, match=r"memory_bytes.value: .*finite"):
+        target(f"{file}:4")
 
 
 def test_simulated_devices_share_a_machine():

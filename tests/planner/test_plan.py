@@ -8,15 +8,17 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import pytest
+from helpers import merged
 
 from jmlp import plan
 from jmlp.analysis.compiled import compile_plan
 from jmlp.analysis.compilers import described
 from jmlp.analysis.plans import as_json, workload
+from jmlp.cli.plan_table import nested
 from jmlp.config import parse_config
 from jmlp.errors import ConfigError
 from jmlp.planner.accelerators import FAST_BYTES, MARGINS, needed_bytes
-from jmlp.planner.candidates import Candidates
+from jmlp.planner.candidates import Candidates, differences
 from jmlp.planner.exchange import sent_in_step
 from jmlp.planner.hardware import target
 from jmlp.planner.liveness import ROWS, program_of
@@ -147,6 +149,15 @@ def test_a_compressor_is_kept():
     assert ways and {way.comm.reducer.name for way in ways} == {"int8"}
 
 
+def test_the_lines_to_paste_are_the_way_also_where_a_topology_has_settings():
+    keys = config_of(step="explicit", comm={"all_reduce": "hierarchical", "inner": 2})
+    config = parse_config(keys)
+    ways = list(Candidates(config, target("h100:4")))
+    assert {"single", "sharded", "explicit"} <= {way.step for way in ways}
+    for way in ways:
+        assert parse_config(merged(keys, nested(differences(config, way)))) == way
+
+
 def test_what_a_strategy_refuses_is_left_out_and_said():
     found = plan(config_of(model=MODEL | {"norm": "batch"}), "h100:8", sizes=SIZES)
     assert not any(one.config.step == "pipeline" for one in found.plans)
@@ -164,6 +175,20 @@ def test_a_slow_network_is_left_alone():
     data = [one for one in crossing if one.config.step == "pmap"]
     assert data[0].sent[0].between_hosts
     assert data[0].seconds.expected > same[str(data[0].changes)].seconds.expected
+
+
+def test_a_batch_of_more_rows_than_there_are_is_no_larger_than_they_are():
+    """As in training, where it is padding in every step."""
+    whole, larger = (
+        plan(config_of(train={"batch_size": batch}), "cpu:4", sizes=(20, 3, 60))
+        for batch in (60, 4096)
+    )
+    costs = [[(p.memory.total, p.seconds.expected) for p in one.plans] for one in (whole, larger)]
+    assert len(costs[0]) > 3 and costs[0] == costs[1]
+    assert all(one.config.train.batch_size == 4096 for one in larger.plans)
+    drop = config_of(train={"batch_size": 50, "short_batch": "drop"})
+    row = as_json(plan(drop, "h100:1", sizes=(20, 3, 120)))["plans"][0]
+    assert row["seconds_per_epoch"] == pytest.approx(2 * row["seconds_per_step"])
 
 
 def test_mistakes():

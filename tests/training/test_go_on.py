@@ -9,6 +9,8 @@ from helpers import merged
 
 import jmlp
 from jmlp.errors import ConfigError, MismatchError, RunDirError
+from jmlp.optim import evaluation_params
+from jmlp.training.transfer import weights_from
 
 BASE = {
     "data": {"name": "wine"},
@@ -82,6 +84,19 @@ def test_another_optimizer_starts_afresh(finished, tmp_path, capsys):
     assert "starts afresh" in capsys.readouterr().err
     assert result.summary["steps"] == 3 * finished[1].summary["steps"] // 2
     assert 0 < np.abs(kernel(result) - kernel(finished[1])).max() < 0.1
+
+
+def test_an_average_that_starts_afresh_starts_at_the_weights(finished, tmp_path):
+    run_dir = copied(finished, tmp_path)
+    averaged = {"optim": {"ema": 0.9}}
+    begun = train(averaged, run_dir=run_dir, go_on=True)  # no step is left to take
+    found = evaluation_params(begun.state.params, begun.state.opt_state)
+    assert np.array_equal(found["head"]["kernel"], finished[1].state.params["head"]["kernel"])
+    assert begun.summary["test"] == finished[1].summary["test"]
+    train(averaged, {"train": {"epochs": 3}}, run_dir=run_dir, go_on=True)
+    # And where the run has one already, under another optimizer.
+    lion = merged(averaged, {"train": {"epochs": 4}, "optim": {"name": "lion"}})
+    assert train(lion, run_dir=run_dir, go_on=True).summary["epochs"] == 4
 
 
 @pytest.mark.slow
@@ -162,6 +177,60 @@ def test_a_head_of_other_classes_starts_afresh(finished, capsys):
     wanted = merged(start, {"train": {"init_layers": ["^head"]}})
     with pytest.raises(ConfigError, match=r"'\^head' matches head/bias \(5,\).*\(3,\)"):
         jmlp.train(wanted, (x, np.arange(90) % 5), verbose=False)
+
+
+def test_weights_are_those_that_the_run_is_evaluated_by(tmp_path):
+    """The best where it selects them, and averaged."""
+    best = {"monitor": "accuracy", "select": "best", "epochs": 8}
+    source = train({"optim": {"ema": 0.8, "learning_rate": 0.3}, "train": best}, run_dir=tmp_path)
+    assert source.summary["weights_of_step"] < source.summary["steps"]
+    want = evaluation_params(source.state.params, source.state.opt_state)
+    assert not np.array_equal(want["head"]["kernel"], source.state.params["head"]["kernel"])
+    params, said = begun(merged(BASE, {"train": {"init_from": str(tmp_path)}}), None)
+    assert np.array_equal(params["head"]["kernel"], want["head"]["kernel"])
+    assert f"averaged weights of {tmp_path} at step {source.summary['weights_of_step']}" in said
+
+
+def begun(config, data):
+    """The weights that a run begins with, and what it says of them."""
+    setup = jmlp.prepare(config, data)
+    state = setup.programs.init(1)
+    (params, _), said = weights_from(setup.config.train, state, setup.dataset.schema)
+    return params, said
+
+
+def kernel_of(params, layer=0):
+    return np.asarray(params["blocks"][layer]["linear"]["kernel"])
+
+
+def test_a_head_of_as_many_other_classes_starts_afresh(finished):
+    x, y = np.random.default_rng(0).normal(size=(90, 13)), np.array(["a", "b", "c"] * 30)
+    there = finished[1].state.params
+    start = {"data": {"name": None}, "train": {"init_from": str(finished[0])}}
+    params, said = begun(merged(BASE, start), (x, y))
+    assert "afresh: head/bias, head/kernel; its task was classification of class_0, cl" in said
+    assert np.array_equal(kernel_of(params), kernel_of(there))
+    assert not np.array_equal(params["head"]["kernel"], there["head"]["kernel"])
+    wanted = {"train": {"init_layers": ["^head"]}}
+    params, _ = begun(merged(BASE, start, wanted), (x, y))
+    assert np.array_equal(params["head"]["kernel"], there["head"]["kernel"])
+
+
+def test_a_first_layer_of_other_columns_starts_afresh(tmp_path):
+    """Its rows would be those of other columns, without a word."""
+    rng = np.random.default_rng(0)
+    table = {name: rng.normal(size=60) for name in "abc"} | {"y": np.arange(60) % 2}
+    config = merged(BASE, {"data": {"name": None, "target": "y"}, "train": {"steps": 1}})
+    there = jmlp.train(config, table, run_dir=tmp_path, verbose=False).state.params
+    start = merged(config, {"train": {"init_from": str(tmp_path)}})
+    other = {name: table[name] for name in "caby"}
+    params, said = begun(start, other)
+    assert "afresh: blocks/0/linear/bias, blocks/0/linear/kernel; its columns were a, b, c" in said
+    assert "say so by data.features" in said
+    assert not np.array_equal(kernel_of(params), kernel_of(there))
+    assert np.array_equal(kernel_of(params, 1), kernel_of(there, 1))
+    params, said = begun(merged(start, {"data": {"features": ["a", "b", "c"]}}), other)
+    assert "afresh" not in said and np.array_equal(kernel_of(params), kernel_of(there))
 
 
 def test_named_layers_alone(finished):

@@ -170,8 +170,8 @@ def test_tensorboard_has_each_number_at_its_step(tmp_path, monkeypatch):
     written = []
 
     class Writer:
-        def __init__(self, folder):
-            written.append(folder)
+        def __init__(self, folder, purge_step=None):
+            written.extend([folder, purge_step])
 
         def add_scalar(self, name, value, step):
             written.append((name, value, step))
@@ -197,7 +197,11 @@ def test_tensorboard_has_each_number_at_its_step(tmp_path, monkeypatch):
         ("train/loss", 2.0, 7), ("train/" + speed[0], *speed[1:]),
         ("val/loss", 1.0, 7), ("val/accuracy", 0.5, 7), ("val/" + speed[0], *speed[1:]),
     ]  # fmt: skip
-    assert written == [str(tmp_path / "tensorboard"), *numbers, "flushed", "closed"]
+    # Of a run that goes on: what was logged after its checkpoint does not stand there twice.
+    assert written == [str(tmp_path / "tensorboard"), 8, *numbers, "flushed", "closed"]
+    del written[:]
+    board.on_start(view_of(tmp_path, step=0))
+    assert written[1] is None
 
 
 def test_tensorboard_that_is_not_there_says_what_to_install(tmp_path, monkeypatch):
@@ -211,7 +215,7 @@ def test_tensorboard_that_is_not_there_says_what_to_install(tmp_path, monkeypatc
 
 @pytest.mark.parametrize(
     ("own", "config", "since", "stops"),
-    [(None, 3, 2, False), (None, 3, 3, True), (None, None, 99, False),
+    [(None, 3, 2, False), (None, 3, 3, True),
      (2, None, 1, False), (2, None, 2, True), (2, 5, 3, True), (5, 2, 3, False)],
 )  # fmt: skip
 def test_early_stopping_waits_for_as_many_evaluations_as_it_is_told(own, config, since, stops):
@@ -223,6 +227,15 @@ def test_early_stopping_waits_for_as_many_evaluations_as_it_is_told(own, config,
     unheld = view_of(since=since, early_stopping=config)
     EarlyStopping(own).on_evaluation(unheld, {"train": {"loss": 1.0}})
     assert not unheld._asked
+
+
+def test_early_stopping_that_would_never_stop_is_refused():
+    with pytest.raises(ConfigError, match="after how many evaluations"):
+        EarlyStopping().on_start(view_of())
+    view = view_of()
+    view.setup.dataset = SimpleNamespace(val=None)
+    with pytest.raises(ConfigError, match="needs validation rows"):
+        EarlyStopping(3).on_start(view)
 
 
 # what is loaded at the end
