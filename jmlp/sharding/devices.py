@@ -7,6 +7,9 @@ import jax
 
 from jmlp.errors import ConfigError
 
+MOST = 1024
+"""devices that are simulated in a process"""
+
 
 def simulate_devices(n: int) -> None:
     """Makes this process use `n` simulated CPU devices that do not hang.
@@ -40,7 +43,15 @@ def request_cpu_devices(n: int, share: int = 1) -> None:
       share: devices of which these are a share, over all processes, or virtual shards.
         Kernels are cut by the size of the thread pool: bits can be the same over one
         process or several, one device or many, only if it is the same.
+
+    Raises:
+      ConfigError: more than `MOST`, which would start for minutes, and no process has.
     """
+    if n > MOST:
+        raise ConfigError(
+            f"{n} devices in one process: at most {MOST} can be simulated. Lower an axis of the "
+            "mesh, or start more processes"
+        )
     if max(n, share) > 1:
         os.environ["PJRT_NPROC"] = str(max(thread_pool_size(), 4 * n, 4 * share))
     try:

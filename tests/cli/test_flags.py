@@ -11,6 +11,7 @@ import pytest
 from helpers import own_environment
 
 from jmlp.cli.flags import Comm, Eval, Train, split_overrides, with_full_paths
+from jmlp.cli.main import main
 from jmlp.config import Config, flatten, load_config
 from jmlp.config.fields import choices
 from jmlp.config.keys import ALIASES, keys_of, nearest, override
@@ -259,3 +260,10 @@ def test_help_of_comm_names_the_tables():
     assert set(choices(keys["comm.all_reduce"].types)) == {*ALL_REDUCE, *CHOICES}
     assert set(choices(keys["comm.reducer.name"].types)) == {*REDUCERS, *COMPRESSORS}
     assert Comm().n == ()
+
+
+@pytest.mark.parametrize("args", [["--mesh.data=20000"], ["--cpu-devices=20000"]])
+def test_more_devices_than_can_be_simulated_are_refused_at_once(args, tmp_path, capsys):
+    (tmp_path / "c.yaml").write_text("data: {name: wine}")
+    assert main(["train", str(tmp_path / "c.yaml"), f"--run-dir={tmp_path / 'run'}", *args]) == 2
+    assert "20000 devices in one process: at most 1024" in capsys.readouterr().err

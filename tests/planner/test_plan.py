@@ -149,6 +149,13 @@ def test_a_compressor_is_kept():
     assert ways and {way.comm.reducer.name for way in ways} == {"int8"}
 
 
+def test_numbers_are_cut_into_bins_without_their_data():
+    keys = config_of(model={"hidden": [16], "number_embedding": {"name": "piecewise_linear"}})
+    wide = merged(keys, {"model": {"number_embedding": {"bins": 96}}})
+    few, many = (plan(one, "h100:1", sizes=SIZES).best.memory.parameters for one in (keys, wide))
+    assert few < many
+
+
 def test_the_lines_to_paste_are_the_way_also_where_a_topology_has_settings():
     keys = config_of(step="explicit", comm={"all_reduce": "hierarchical", "inner": 2})
     config = parse_config(keys)
