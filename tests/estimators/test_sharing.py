@@ -59,3 +59,10 @@ def test_what_shares_a_program_does_not_share_its_numbers(given):
             made.setdefault(rate, []).append(model.predict_proba(x))
     assert all((first == second).all() for first, second in made.values())
     assert np.abs(made[0.001][0] - made[0.1][0]).max() > 0.1
+
+
+def test_what_is_frozen_does_not_move_in_the_average_of_weights():
+    keys = {"optim": {"ema": 0.5}, "train": {"freeze": ["."]}}
+    models = (MLPClassifier((4,), max_iter=n, config=keys, **ONE).fit(*IRIS) for n in (1, 4))
+    one, more = (model.predict_proba(IRIS[0]) for model in models)
+    assert (one == more).all()
