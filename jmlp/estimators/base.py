@@ -156,6 +156,7 @@ class BaseMLP(BaseEstimator):
         """Keeps what a fit came to, and warns where it was cut short."""
         self._fitted = fitted
         self._keep(made.stopping, made.dataset, going_on)
+        self.n_layers_ = len(made.config.model.hidden) + 2
         most = made.config.train.epochs
         assert most != "auto"  # which `config_of` refuses
         if not epochs and not made.stopping.stopped and self.n_iter_ >= most:
@@ -173,6 +174,7 @@ class BaseMLP(BaseEstimator):
                     f"{type(self).__name__} requires y to be passed, but the target y is None"
                 )
             validate_data(self, X, reset=not going_on, skip_check_array=True)
+            _check_numbered(X)
             X, y = indexable(X, y)
         else:
             X, y = validate_data(
@@ -217,15 +219,18 @@ class BaseMLP(BaseEstimator):
         return kept, out
 
     def _batch(self, rows: int) -> int:
-        if self.batch_size == "auto":
+        train = (self.config or {}).get("train")
+        own = train.get("batch_size") if isinstance(train, Mapping) else None
+        size = self.batch_size if own is None else own  # which comes last
+        if size == "auto":
             return min(200, rows)
-        if not isinstance(self.batch_size, int | np.integer) or self.batch_size < 1:
-            raise ConfigError(f"batch_size={self.batch_size!r}; expected 'auto' or a number from 1")
-        if self.batch_size > rows:
+        if not isinstance(size, int | np.integer) or size < 1:
+            raise ConfigError(f"batch_size={size!r}; expected 'auto' or a number from 1")
+        if size > rows:
             warnings.warn(
                 f"Got `batch_size` larger than the {rows} rows; it is clipped", stacklevel=5
             )
-        return min(int(self.batch_size), rows)
+        return min(int(size), rows)
 
     def _dataset(self, config: Any, rows: Rows, before: fitting.Fitted | None) -> Dataset:
         """The rows as the model takes them, by the statistics of the first fit if it goes on."""
@@ -256,8 +261,6 @@ class BaseMLP(BaseEstimator):
         self.best_loss_ = None if self.early_stopping else stopping.best_loss
         self.validation_scores_ = [*scores, *stopping.scores] if self.early_stopping else None
         self.best_validation_score_ = stopping.best_score if self.early_stopping else None
-        hidden = parameters.hidden_of(self.hidden_layer_sizes)
-        self.n_layers_ = len(hidden) + 2
 
     def _estimates(self, X: Any) -> np.ndarray:
         """(N, K) of raw rows."""
@@ -273,3 +276,17 @@ class BaseMLP(BaseEstimator):
                 self, X, reset=False, dtype="numeric", ensure_all_finite=self._finite()
             )
         return self._fitted.estimates(X)
+
+
+def _check_numbered(frame: Any) -> None:
+    """Refuses columns numbered from 0 on that stand in another order.
+
+    jmlp goes by such numbers, an array that is predicted later by the order.
+    """
+    names = list(getattr(frame, "columns", ()))
+    numbers = all(isinstance(name, int | np.integer) for name in names)
+    if numbers and names != sorted(names) and sorted(names) == list(range(len(names))):
+        raise ValueError(
+            f"X has columns numbered {str(names[:8])[1:-1]}, ..., in no order: give them text for "
+            "names, or give X.to_numpy()"
+        )

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 import numpy as np
+from scipy.sparse import issparse
 from sklearn.base import ClassifierMixin
 from sklearn.metrics import accuracy_score
 from sklearn.utils import Tags, compute_sample_weight
@@ -13,6 +14,7 @@ from sklearn.utils.multiclass import check_classification_targets, type_of_targe
 from sklearn.utils.validation import column_or_1d
 
 from jmlp.data.dataset import Schema
+from jmlp.data.words import is_missing
 from jmlp.estimators.base import BaseMLP, Rows
 
 
@@ -157,11 +159,12 @@ class MLPClassifier(ClassifierMixin, BaseMLP):
     def _targets(
         self, y: Any, weight: np.ndarray | None, going_on: bool, classes: Any
     ) -> tuple[np.ndarray, np.ndarray | None]:
-        y = np.asarray(y)
+        y = y.toarray() if issparse(y) else np.asarray(y)
         if y.ndim == 2 and y.shape[1] == 1:
             y = column_or_1d(y, warn=True)
-        if y.dtype == object and (without := [i for i, label in enumerate(y) if label is None]):
-            raise ValueError(f"y has no label (None) in row {without[0]}: leave such rows out")
+        if y.dtype == object and (without := [i for i, label in enumerate(y) if is_missing(label)]):
+            said = f"y has no label ({y[without[0]]}) in row {without[0]}"
+            raise ValueError(f"{said}: leave such rows out")
         check_classification_targets(y)
         kind = type_of_target(y, input_name="y")
         if kind == "multiclass-multioutput":

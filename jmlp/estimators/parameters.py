@@ -38,6 +38,7 @@ _OWN = {
         "classes": "partial_fit takes classes",
         "weight": "fit takes sample_weight",
         "val_fraction": "use early_stopping and validation_fraction",
+        **dict.fromkeys(("folds", "fold"), "give cv to a search, or use cross_validate"),
         "test_fraction": "use train_test_split",
     },
     "train": {
@@ -105,6 +106,8 @@ def _is_number(value: Any) -> bool:
 
 
 def _check_own(config: Mapping[str, Any]) -> None:
+    if "seed" in config:
+        raise ConfigError("config: seed: use random_state")
     for section, keys in _OWN.items():
         given = config.get(section) or {}
         for key in given if isinstance(given, Mapping) else ():

@@ -208,6 +208,7 @@ class _Evaluations:
         for number, (params, split) in enumerate(asked):
             estimator: BaseMLP = _cloned(self._search.estimator)
             estimator.set_params(**_cloned(params, safe=False))
+            fresh = _cloned(estimator)  # of a generator that has drawn nothing yet
             try:
                 X, y, given = self._training_rows(estimator, split)
                 fit = rows.prepared(estimator, split, X, y, **given)
@@ -216,7 +217,7 @@ class _Evaluations:
                 continue
             if said := why_alone(fit.made.config):
                 why[said] += 1
-                alone.append((number, _cloned(estimator)))
+                alone.append((number, fresh))
             else:
                 together[number] = fit
         for said, count in why.items():

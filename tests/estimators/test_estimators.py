@@ -206,19 +206,15 @@ def test_partial_fit_holds_nothing_out(make):
         ({"config": {"data": {"path": "x.csv"}}}, "data.path"), ({"mesh": 4}, "mesh=4"),
         ({"config": {"train": {"early_stopping": 3}}}, "use early_stopping"),
         ({"config": {"train": {"epochs": "auto"}}}, "use max_iter"),
+        ({"config": {"data": {"folds": 5}}}, "give cv to a search"),
+        ({"config": {"seed": 1}}, "seed: use random_state"),
+        ({"config": {"train": {"batch_size": -1}}}, "batch_size=-1"),
         ({"config": {"modle": {}}}, "modle"), ({"step": "walk"}, "step"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_is_refused_by_name(given, said):
     with pytest.raises(ValueError, match=said):
         MLPClassifier(**{**ONE, **given}).fit(*IRIS)
-
-
-def test_config_comes_last():
-    config = {"model": {"hidden": [7], "dropout": 0.1}, "train": {"epochs": 2}}
-    model = MLPRegressor(config=config, **ONE).fit(*IRIS)
-    assert model.n_iter_ == 2
-    assert model._fitted.weights.params["head"]["kernel"].shape == (7, 1)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """The estimators inside scikit-learn's tools, and in other processes."""
 
+import json
 import pickle
 import signal
 import subprocess
@@ -9,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from helpers import own_environment
+from scipy.sparse import csr_matrix
 from sklearn.base import clone
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.compose import ColumnTransformer
@@ -19,6 +21,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 from jmlp import MLPClassifier, MLPRegressor
+from jmlp.config import parse_config
 from jmlp.estimators import fitting, sharing
 from jmlp.programs.train import TrainProgram
 
@@ -145,6 +148,15 @@ def test_parameters_are_those_of_the_signature_and_nothing_else():
         assert vars(estimator(alpha=3.0)) == estimator().get_params() | {"alpha": 3.0}
 
 
+def test_config_comes_last():
+    train = {"epochs": 2, "batch_size": 30}
+    config = {"model": {"hidden": [7, 7], "dropout": 0.1}, "train": train}
+    model = MLPRegressor(config=config, alpha=0.6, mesh={"data": 1}).fit(X, Y)
+    assert model.n_iter_ == 2 and model.n_layers_ == 4
+    assert parse_config(json.loads(model._fitted.config)).optim.l2 == 0.6 / 30  # rows of a batch
+    assert model._fitted.weights.params["head"]["kernel"].shape == (7, 1)
+
+
 def test_a_part_of_the_rows_is_not_balanced():
     with pytest.raises(ValueError, match="partial_fit does not support class_weight='balanced'"):
         MLPClassifier(class_weight="balanced", mesh={"data": 1}).partial_fit(
@@ -153,5 +165,24 @@ def test_a_part_of_the_rows_is_not_balanced():
 
 
 def test_a_label_that_is_none_is_named():
+    model, frame = MLPClassifier(mesh={"data": 1}), pd.DataFrame(X[:3], columns=list("abcd"))
     with pytest.raises(ValueError, match=r"no label \(None\) in row 1:"):
-        MLPClassifier(mesh={"data": 1}).fit(X[:3], np.array(["a", None, "b"], object))
+        model.fit(X[:3], np.array(["a", None, "b"], object))
+    for gap, dtype in ((np.nan, object), (pd.NA, "string")):
+        with pytest.raises(ValueError, match=r"no label \((nan|<NA>)\) in row 1:"):
+            model.fit(frame, pd.Series(["a", gap, "b"], dtype=dtype))
+
+
+def test_columns_in_no_order_are_refused():
+    frame = pd.DataFrame(X)
+    with pytest.raises(ValueError, match=r"numbered 2, 0, 1, 3, .*X\.to_numpy"):
+        MLPClassifier().fit(frame[[2, 0, 1, 3]], Y)
+
+
+def test_labels_may_be_sparse():
+    y = np.eye(3, dtype=int)[Y]
+    sparse, dense = (
+        MLPClassifier(**{**SMALL, "max_iter": 2}).fit(X, of) for of in (csr_matrix(y), y)
+    )
+    assert np.array_equal(sparse.predict_proba(X), dense.predict_proba(X))
+    assert sparse.score(X, csr_matrix(y)) == dense.score(X, y)
