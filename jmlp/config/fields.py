@@ -180,6 +180,16 @@ def plain(value: object) -> object:
     return _own(value)
 
 
+def plain_throughout(value: object) -> object:
+    """`plain` of a tree: of a mapping's values and a list's items, however deep."""
+    found = plain(value)
+    if isinstance(found, Mapping):
+        return {key: plain_throughout(item) for key, item in found.items()}
+    if isinstance(found, list):
+        return [plain_throughout(item) for item in found]
+    return found
+
+
 def _own(value: object) -> object:
     if isinstance(value, os.PathLike):
         return os.fspath(value)

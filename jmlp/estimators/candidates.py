@@ -22,7 +22,7 @@ from jmlp.config import Config
 from jmlp.config.sections import DataConfig, MeshConfig
 from jmlp.data import weights
 from jmlp.data.batches import padded_size
-from jmlp.data.dataset import Dataset
+from jmlp.data.dataset import Dataset, Schema
 from jmlp.errors import TrainingError
 from jmlp.estimators.base import BaseMLP, LoadRows, Prepared, Rows
 from jmlp.estimators.fitting import Fitted, Open, Stopping, Weights, estimates_of
@@ -43,6 +43,7 @@ from jmlp.population.trainer import (
     true_leaves,
     values_of_member,
 )
+from jmlp.population.widths import entered
 from jmlp.programs.evaluation import evaluated
 from jmlp.programs.precision import in_32_bits
 from jmlp.sharding.mesh import make_mesh
@@ -159,7 +160,8 @@ def _packs(fits: Sequence[Fit], mesh: Mesh) -> Iterator[tuple[Planned, Setup, li
     configs = [_as_member(fit, widest) for fit in fits]
     steps = [plan.total] * len(fits)
     train = fits[0].made.dataset.train
-    for group in group_members(configs, schema.features, schema.outputs, steps):
+    features = list(_entered(schema, configs))
+    for group in group_members(configs, features, schema.outputs, steps):
         of_one = make_mesh(group.config.mesh, jax.local_devices()[:1])
         setup = make_setup(group.config, of_one, dataset=fits[group.members[0]].made.dataset)
         values = values_of_member(group.config, schema.features, schema.outputs)
@@ -174,6 +176,16 @@ def _packs(fits: Sequence[Fit], mesh: Mesh) -> Iterator[tuple[Planned, Setup, li
             at = [group.members[i] for i in part]
             wants = [Want(i, configs[i], plan.total) for i in at]
             yield Planned(group, wants, *shape), setup, at
+
+
+def _entered(schema: Schema, configs: Sequence[Config]) -> Iterator[int]:
+    """Features that the first layer of each is given; asked once for each kind of them."""
+    found: dict[str, int] = {}
+    for model in (config.model for config in configs):
+        key = model.model_dump_json(exclude={"hidden", "dropout"})
+        if key not in found:
+            found[key] = entered(schema, model)
+        yield found[key]
 
 
 def _whole(fit: Fit) -> int:

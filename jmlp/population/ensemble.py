@@ -23,7 +23,7 @@ from jmlp.parallel import TrainState
 from jmlp.population.export import check_free, result_of
 from jmlp.population.greedy import Together, greedy
 from jmlp.population.leaderboard import read_board
-from jmlp.population.running import member_config
+from jmlp.population.members import check_same_rows, member_config
 from jmlp.population.store import (
     Result,
     course_of,
@@ -115,7 +115,7 @@ def export_ensemble(
       data: as of `sweep`, if it was given there.
 
     Raises:
-      RunDirError: there is no such sweep, or `run_dir` holds something.
+      RunDirError: there is no such sweep, its rows were others, or `run_dir` holds something.
       ConfigError: the sweep has folds, no validation rows, or `picks` is below 1.
     """
     source, target = expanded(directory), expanded(run_dir)
@@ -129,6 +129,7 @@ def export_ensemble(
         )
     check_free(target)
     board, trainer = read_board(source), Trainer(data)
+    check_same_rows(source, tree, search, trainer)
     results = newest(read_results(source))
     found: list[tuple[int, Result, Config]] = []
     for row in board:

@@ -15,7 +15,7 @@ from jmlp.errors import ConfigError, RunDirError
 from jmlp.parallel import TrainState
 from jmlp.population.course import Course
 from jmlp.population.leaderboard import read_board
-from jmlp.population.running import member_config
+from jmlp.population.members import check_same_rows, member_config
 from jmlp.population.store import (
     Result,
     course_of,
@@ -25,7 +25,7 @@ from jmlp.population.store import (
     read_weights,
 )
 from jmlp.population.sweep import sweep_config
-from jmlp.population.trainer import verified_weights
+from jmlp.population.trainer import Trainer, verified_weights
 from jmlp.population.widths import pad
 from jmlp.programs.precision import in_32_bits
 from jmlp.sharding.mesh import make_mesh
@@ -60,7 +60,8 @@ def export_member(
       data: as of `sweep`, if it was given there.
 
     Raises:
-      RunDirError: there is no such sweep or member, or `run_dir` holds something.
+      RunDirError: there is no such sweep or member, its rows were others, or `run_dir` holds
+        something.
       ConfigError: rank or fold is none of the sweep's.
     """
     source, target = expanded(directory), expanded(run_dir)
@@ -77,7 +78,10 @@ def export_member(
         raise RunDirError(f"member {result.member} diverged: its loss was not finite")
     config = with_full_paths(member_config(tree, search, result.point, result.fold))
     check_free(target)
-    setup = make_setup(config, make_mesh(config.mesh, jax.local_devices()[:1]), data)
+    trainer = Trainer(data)
+    check_same_rows(source, tree, search, trainer)
+    mesh = make_mesh(config.mesh, jax.local_devices()[:1])
+    setup = make_setup(config, mesh, dataset=trainer.dataset(config))
     arrays = read_weights(source, result.pack)
     last, selected = verified_weights(source, arrays, result, config, setup)
     with RunDir(target) as run:

@@ -40,7 +40,7 @@ class Group:
 
 def group_members(
     configs: Sequence[Config],
-    features: int,
+    features: Sequence[int],
     outputs: int,
     steps: Sequence[int],
     begun: Sequence[int] = (),
@@ -49,7 +49,8 @@ def group_members(
     """The groups of members with these configs, costliest first.
 
     Args:
-      features, outputs: of the models.
+      features: that the first layer of each is given.
+      outputs: of the models.
       steps: that each member is to be trained.
       begun: steps that each has behind it; none: 0. Members of a group have the same.
       compile_s: what a program more costs.
@@ -57,10 +58,11 @@ def group_members(
     alike: dict[str, list[int]] = {}
     for at, config in enumerate(configs):
         behind = begun[at] if begun else 0
-        alike.setdefault(f"{behind} {steps[at]} {_key(config, features)}", []).append(at)
+        alike.setdefault(f"{behind} {steps[at]} {_key(config, features[at])}", []).append(at)
     groups: list[Group] = []
     for members in alike.values():
-        cost = _Cost(features, outputs, configs[members[0]].train.batch_size, steps)
+        first = members[0]
+        cost = _Cost(features[first], outputs, configs[first].train.batch_size, steps)
         groups += _joined(members, configs, cost, compile_s)
     return sorted(groups, key=lambda group: (-group.seconds, group.members))
 

@@ -7,6 +7,7 @@ is on record, and goes on from there.
 from __future__ import annotations
 
 import importlib
+import itertools
 import logging
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -245,21 +246,20 @@ def make_halving(search: SearchConfig, longest: int) -> Method:
 def make_hyperband(search: SearchConfig, longest: int) -> Method:
     """Brackets of about equal work, from many trials that begin short to few that run whole.
 
-    Li et al. 2018, arXiv:1603.06560, algorithm 1; `trials` scales the number of each.
+    Li et al. 2018, arXiv:1603.06560, algorithm 1; `trials` are shared out in proportion.
     """
     eta, lengths = search.eta, rungs(search.min_epochs, longest, search.eta)
     most = len(lengths) - 1
     sizes = [math.ceil((most + 1) / (s + 1) * eta**s) for s in range(most, -1, -1)]
+    ends = np.cumsum(sizes)
     if search.trials is not None:
-        scale = search.trials / sum(sizes)
-        sizes = [max(1, round(size * scale)) for size in sizes]
-    points = _random(search.domains, search, sum(sizes))
+        ends = np.rint(ends * (search.trials / ends[-1])).astype(int)
+    points = _random(search.domains, search, int(ends[-1]))
     brackets: list[tuple[Sequence[Job], Sequence[int]]] = []
-    first = 0
-    for s, size in zip(range(most, -1, -1), sizes, strict=True):
-        jobs = [Job(i, points[i]) for i in range(first, first + size)]
-        brackets.append((jobs, lengths[most - s :]))
-        first += size
+    for rung, (first, end) in enumerate(itertools.pairwise([0, *map(int, ends)])):
+        jobs = [Job(i, points[i]) for i in range(first, end)]
+        if jobs:  # of few trials some brackets have none
+            brackets.append((jobs, lengths[rung:]))
     return _Halving(brackets, eta)
 
 

@@ -20,7 +20,7 @@ from jmlp.population.slots import deal, units
 from jmlp.population.widths import pad
 from jmlp.programs.evaluation import rows_of
 from jmlp.training.plan import RunPlan
-from jmlp.types import PyTree
+from jmlp.types import Params, PyTree
 
 
 class Start(NamedTuple):
@@ -242,13 +242,20 @@ class Pack:
         self._leave(set())
         members = range(len(self.courses))
         last = stack([self._saved[m] for m in members])
-        if not self._judge.selects:
-            return Ended(self.courses, last, last)
-        chosen = [
-            self._saved_best[m] if self.courses[m].best is not None else self._saved[m]
-            for m in members
-        ]
-        return Ended(self.courses, last, stack(chosen))
+        chosen = last
+        if self._judge.selects:
+            have = [course.best is not None for course in self.courses]
+            chosen = stack([(self._saved_best if have[m] else self._saved)[m] for m in members])
+        # No loss comes after the last update, which may have spoilt the weights.
+        for course, whole in zip(self.courses, _finite(chosen.params), strict=True):
+            course.status = course.status if whole else "diverged"
+        return Ended(self.courses, last, chosen)
+
+
+def _finite(params: Params) -> np.ndarray:
+    """(members,) bool: whether all parameters of a member are finite."""
+    leaves = [leaf.reshape(len(leaf), -1) for leaf in jax.tree.leaves(params)]
+    return np.logical_and.reduce([np.isfinite(leaf).all(1) for leaf in leaves])
 
 
 def to_host(state: PyTree) -> PyTree:

@@ -14,16 +14,17 @@ import jax
 import numpy as np
 
 from jmlp.checkpoint.digest import fingerprint_of
-from jmlp.config import Config, parse_config
-from jmlp.data.batches import steps_per_epoch
+from jmlp.config import Config
 from jmlp.distributed.agreement import agree, first, gather_texts
+from jmlp.errors import ConfigError
 from jmlp.losses import loss_of
-from jmlp.metrics import check_monitor, metrics_of
+from jmlp.metrics import Metric, check_monitor, metrics_of
 from jmlp.model.recipes import settled
 from jmlp.population.leaderboard import Row, Sweep, ranked
+from jmlp.population.members import base_config, member_config
 from jmlp.population.methods import Job, make_method
 from jmlp.population.pack import Start
-from jmlp.population.space import SearchConfig, ends, with_point
+from jmlp.population.space import SearchConfig, ends
 from jmlp.population.store import (
     Machine,
     Result,
@@ -49,6 +50,9 @@ from jmlp.training.plan import make_plan
 from jmlp.training.setup import selects_best
 from jmlp.types import JsonObject
 
+_OF_LOSS = ("train.loss", "train.class_weight")
+"""keys that say what the loss is"""
+
 
 class Point(NamedTuple):
     """A point of the space, and the members that are trained for it: one, or one a fold."""
@@ -56,19 +60,6 @@ class Point(NamedTuple):
     point: JsonObject
     members: tuple[int, ...]
     configs: tuple[Config, ...]
-
-
-def member_config(tree: JsonObject, search: SearchConfig, point: JsonObject, fold: int) -> Config:
-    """The config of a member, as `jmlp train` takes it.
-
-    Args:
-      tree: of all members, without their points.
-    """
-    tree = with_point(tree, point)
-    if search.folds:
-        tree = with_point(tree, {"data.folds": search.folds, "data.fold": fold})
-    tree = {**tree, "mesh": {"data": 1}, "step": "single"}
-    return parse_config(tree, f"search.space, at {point}" if point else "config")
 
 
 class Running:
@@ -82,25 +73,39 @@ class Running:
     def __init__(self, tree: JsonObject, search: SearchConfig, data: object, report: Reporter):
         self.tree, self.search, self.report = tree, search, report
         self.trainer = Trainer(data)
-        self.task = ""
-        base = self.config({}, 0)
+        self.base = base = base_config(tree, search, self.trainer)
         self.task = self.trainer.dataset(base).schema.task
-        self.base = base = self.config({}, 0)
         for key, domain in search.domains.items():  # mistakes, before anything is trained
             for value in ends(domain):
                 self.config({key: value}, 0)
-        dataset = self.trainer.dataset(base)
-        plan = make_plan(base, dataset.train.rows)
+        plan = make_plan(base, self.trainer.dataset(base).train.rows)
         self.longest = max(1, math.ceil(plan.total / plan.per_epoch))
-        loss = loss_of(base.train.loss, dataset.schema)
-        used = metrics_of(base.train.metrics, dataset.schema, loss=loss)
-        check_monitor(base.train.monitor, used, dataset.schema.task)
-        self.monitor = next(one for one in used if one.name == base.train.monitor)
+        self.monitor = self._monitor()
         self.method = make_method(search, self.longest)
         self.points: dict[int, Point] = {}
         self.known: dict[tuple[int, float], Result] = {}
         self._lengths: dict[int, set[float]] = {}  # epochs that each member is known at
-        self._epochs = 0.0  # of training, so far
+        self._epochs = 0.0  # of training so far, in this call and before
+
+    def _monitor(self) -> Metric:
+        """What members are ranked by. Raises ConfigError: they cannot be."""
+        train, dataset = self.base.train, self.trainer.dataset(self.base)
+        used = metrics_of(train.metrics, dataset.schema, loss=loss_of(train.loss, dataset.schema))
+        check_monitor(train.monitor, used, dataset.schema.task)
+        if dataset.val is None:
+            raise ConfigError(
+                f"search: members are ranked by train.monitor={train.monitor} of the validation "
+                "rows, and there are none: set data.val_fraction, data.val_path or search.folds"
+            )
+        makes = [key for key in self.search.space if key.startswith(_OF_LOSS)]
+        if train.monitor == "loss" and makes:
+            others = [one.name for one in used if one.name != "loss" and one.best is not None]
+            self.report.warn(
+                f"search.space has {makes[0]}, and train.monitor=loss is another measure for each "
+                f"of its values, by which they cannot be compared. Set train.monitor: "
+                f"{' or '.join(others)}"
+            )
+        return next(one for one in used if one.name == train.monitor)
 
     # From points to configs.
 
@@ -129,6 +134,8 @@ class Running:
         self._know(directory.results())
         if self.known:
             self.report.note(f"{len(self.known)} results are on record: going on from there")
+        if self.search.epochs is not None:
+            self._epochs = sum(map(self._epochs_of, newest(self.known.values()).values()))
         self._check_machine(directory)
 
         def over() -> bool:
@@ -180,6 +187,7 @@ class Running:
             members = sum(len(pack.wants) for pack in todo)
             self.report.note(f"{members} members, {programs} programs, {len(todo)} packs")
         mine = shares(todo, self.trainer.processes)[jax.process_index()]
+        self._check(mine)
         done, begun = 0, self._epochs
         whole, found = True, list[Result]()
         with self.report.progress(0, max(steps, 1)):
@@ -192,6 +200,14 @@ class Running:
                 done += pack.steps
                 self.report.advance(done, self._best_so_far(), 0.0)
         return self._agreed(whole, found, self._epochs - begun)
+
+    def _check(self, packs: Sequence[Planned]) -> None:
+        """Refuses what only a run's setup refuses, before anything is trained."""
+        for pack in packs:
+            try:
+                self.trainer.setup(pack.group.config)
+            except ConfigError as error:
+                raise ConfigError(f"search.space, at {pack.wants[0].point}: {error}") from None
 
     def _agreed(self, whole: bool, found: Sequence[Result], epochs: float) -> bool:
         """Tells the other processes what this one has found, and is told; whether all is done."""
@@ -311,6 +327,11 @@ class Running:
             return math.inf
         return -value if self.monitor.best == "higher" else value
 
+    def _epochs_of(self, result: Result) -> float:
+        """That a member has been trained for in all."""
+        config = self.config(dict(result.point), result.fold)
+        return course_of(result).step / self.per_epoch(config)
+
     def _best_so_far(self) -> float:
         values = [r.val.get(self.monitor.name, math.nan) for r in self.known.values()]
         finite = [value for value in values if math.isfinite(value)]
@@ -343,8 +364,7 @@ class Running:
 
     def per_epoch(self, config: Config) -> int:
         """Steps of an epoch."""
-        rows = self.trainer.dataset(config).train.rows
-        return steps_per_epoch(rows, config.train.batch_size)
+        return make_plan(config, self.trainer.dataset(config).train.rows).per_epoch
 
 
 def _name(done: Done, epochs: Mapping[int, float]) -> str:

@@ -137,9 +137,9 @@ class SearchConfig(Section):
     trials: Count | None = None
     """Points that are tried. none: all of a grid; 64 otherwise, or as many as `seconds` allow."""
     seconds: Annotated[Float, Field(gt=0)] | None = None
-    """No trial begins after so long."""
+    """No trial begins after so long, in each call."""
     epochs: Count | None = None
-    """Epochs of training in all, over the trials: none begins after that."""
+    """Epochs of training in all, over trials and calls that go on: none begins after that."""
     space: dict[str, Value] = {}
     """Keys of the config, and what each may be: a list, {uniform: [a, b]}, {log: [a, b]},
     {int: [a, b]}, {log_int: [a, b]}; model.hidden also {layers: [1, 3], width: [8, 256]}."""

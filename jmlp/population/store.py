@@ -126,19 +126,8 @@ class SweepDir(RunDir):
         if not path.exists():
             with _written(path):
                 write_atomically(path, to_json(dict(now._asdict())) + "\n")
-        try:
-            then = _MACHINE.validate_json(path.read_bytes(), strict=True)
-            if min(then.devices, then.pack_bytes, then.processes) < 1:
-                raise ValueError(f"{then._asdict()}: expected numbers from 1")
-        except (OSError, ValueError) as error:
-            said = str(error).splitlines()[0]
-            raise RunDirError(f"{path}: damaged: {said}. Delete it to go on.") from None
-        if then.data != now.data:
-            raise RunDirError(
-                f"{self.path} holds a sweep over other data: its rows have fingerprint "
-                f"{then.data[:12]}, these {now.data[:12]}. Bring the old rows back, or choose "
-                "another --run-dir."
-            )
+        then = read_machine(self.path)
+        check_rows(self.path, then, now.data, ", or choose another --run-dir")
         return then
 
     def save(self, pack: str, arrays: Mapping[str, np.ndarray]) -> None:
@@ -179,6 +168,41 @@ def read_sweep(path: Path | str) -> JsonObject:
     if not file.is_file():
         raise RunDirError(f"{path} holds no sweep: {file} is missing. Start one with jmlp sweep.")
     return read_yaml(file)
+
+
+def read_machine(path: Path | str) -> Machine:
+    """What the sweep in a directory was begun with.
+
+    Raises:
+      RunDirError: that is not there, or damaged.
+    """
+    file = Path(path) / "machine.json"
+    try:
+        then = _MACHINE.validate_json(file.read_bytes(), strict=True)
+        if min(then.devices, then.pack_bytes, then.processes) < 1:
+            raise ValueError(f"{then._asdict()}: expected numbers from 1")
+    except (OSError, ValueError) as error:
+        said = str(error).splitlines()[0]
+        raise RunDirError(f"{file}: damaged: {said}. Delete it to go on.") from None
+    return then
+
+
+def check_rows(path: Path | str, then: Machine, data: str, way_out: str = "") -> None:
+    """Refuses rows that are not those of a sweep: its members are scaled and ranked by them.
+
+    Args:
+      path: of the sweep's directory.
+      data: fingerprint of the rows at hand, under the config of members without their points.
+      way_out: besides the old rows.
+
+    Raises:
+      RunDirError: they are others.
+    """
+    if then.data != data:
+        raise RunDirError(
+            f"{path} holds a sweep over other data: its rows have fingerprint {then.data[:12]}, "
+            f"these {data[:12]}. Bring the old rows back{way_out}."
+        )
 
 
 def read_results(path: Path | str) -> list[Result]:

@@ -16,7 +16,7 @@ import numpy as np
 import pydantic
 
 from jmlp.config import parse_config
-from jmlp.config.fields import expanded
+from jmlp.config.fields import expanded, plain_throughout
 from jmlp.config.load import read_tree
 from jmlp.distributed.agreement import is_first, peers, together
 from jmlp.distributed.forks import refuse_forked
@@ -96,9 +96,10 @@ def sweep_config(
     Raises:
       ConfigError: every mistake of both.
     """
-    tree = read_tree(config)
+    # Of a mapping from Python: it is written as YAML, and compared with what is.
+    tree: JsonObject = {key: plain_throughout(of) for key, of in read_tree(config).items()}  # type: ignore[misc]  # values are checked below
     own = tree.pop("search", None)
-    given: object = own if search is None else dict(search)
+    given: object = own if search is None else plain_throughout(dict(search))
     if given is None:
         raise ConfigError(
             "no search section: say what to search over, e.g. "

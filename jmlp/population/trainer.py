@@ -28,11 +28,11 @@ from jmlp.population.pack import Ended, Pack, Start, stack
 from jmlp.population.program import AXIS, PopulationProgram, Shape
 from jmlp.population.slots import capacity_for, chunk_of, units
 from jmlp.population.store import Result, course_of
-from jmlp.population.widths import cut, pad
+from jmlp.population.widths import cut, entered, pad
 from jmlp.sharding.layout import path_of
 from jmlp.sharding.mesh import make_mesh
 from jmlp.training.plan import make_plan
-from jmlp.training.setup import Setup, load_dataset, make_setup
+from jmlp.training.setup import Setup, load_dataset, make_setup, resolved
 from jmlp.types import JsonObject, PyTree, may_be_on
 
 _PACK_S = 60.0
@@ -103,6 +103,7 @@ class Trainer:
         self.pack_bytes = pack_bytes or room()
         self._datasets: dict[str, Dataset] = {}
         self._setups: dict[str, Setup] = {}
+        self._features: dict[str, int] = {}
         self._programs: dict[Hashable, PopulationProgram] = {}
 
     def dataset(self, config: Config) -> Dataset:
@@ -128,7 +129,8 @@ class Trainer:
         schema = self.dataset(configs[0]).schema
         begun = [want.begun for want in wants]
         steps = [want.until - want.begun for want in wants]
-        for group in group_members(configs, schema.features, schema.outputs, steps, begun):
+        features = [self._entered(config) for config in configs]
+        for group in group_members(configs, features, schema.outputs, steps, begun):
             mine = [wants[at] for at in group.members]
             seeds = [want.config.seed for want in mine]
             values = values_of_member(group.config, schema.features, schema.outputs)
@@ -136,6 +138,16 @@ class Trainer:
             most = min(most, max(1, int(len(mine) * _PACK_S / max(group.seconds, 1e-9))))
             for part, shape in cut_into_packs(seeds, values, most, self.mesh, self.processes):
                 yield Planned(group, [mine[at] for at in part], *shape)
+
+    def _entered(self, config: Config) -> int:
+        """`entered`, of the rows of a config; asked once for each kind of features."""
+        dataset = self.dataset(config)
+        if not config.model.residual:
+            return dataset.schema.features
+        key = _data_key(config) + config.model.model_dump_json(exclude={"hidden", "dropout"})
+        if key not in self._features:
+            self._features[key] = entered(resolved(config, dataset)[1].schema, config.model)
+        return self._features[key]
 
     def train(
         self,

@@ -18,7 +18,8 @@ import numpy as np
 from flax import nnx
 
 from jmlp.config.sections import ModelConfig
-from jmlp.model import ACTIVATIONS, LayerSplit, Whole
+from jmlp.data.dataset import Schema
+from jmlp.model import ACTIVATIONS, LayerSplit, Whole, mlp_of
 from jmlp.sharding.layout import path_of
 from jmlp.types import Params, PyTree, Shapes
 
@@ -223,6 +224,19 @@ def padded_widths(
             if wide[i] == before and pairs[0] != own:
                 wide[i] += 1
     return tuple(wide)
+
+
+def entered(schema: Schema, model: ModelConfig) -> int:
+    """Features that the first layer of a model is given, of rows of this schema.
+
+    Told where it matters, which is under `residual`; others have the schema's own number.
+    """
+    if not model.residual or model.block != "plain":
+        return schema.features
+    # Categories and embedded numbers are several features each.
+    bare = model.model_copy(update={"hidden": ()})
+    made = nnx.eval_shape(lambda: mlp_of(schema, bare, 1, 0, nnx.Rngs(0)))
+    return made.head.kernel.shape[0]
 
 
 def like_pattern(hidden: Sequence[int], features: int) -> tuple[bool, ...]:

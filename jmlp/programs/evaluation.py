@@ -259,6 +259,8 @@ def values_of(
 ) -> dict[str, float]:
     """The metrics of one model over the rows of `split`, by name, in their order.
 
+    NaN is a metric of outputs that are not finite: of a model that has diverged, or is about to.
+
     Args:
       totals: of each kind that a metric is of, sums over all rows.
       estimates: (N, K), where a metric is of outputs.
@@ -267,14 +269,15 @@ def values_of(
       ConfigError: a metric of one's own fails.
     """
     held, found = held_of(schema, split), dict[str, float]()
-    y_true, outputs = split.y, np.zeros(0)
+    y_true, outputs, finite = split.y, np.zeros(0), True
     if estimates is not None:
         y_true, outputs = in_own_units(schema, split.y, estimates)
+        finite = bool(np.isfinite(outputs).all())
     for metric in metrics:
         if metric.sums is not None and metric.value is not None:
             found[metric.name] = float(metric.value(dict(totals[metric.sums]), held))
         else:
-            unknown = metric.undefined(held)
+            unknown = metric.undefined(held) or not finite
             of_rows = y_true, outputs, split.weight
             found[metric.name] = float("nan") if unknown else on_host(metric, *of_rows)
     return found

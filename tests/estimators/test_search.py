@@ -150,6 +150,15 @@ def test_a_fit_that_fails_follows_error_score():
         search.set_params(estimator__solver="sgd").fit(x, y)
 
 
+def test_what_the_last_update_spoils_has_failed():
+    x, y = IRIS
+    model = MLPClassifier(solver="adamw", alpha=10, max_iter=1, batch_size=75, **ONE)
+    search = PopulationSearchCV(model, {"learning_rate_init": [0.01, 3e38]}, cv=2, refit=False)
+    with pytest.warns(FitFailedWarning, match="2 fits failed"):  # of one step; its loss is finite
+        search.fit(x, y)
+    assert np.isfinite(search.cv_results_["mean_test_score"]).tolist() == [True, False]
+
+
 def test_it_goes_where_estimators_go():
     x, y = IRIS
     space = {"alpha": loguniform(1e-5, 1e-1), "learning_rate_init": [0.01, 0.02]}

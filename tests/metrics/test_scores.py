@@ -8,9 +8,11 @@ from helpers import config_of, some
 from sklearn import metrics as sk
 
 import jmlp
+from jmlp.data.dataset import Schema, Split
 from jmlp.errors import ConfigError
 from jmlp.metrics import METRICS, named
 from jmlp.metrics.scores import calibration_error
+from jmlp.programs.evaluation import values_of
 
 ALL = {
     "model": {"hidden": [8]},
@@ -206,3 +208,14 @@ def test_a_metric_of_another_task_is_refused(curve):
             jmlp.prepare(config_of(ALL, {"train": {"metrics": [name]}}), curve)
     with pytest.raises(ConfigError, match=r"'top_0' is none of loss, .*top_<k>"):
         jmlp.prepare(config_of(ALL, {"train": {"metrics": ["top_0"]}}), curve)
+
+
+def test_outputs_that_are_no_numbers_have_no_metric():
+    y = np.arange(6) % 2
+    schema = Schema(
+        task="classification", features=1, outputs=2, classes=(0, 1), x_mean=(0.0,), x_scale=(1.0,)
+    )
+    wild = np.full((6, 2), np.nan, np.float32)  # of a member of a sweep that has diverged
+    used = [METRICS["roc_auc"], METRICS["average_precision"], METRICS["calibration_error"]]
+    found = values_of(used, schema, Split(np.zeros((6, 1), np.float32), y, None), {}, wild)
+    assert len(found) == 3 and np.isnan(list(found.values())).all()

@@ -113,6 +113,27 @@ def test_a_member_is_its_own_run(name):
     check(CASES[name], rows(), atol=loose.get(name, 1e-5))
 
 
+@pytest.mark.parametrize("numbers", ["none", "piecewise_linear"])
+def test_members_of_one_program_have_its_projections(numbers):
+    data = rows()
+    levels = np.array(list("uvw"))[np.arange(150) % 3]
+    table = {f"x{i}": data["x"][:, i] for i in range(3)} | {"level": levels}
+    embedding = {"name": numbers} | ({"bins": 2, "size": 2} if numbers != "none" else {})
+    width = 3 + (3 if numbers == "none" else 6)  # that four columns become
+    trainer = Trainer({"x": table, "y": data["y"]})
+    model = {"residual": True, "number_embedding": embedding}
+    trees = [{"model": {**model, "hidden": [w, w]}} for w in range(width - 2, width + 3)]
+    configs = [parse_config(merged(BASE, tree)) for tree in trees]
+    skips = []
+    for pack in trainer.plan([Want(i, c, 9) for i, c in enumerate(configs)]):
+        group = jax.tree.structure(trainer.setup(pack.group.config).programs.abstract.params)
+        for want in pack.wants:  # or else it is trained as another model than its own
+            own = trainer.setup(want.config).programs.abstract.params
+            assert jax.tree.structure(own) == group
+            skips.append("skip" in own["blocks"][0])
+    assert sorted(skips) == [False, True, True, True, True]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "loss", ["squared_error", "huber", "gaussian", "quantile", "absolute_error"]

@@ -10,13 +10,16 @@ from helpers import merged
 
 import jmlp
 from jmlp.cli.main import main
+from jmlp.config.yaml12 import dump_yaml
 from jmlp.errors import ConfigError, RunDirError
 from jmlp.population import running, store
 from jmlp.population.export import export_member
 from jmlp.population.methods import Job, make_method, rungs
 from jmlp.population.pack import Pack
+from jmlp.population.running import Running
 from jmlp.population.space import SearchConfig
 from jmlp.population.sweep import sweep, sweep_config
+from jmlp.report import Reporter
 
 SPACE = {"model.hidden": [[3], [5], [4, 2]], "optim.learning_rate": {"log": [0.001, 0.1]}}
 CONFIG = {
@@ -118,12 +121,17 @@ def test_another_sweep_in_the_directory_is_refused(swept):
         sweep(merged(CONFIG, {"train": {"epochs": 5}}), data=rows(), run_dir=path)
 
 
-def test_other_rows_are_refused(swept):
-    _, path = swept
+def test_other_rows_are_refused(swept, tmp_path):
+    found, path = swept
     other = rows()
     other["x"] = other["x"] + 1
     with pytest.raises(RunDirError, match="over other data"):
         sweep(CONFIG, data=other, run_dir=path)
+    with pytest.raises(RunDirError, match=r"over other data.*Bring the old rows back\."):
+        export_member(path, tmp_path / "run", data=other)
+    with pytest.raises(RunDirError, match="over other data"):
+        found.ensemble(2, tmp_path / "run", data=other)
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow
@@ -187,6 +195,7 @@ def test_budgets_end_it_and_more_of_them_goes_on(tmp_path):
     tree = merged(CONFIG, {"search": {"trials": 4, "epochs": 1, "batch": 2}})
     few = sweep(tree, data=rows(), run_dir=tmp_path / "budget")
     assert 0 < few.members < 4
+    assert board(sweep(tree, data=rows(), run_dir=tmp_path / "budget")) == board(few)  # it is spent
     more = sweep(
         merged(CONFIG, {"search": {"trials": 4, "batch": 2}}),
         data=rows(),
@@ -219,6 +228,46 @@ def test_mistakes_name_key_and_way_out(search, said, tmp_path):
     with pytest.raises(ConfigError, match=said):
         sweep(tree, data=rows(), run_dir=tmp_path / "none")
     assert not (tmp_path / "none" / "sweep.yaml").exists()
+
+
+def on_its_way(tree, **settings):
+    tree, search = sweep_config({"train": {"epochs": 4}, **tree})
+    said = []
+    report = Reporter.silent()
+    report.warn = said.append
+    return Running(tree, search, rows(), report, **settings), said
+
+
+def test_ranks_need_rows_and_one_measure():
+    search = {"space": {"train.loss.gamma": {"uniform": [0, 3]}}}
+    tree = {"train": {"loss": "focal"}, "search": search}
+    _, said = on_its_way(tree)
+    assert "train.loss.gamma" in said[0] and "Set train.monitor: accuracy" in said[0]
+    assert not on_its_way(merged(tree, {"train": {"monitor": "accuracy"}}))[1]
+    with pytest.raises(ConfigError, match=r"there are none: set data\.val_fraction"):
+        on_its_way(merged(tree, {"data": {"val_fraction": 0}}))
+
+
+def test_rungs_are_epochs_also_where_a_short_batch_waits():
+    train = {"epochs": 4, "batch_size": 100, "short_batch": "drop"}
+    search = {"method": "halving", "eta": 2, "trials": 2, "space": {"seed": [0, 1]}}
+    running, _ = on_its_way({"train": train, "search": search})
+    wants = running._wants(running.method.ask())
+    assert [want.until for want in wants] == [1, 1]  # of 112 rows a batch an epoch
+
+
+def test_numbers_of_numpy_are_numbers_of_a_config():
+    widths = [np.int64(4), np.int64(8)]
+    tree = {
+        "train": {"epochs": np.int64(2)},
+        "model": {"hidden": [np.int64(4)]},
+        "search": {
+            "space": {"model.hidden": [widths], "optim.learning_rate": np.logspace(-3, -1, 3)}
+        },
+    }
+    tree, search = sweep_config(tree)
+    written = dump_yaml({**tree, "search": search.model_dump(mode="json")})
+    assert "epochs: 2" in written and search.space["model.hidden"] == [[4, 8]]
 
 
 def test_a_run_of_a_sweeps_config_says_what_it_is():
@@ -255,6 +304,14 @@ def test_methods_are_deterministic_and_within_the_space():
         SearchConfig(method="grid", space={"seed": [0, 1, 2], "model.dropout": [0.0, 0.5]}), 10
     )
     assert len(everything.ask()) == 6 and not everything.ask()
+    for trials in (1, 2, 5, 20, 64):
+        search = SearchConfig(method="hyperband", trials=trials, space={"seed": [0, 1]})
+        method, asked = make_method(search, 9), set()
+        while jobs := method.ask():
+            asked |= {job.trial for job in jobs}
+            for job in jobs:
+                method.tell(job, 1.0)
+        assert asked == set(range(trials))
 
 
 def test_asha_promotes_the_best_of_a_rung_and_nobody_twice():
