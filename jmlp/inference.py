@@ -245,10 +245,11 @@ def as_open(run: Trained) -> OpenRun:
 
 def splits(run: OpenRun, data: object = None) -> dict[str, Split]:
     """The splits of the run's data, or the rows of `data` as one called so."""
+    targets = run.programs.evaluation.loss.targets
     if isinstance(data, str | Path):
-        return {"data": read_labelled(str(data), run.schema)}
+        return {"data": read_labelled(str(data), run.schema, targets)}
     if data is not None:
-        return {"data": labelled_of(schema=run.schema, **_rows(data))}
+        return {"data": labelled_of(schema=run.schema, targets=targets, **_rows(data))}
     if not (run.config.data.name or run.config.data.path):
         raise RunDirError(
             "the rows of this run were given from Python. Give those to evaluate: "

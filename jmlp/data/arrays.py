@@ -43,6 +43,12 @@ def with_targets(rows: Raw, origin: str, y: np.ndarray, what: str = "x") -> Raw:
     return rows._replace(y=y, target_names=names)
 
 
+def decoded(column: Any) -> Any:
+    """An arrow column without its dictionary: of a gap in one, numpy is given the last value."""
+    kind: Any = getattr(column, "type", None)
+    return column.cast(kind.value_type) if hasattr(kind, "index_type") else column
+
+
 def labels(origin: str, y: Any) -> np.ndarray:
     """Integers as int64, other numbers as float64, text as object with None if missing.
 
@@ -53,7 +59,7 @@ def labels(origin: str, y: Any) -> np.ndarray:
             cells, missing = np.ma.getdata(y).astype(object), np.ma.getmaskarray(y)
             cells[missing] = None
             y = cells
-        found = np.asarray(y)
+        found = np.asarray(decoded(y))
         lone = found.ndim == 1 or (found.ndim == 2 and found.shape[1] == 1)
         if found.dtype.kind in "OUST":
             found = _of_objects(found, lone)
@@ -100,7 +106,7 @@ def numbers(origin: str, what: str, value: Any) -> np.ndarray:
             return value
         if np.ma.isMaskedArray(value):
             value = np.ma.asarray(value, np.float64).filled(np.nan)
-        array = np.asarray(value)
+        array = np.asarray(decoded(value))
         if array.dtype == np.uint8:
             return array
         if array.dtype == object:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jmlp.data.arrays import labels
+from jmlp.data.arrays import decoded, labels
 from jmlp.data.columns.cells import BOOLEAN, NUMBER_CELL
 from jmlp.data.columns.objects import refusal, typed_values
 from jmlp.data.dataset import Columns, Raw
@@ -127,7 +127,7 @@ def raw_of_table(table: Table, columns: Columns) -> Raw:
     """Raw rows without targets; the names are kept unless they are mere numbers.
 
     Returns:
-      x (N, F) float64 with NaN where missing, or uint8 if all columns are.
+      x (N, F) float64 with NaN where missing, or uint8 if all columns are and have no names.
 
     Raises:
       DataError: names the column and row of what is not what the others are.
@@ -138,9 +138,9 @@ def raw_of_table(table: Table, columns: Columns) -> Raw:
             "expected rows and features"
         )
     arrays = [_values(column) for column in table.columns]
-    if all(array.dtype == np.uint8 for array in arrays):
-        names = () if table.numbered else table.names
-        return Raw(np.stack(arrays, 1), None, table.where, names)
+    # Pixels have no names: bytes under names are counts, codes and flags, each with its own scale.
+    if table.numbered and not columns.cells and all(a.dtype == np.uint8 for a in arrays):
+        return Raw(np.stack(arrays, 1), None, table.where)
     x = np.empty((len(table), len(arrays)))
     cells, words = [], []
     for place, (name, column) in enumerate(zip(table.names, table.columns, strict=True)):
@@ -180,6 +180,7 @@ def _values(column: Any) -> np.ndarray:
     """(N,) array of a Series, an arrow column, or any array-like."""
     if isinstance(column, np.ndarray):
         return column
+    column = decoded(column)
     values = column.to_numpy() if hasattr(column, "to_numpy") else column
     return np.asarray(values if isinstance(values, np.ndarray) else _plain(values))
 

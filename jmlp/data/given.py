@@ -4,6 +4,7 @@ Where both sides have names, columns are matched by name, whatever their order; 
 has none, they are taken in order.
 """
 
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -168,8 +169,34 @@ def raw_features(origin: str, x: Any, columns: Columns, table: Table | None = No
     return raw._replace(carried=dict(zip(kept.names, kept.columns, strict=True)) if kept else {})
 
 
+def carried_of_none(origin: str, x: Any, columns: Columns, width: int) -> dict[str, Any]:
+    """What is carried along of no rows, which still have all columns.
+
+    Args:
+      width: how many there are, where they have no names.
+
+    Raises:
+      DataError: one is missing, or they are not so many.
+    """
+    table = table_of(origin, x)
+    if table is None:
+        carried.refuse(origin, columns.carry)
+    kept = () if table is None else table.pick(columns.carry).columns
+    if table is not None and columns.features and not table.numbered:
+        table.pick(columns.features)
+    elif (found := math.prod(np.shape(x)[1:]) if table is None else len(table.names)) != width:
+        raise DataError(f"{origin}: no rows, of {found} features; the model has {width}")
+    return dict(zip(columns.carry, kept, strict=True))
+
+
 def _table_of_rows(origin: str, x: Any, names: tuple[str, ...]) -> Table:
-    rows = [list(row) for row in x]
+    given = np.asarray(x) if hasattr(x, "shape") and not np.ma.isMaskedArray(x) else x
+    if not isinstance(given, list | tuple | np.ndarray):
+        raise DataError(f"{origin}: {type(x).__name__}; expected rows, or a table with columns")
+    odd = next((row for row in given if not isinstance(row, list | tuple | np.ndarray)), None)
+    if odd is not None:
+        raise DataError(f"{origin}: {repr(odd)[:40]} is no row; one has {len(names)} cells")
+    rows = [list(row) for row in given]
     odd = next((len(row) for row in rows if len(row) != len(names)), None)
     if odd is not None or not rows:
         raise DataError(

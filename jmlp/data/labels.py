@@ -207,6 +207,11 @@ def encode_labels(y: np.ndarray, classes: Sequence[int | str]) -> np.ndarray:
 
 def encode(part: Part, classes: Sequence[int | str], config: DataConfig) -> np.ndarray:
     """(N,) class indices. Raises DataError for a label that is not among `classes`."""
+    if part.y().ndim == 2:
+        raise DataError(
+            f"{where_of(part, 0)}: {part.y().shape[1]} targets; expected one label a row. Of "
+            "classes as columns of 0 and 1 it is y.argmax(1)"
+        )
     index = encode_labels(part.y(), classes)
     unknown = np.flatnonzero(index < 0)
     if len(unknown):
@@ -221,7 +226,14 @@ def encode(part: Part, classes: Sequence[int | str], config: DataConfig) -> np.n
     return index
 
 
-def targets_of(part: Part) -> np.ndarray:
-    """(N, K) float64 targets of a regression."""
-    y = part.y()
-    return (y[:, None] if y.ndim == 1 else y).astype(np.float64)
+def targets_of(part: Part, count: int) -> np.ndarray:
+    """(N, K) float64 targets of a regression.
+
+    Raises:
+      DataError: they are text, or not `count`.
+    """
+    y = Part(as_quantities(part.raw), part.rows).y()
+    wide = y[:, None] if y.ndim == 1 else y
+    if wide.shape[1] != count:
+        raise DataError(f"{where_of(part, 0)}: {wide.shape[1]} targets; the model has {count}")
+    return wide.astype(np.float64)

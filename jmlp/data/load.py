@@ -2,7 +2,6 @@
 
 import glob
 import logging
-import math
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -19,8 +18,8 @@ from jmlp.data.dataset import Columns, Dataset, Raw, RawSplits, Reader, Schema, 
 from jmlp.data.formats import csv, idx, parquet, tables
 from jmlp.data.formats.arrow import choose
 from jmlp.data.from_arrays import inputs_of_array
-from jmlp.data.given import raw_features, raw_labelled, raws_of
-from jmlp.data.labels import Part, where_of
+from jmlp.data.given import carried_of_none, raw_features, raw_labelled, raws_of
+from jmlp.data.labels import Part, missing_targets, where_of
 from jmlp.data.preparation import (
     csv_format,
     dtype_of,
@@ -324,10 +323,14 @@ def _as_uint8(raw: Raw) -> np.ndarray:
     return raw.x.astype(np.uint8)
 
 
-def read_labelled(path: str, schema: Schema) -> Split:
-    """Labelled rows of a file, to evaluate a trained model on."""
+def read_labelled(path: str, schema: Schema, targets: Wanted | None = None) -> Split:
+    """Labelled rows of a file, to evaluate a trained model on.
+
+    Args:
+      targets: those of a regression that the loss allows; None: any.
+    """
     raws = read(path, _columns_of(schema, labelled=True))
-    return _labelled(raws.test or raws.train, schema)
+    return _labelled(raws.test or raws.train, schema, targets)
 
 
 def features_of(x: Any, schema: Schema, carry: tuple[str, ...] = ()) -> Features:
@@ -342,29 +345,51 @@ def features_of(x: Any, schema: Schema, carry: tuple[str, ...] = ()) -> Features
     """
     if not carry and (found := inputs_of_array(x, schema)) is not None:
         return Features(found, np.ones(len(found), bool), {})
-    shape = np.shape(x) if isinstance(x, np.ndarray | list | tuple) or hasattr(x, "shape") else ()
-    if len(shape) == 1 and shape[0] and not isinstance(x[0], str):
+    columns, shape = _columns_of(schema, False, carry), _shape_of(x)
+    if len(shape) == 1 and shape[0]:
+        width = len(schema.columns) or schema.features
+        one = "x[None]" if isinstance(x, np.ndarray) else "[x]"
+        one = "x.to_frame().T, or frame[:1] of a DataFrame" if hasattr(x, "iloc") else one
         raise DataError(
-            f"x has shape {shape}; expected rows and features, here (N, {schema.features}). "
-            "One row is x[None]"
+            f"x has shape {shape}; expected rows and features, here (N, {width}). One row is {one}"
         )
-    if len(shape) > 1 and not shape[0] and math.prod(shape[1:]) == schema.features:
-        return Features(np.zeros((0, schema.features), dtype_of(schema)), np.zeros(0, bool), {})
-    raw = raw_features("x", x, _columns_of(schema, False, carry))
+    if len(shape) > 1 and not shape[0]:
+        kept = carried_of_none("x", x, columns, len(schema.columns) or schema.features)
+        return Features(np.zeros((0, schema.features), dtype_of(schema)), np.zeros(0, bool), kept)
+    raw = raw_features("x", x, columns)
     return Features(*prepare_features(raw, schema), raw.carried)
 
 
-def labelled_of(x: Any, y: Any, schema: Schema, weight: Any = None) -> Split:
+def _shape_of(x: Any) -> tuple[int, ...]:
+    """Of an array, a table or lists; () of what is none, or is ragged."""
+    if isinstance(x, Mapping):
+        return () if any(not hasattr(c, "__len__") or len(c) for c in x.values()) else (0, len(x))
+    try:
+        return tuple(np.shape(x)) if isinstance(x, list | tuple) else tuple(x.shape)
+    except (AttributeError, TypeError, ValueError):
+        return ()
+
+
+def labelled_of(
+    x: Any, y: Any, schema: Schema, weight: Any = None, targets: Wanted | None = None
+) -> Split:
     """`read_labelled` for rows given from Python; y None if the table x has the targets."""
-    return _labelled(raw_labelled(x, y, _columns_of(schema, True), weight), schema)
+    return _labelled(raw_labelled(x, y, _columns_of(schema, True), weight), schema, targets)
 
 
-def _labelled(raw: Raw, schema: Schema) -> Split:
+def _labelled(raw: Raw, schema: Schema, targets: Wanted | None) -> Split:
     x, valid = prepare_features(raw, schema)
     assert raw.y is not None
+    if schema.missing == "drop":
+        valid &= ~missing_targets(raw.y)
+    if lost := int(np.count_nonzero(~valid)):
+        said = f"data.missing=drop: {lost} of {len(valid)} rows are left out of the evaluation"
+        if lost == len(valid):
+            raise DataError(f"{raw.where(0)}: {said}, and none is left")
+        logging.getLogger("jmlp").warning(said)
     kept = weights.usable(Part(raw, np.flatnonzero(valid)), "labelled", [])
     weight = weights.of_part(kept)
     if len(kept.rows) == len(x):
-        return Split(x, scale_labelled(raw, schema), weight)
+        return Split(x, scale_labelled(raw, schema, targets), weight)
     usable = raw._replace(y=kept.y(), where=lambda row: where_of(kept, row), weight=weight)
-    return Split(x[kept.rows], scale_labelled(usable, schema), weight)
+    return Split(x[kept.rows], scale_labelled(usable, schema, targets), weight)

@@ -67,8 +67,9 @@ def make_dataset(
     task = find_task(parts["train"], config)
     classes = find_classes(parts["train"], config) if task == "classification" else ()
     notes += task_notes(parts["train"], config, task, raws.train.class_names or classes)
+    count = parts["train"].y()[:1].size
     encoded = {
-        name: encode(part, classes, config) if classes else targets_of(part)
+        name: encode(part, classes, config) if classes else targets_of(part, count)
         for name, part in parts.items()
     }
     for name, part in parts.items() if not classes else ():
@@ -304,17 +305,18 @@ def inputs_of_rows(raw: Raw, x: np.ndarray, schema: Schema, where: object = None
         inputs = column.encode(x[:, at], raw.words_of(at))
         with np.errstate(over="ignore", under="ignore"):
             scaled = inputs.astype(np.float32)
-        _refuse_beyond(scaled, x[:, at], column, where)
+        _refuse(scaled, x[:, at], column, where)
         found.append(scaled)
     return normal(np.concatenate(found, 1), schema)
 
 
-def _refuse_beyond(scaled: np.ndarray, x: np.ndarray, column: Column, where: object) -> None:
-    odd = np.flatnonzero(~np.isfinite(scaled).all(1))
+def _refuse(scaled: np.ndarray, x: np.ndarray, column: Column, where: object) -> None:
+    odd = np.flatnonzero(~np.isfinite(scaled).all(1) | (no_truths := column.no_truths(x)))
     if len(odd):
         row = int(odd[0])
         at = where(row) if callable(where) else f"row {row}"
-        raise DataError(f"{at}, column {column.name!r}: {x[row]:g} is beyond float32 once scaled")
+        said = "no truth value" if no_truths[row] else "beyond float32 once scaled"
+        raise DataError(f"{at}, column {column.name!r}: {x[row]:g} is {said}")
 
 
 def dtype_of(schema: Schema) -> type:
@@ -357,8 +359,12 @@ def _scale_targets(y: np.ndarray, schema: Schema, part: Part) -> np.ndarray:
     return scaled
 
 
-def scale_labelled(raw: Raw, schema: Schema) -> np.ndarray:
-    """Class indices or scaled targets of rows read for a trained schema."""
+def scale_labelled(raw: Raw, schema: Schema, targets: Wanted | None = None) -> np.ndarray:
+    """Class indices or scaled targets of rows read for a trained schema.
+
+    Args:
+      targets: those of a regression that the loss allows; None: any.
+    """
     assert raw.y is not None
     part = Part(raw, np.arange(len(raw.y)))
     bad = np.flatnonzero(missing_targets(raw.y))
@@ -368,9 +374,8 @@ def scale_labelled(raw: Raw, schema: Schema) -> np.ndarray:
         named = raw.class_names and set(map(str, schema.classes)) == set(raw.class_names)
         classes = range(schema.outputs) if named else schema.classes
         return encode(part, tuple(classes), DataConfig())
-    y = targets_of(Part(as_quantities(raw), part.rows))
-    if y.shape[1] != schema.outputs:
-        raise DataError(f"{raw.where(0)}: {y.shape[1]} targets; the model has {schema.outputs}")
+    y = targets_of(part, schema.outputs)
+    check_targets(LABELS if schema.task == "multilabel" else targets, part, y)
     return _scale_targets(y, schema, part)
 
 

@@ -29,8 +29,8 @@ def is_code(text: str) -> bool:
 
 
 def is_missing(value: Any) -> bool:
-    """None, NaN, and what pandas writes for them (NA, NaT)."""
-    if value is None or type(value).__name__ in ("NAType", "NaTType"):
+    """None, NaN, what pandas writes for them (NA, NaT), and what numpy masks."""
+    if value is None or type(value).__name__ in ("NAType", "NaTType", "MaskedConstant"):
         return True
     try:
         return bool(value != value)

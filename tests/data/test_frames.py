@@ -163,6 +163,53 @@ def test_pixels_stay_pixels():
     assert got.fingerprint == dataset_of(pixels.to_numpy()).fingerprint
 
 
+@pytest.mark.parametrize("make", [pd.DataFrame, pa.Table.from_pandas, pl.from_pandas])
+def test_bytes_under_names_are_columns_of_their_own(make):
+    """Ages, flags and codes as a downcast leaves them, not pixels of one scale."""
+    names = {"age": 100, "flag": 2, "zip": 4}
+    frame = pd.DataFrame({name: RNG.integers(0, high, 40) for name, high in names.items()})
+    small = make(frame.astype(np.uint8))
+    wide, narrow = (dataset_of(x, columns={"zip": "category"}) for x in (frame, small))
+    assert narrow.fingerprint == wide.fingerprint
+    assert np.array_equal(features_of(small, wide.schema)[0], wide.train.x)
+    assert np.allclose(dataset_of(small[["age", "flag"]] if make is pd.DataFrame else
+                                  small.select(["age", "flag"])).train.x.std(0), 1)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["frame", "polars", "arrow", "mapping", "array"])
+def test_no_rows_have_all_columns_too(name):
+    frame = pd.DataFrame(COLUMNS | {"d": ["u", "v"] * 20})
+    schema = dataset_of(frame).schema
+    with_id = frame.assign(id="007")[["id", "c", "b", "d", "a"]][:0]
+    kinds = {
+        "frame": with_id, "polars": pl.from_pandas(with_id), "arrow": pa.Table.from_pandas(with_id),
+        "mapping": {name: [] for name in with_id}, "array": np.zeros((0, 4)),
+    }  # fmt: skip
+    carry = () if name == "array" else ("id",)
+    x, valid, carried = features_of(kinds[name], schema, carry)
+    assert x.shape == (0, schema.features) and not len(valid) and tuple(carried) == carry
+    less = np.zeros((0, 3)) if name == "array" else with_id.drop(columns="b")
+    with pytest.raises(DataError, match=r"no column 'b'|3 features; the model has 4"):
+        features_of(less, schema, carry)
+
+
+def test_one_row_is_no_table():
+    frame = pd.DataFrame(COLUMNS | {"d": ["u", "v"] * 20})
+    plain, mixed = dataset_of(frame[["a", "b", "c"]]).schema, dataset_of(frame).schema
+    for row, said in [
+        (frame.iloc[0], r"shape \(4,\).*frame\[:1\]"),
+        (["u", 1.0, 2.0, 3.0], r"shape \(4,\).*One row is \[x\]"),
+        (None, "x"),
+        ([[1.0, 2.0], [3.0]], "x"),
+        ({1.0, 2.0}, "x"),
+    ]:
+        for schema in (plain, mixed):
+            with pytest.raises(DataError, match=said):
+                features_of(row, schema)
+    row = frame.iloc[3].to_frame().T
+    assert np.array_equal(features_of(row, mixed)[0], features_of(frame[3:4], mixed)[0])
+
+
 @pytest.mark.parametrize(
     "y",
     [
@@ -175,6 +222,47 @@ def test_pixels_stay_pixels():
 )
 def test_text_labels_of_every_kind(y):
     assert dataset_of(COLUMNS, y).schema.classes == ("u", "v")
+
+
+@pytest.mark.parametrize("values", [["u", None, "v", "u"], [1, None, 3, 1]])
+def test_a_gap_in_a_dictionary_of_arrows_is_missing(values):
+    """numpy is given the last value of the dictionary for it."""
+    coded = pa.chunked_array([pa.array(values * 10).dictionary_encode()])
+    plain = pd.DataFrame({"a": COLUMNS["a"], "kind": pd.Categorical(values * 10)})
+    table = pa.table({"a": COLUMNS["a"], "kind": coded})
+    assert dataset_of(table).fingerprint == dataset_of(plain).fingerprint
+    assert dataset_of(plain).schema.columns[1].missing_level
+    with pytest.raises(DataError, match="row 1: the target is missing"):
+        dataset_of(COLUMNS, coded)
+
+
+@pytest.mark.parametrize("gap", [None, pd.NA, pd.NaT, float("nan"), np.ma.masked])
+def test_a_column_of_nothing_but_gaps_may_be_of_any_kind(gap):
+    frame = pd.DataFrame(COLUMNS).assign(
+        day=pd.date_range("2020-01-01", periods=40, freq="37h"), ok=Y == 1, kind=["u", "v"] * 20
+    )
+    holes = frame.astype({"ok": object})
+    holes.loc[:3, ["day", "ok", "kind", "a"]] = None
+    dataset = dataset_of(holes)
+    later = {name: [gap] for name in ("day", "ok", "kind", "a")}
+    later |= {name: frame[name][:1] for name in "bc"}
+    x = features_of(later, dataset.schema)[0]
+    assert np.array_equal(x[:, 2:], dataset.train.x[:1, 2:])
+    nulls = pa.table(later | {name: pa.nulls(1) for name in ("day", "ok", "kind", "a")})
+    assert np.array_equal(features_of(nulls, dataset.schema)[0], x)
+
+
+def test_truth_values_and_dates_of_python():
+    frame = pd.DataFrame(COLUMNS).assign(
+        day=pd.date_range("2020-01-01", periods=40, freq="37h"), ok=Y == 1
+    )
+    dataset = dataset_of(frame)
+    rows = frame.assign(ok=Y * 1.0, day=pd.Series([*frame["day"].to_numpy()], dtype=object))
+    assert np.array_equal(features_of(rows, dataset.schema)[0], dataset.train.x)
+    listed = {name: list(rows[name]) for name in rows} | {"day": list(frame["day"].to_numpy())}
+    assert np.array_equal(features_of(listed, dataset.schema)[0], dataset.train.x)
+    with pytest.raises(DataError, match="x row 2, column 'ok': 5 is no truth value"):
+        features_of(rows.assign(ok=np.where(np.arange(40) == 2, 5, Y)), dataset.schema)
 
 
 @pytest.mark.parametrize("gap", [None, pd.NA, float("nan")])

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from jmlp.config.sections import DataConfig
 from jmlp.data.labels import encode_labels
-from jmlp.data.load import load
+from jmlp.data.load import labelled_of, load
 from jmlp.data.preparation import draw
 from jmlp.data.words import is_number
 from jmlp.errors import DataError
@@ -173,3 +173,25 @@ def test_lone_rows_of_a_class_stay_in_training():
     assert set(dataset.train.y.tolist()) == set(range(5))
     with pytest.raises(DataError, match="too few to draw"):
         load(DataConfig(), 0, (X[:2], ["a", "b"]))
+
+
+HELD_OUT = {
+    "fewer": (
+        np.ones((40, 2)) * np.arange(40)[:, None] / 7,
+        np.arange(40) / 7,
+        "1 targets.* has 2",
+    ),
+    "more": (np.arange(40) / 7, np.ones((40, 3)), "3 targets.* has 1"),
+    "text": (np.arange(40) / 7, ["a"] * 40, "the target 'a' is not a number"),
+    "one-hot": (np.arange(40) % 2, np.eye(2)[np.arange(40) % 2], "2 targets.*one label a row"),
+}
+
+
+@pytest.mark.parametrize(("y", "other", "said"), HELD_OUT.values(), ids=HELD_OUT)
+def test_targets_that_are_not_as_those_of_training(y, other, said):
+    """One of two would be taken for both, and two columns of classes for two rows of them."""
+    x = np.arange(80.0).reshape(40, 2)
+    with pytest.raises(DataError, match=f"x_test row 0: {said}"):
+        load(DataConfig(), 0, {"x": x, "y": y, "x_test": x, "y_test": other})
+    with pytest.raises(DataError, match=f"x row 0: {said}"):
+        labelled_of(x, other, load(DataConfig(), 0, (x, y)).schema)

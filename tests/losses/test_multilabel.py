@@ -5,6 +5,8 @@ import pandas as pd
 import pytest
 
 import jmlp
+from jmlp.config.sections import DataConfig
+from jmlp.data.load import labelled_of, load
 from jmlp.errors import ConfigError, DataError
 from jmlp.estimators import MLPClassifier
 
@@ -85,6 +87,15 @@ def test_what_is_no_label_is_named():
         jmlp.train(CONFIG | {"train": train}, frame([0, 1]))
     with pytest.raises(DataError, match=r"data\.classes=2 goes with one target"):
         jmlp.train(CONFIG | {"data": CONFIG["data"] | {"classes": 2}}, frame([0, 1]))
+
+
+def test_rows_to_evaluate_have_the_targets_of_training(plain):
+    wrong = frame([0, 1]).assign(hot=[0, 1, 0, 2] * 30)
+    with pytest.raises(DataError, match=r"x row 3, target hot: 2 .*targets from 0 to 1"):
+        jmlp.evaluate(plain, wrong)
+    schema = load(DataConfig(**CONFIG["data"]), 0, frame([0, 1])).schema
+    with pytest.raises(DataError, match=r"x row 3, target hot: 2 .*of 0 or 1 each"):
+        labelled_of(wrong, None, schema)
 
 
 def test_several_columns_of_0_and_1_are_a_regression_that_says_so():

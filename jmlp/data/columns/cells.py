@@ -113,7 +113,9 @@ def name_of_number(value: float | np.integer) -> str:
     """A number as the name of a level: whole ones without a point, integers to the last digit."""
     if isinstance(value, int | np.integer):
         return str(int(value))
-    return str(int(value)) if value == int(value) and abs(value) < 2**63 else repr(float(value))
+    if math.isfinite(value) and value == int(value) and abs(value) < 2**63:
+        return str(int(value))
+    return repr(float(value))
 
 
 # Numbers.

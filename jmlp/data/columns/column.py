@@ -87,6 +87,11 @@ class Column(BaseModel):
             np.where(missing, float(len(self.levels) + 1), found) if self.missing_level else found
         )
 
+    def no_truths(self, x: np.ndarray) -> np.ndarray:
+        """(N,) bool: raw cells of a column of truth values that are none."""
+        truths = self.kind == "boolean" and self.cell.kind == "boolean"
+        return ~(np.isnan(x) | (x == 0) | (x == 1)) if truths else np.zeros(len(x), bool)
+
     def unseen(self, x: np.ndarray, words: Sequence[str]) -> list[str]:
         """Names among raw cells that are no level of it."""
         if self.kind != "category":

@@ -24,6 +24,11 @@ def policy(plan: Plan, config: DataConfig) -> str:
     return config.missing if plan.chosen.missing == "auto" else plan.chosen.missing
 
 
+def said_to_fill(said: str) -> bool:
+    """Whether a policy asks for a median even of columns in which nothing was missing so far."""
+    return said in ("median", "level")
+
+
 def treatment(plan: Plan, config: DataConfig) -> Literal["error", "drop", "fill"]:
     """What becomes of a row in which a column is missing."""
     match policy(plan, config):
@@ -56,6 +61,10 @@ def fit_columns(train: Part, plans: Sequence[Plan], config: DataConfig) -> tuple
         middle, spread = robust(some_of(train, places))
         scaled = {plan.name: (middle[i], spread[i]) for i, plan in enumerate(numbers)}
     gathered = _gather(train, [p for p in used if p.missing or p.kind in ("category", "datetime")])
+    whole = [p for p in numbers if p.name not in gathered and said_to_fill(policy(p, config))]
+    if whole:
+        some = some_of(train, np.array([plan.place for plan in whole], np.int64))
+        gathered |= {plan.name: some[:, i] for i, plan in enumerate(whole)}
     return tuple(
         _category(plan, gathered[plan.name], train.raw, config)
         if plan.kind == "category"
@@ -85,7 +94,9 @@ def _number(
     mean, scale = (0.0, 1.0) if config.scale == "none" else map(float, scaled)
     absent = x is not None and bool(np.isnan(x).any())
     given = x[~np.isnan(x)] if x is not None else np.zeros(0)
-    median = float(np.median(given)) if absent and said != "mean" and len(given) else centre
+    # A column without a gap in any row is not looked at again, unless that is asked for.
+    wanted = said != "mean" and (plan.missing > 0 or said_to_fill(said))
+    median = float(np.median(given)) if wanted and len(given) else centre
     parts = tuple(part for part in PARTS if len(np.unique(part_of(given, part))) > 1) if (
         plan.kind == "datetime") else ()  # fmt: skip
     return Column(

@@ -71,9 +71,10 @@ def typed_values(
 
 
 def _is_categorical(column: object) -> bool:
-    """Whether its type says that it holds names: pandas' category, polars' Categorical and Enum."""
-    kind = str(getattr(column, "dtype", ""))
-    return kind == "category" or kind.startswith(("Categorical", "Enum"))
+    """Whether its type says that it holds names: pandas' category, polars' Categorical and Enum,
+    arrow's dictionary."""
+    kind = str(getattr(column, "dtype", getattr(column, "type", "")))
+    return kind == "category" or kind.startswith(("Categorical", "Enum", "dictionary<"))
 
 
 def _of_objects(
@@ -85,6 +86,11 @@ def _of_objects(
     texts = [isinstance(value, str | bytes) for value in given]
     if any(texts) and not strict and (all(texts) or (cell and cell.kind == "text")):
         return _of_texts(at, cells, missing, cell)
+    if given and all(isinstance(value, np.datetime64) for value in given):
+        times = [
+            np.datetime64("NaT") if absent else v for v, absent in zip(cells, missing, strict=True)
+        ]
+        return typed_values(at, None, np.array(times, "datetime64[us]"), cell, strict)
     if not any(texts) and all(isinstance(value, date) for value in given) and given and not strict:
         return as_asked(_each(at, cells, missing, seconds_of, DATES), at, cell)
     bools = bool(given) and all(isinstance(value, bool | np.bool_) for value in given)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from jmlp.config.sections import DataConfig
-from jmlp.data.columns.fit import treatment
+from jmlp.data.columns.fit import said_to_fill, treatment
 from jmlp.data.columns.infer import LEFT_OUT, Plan, plans_of
 from jmlp.data.dataset import Raw, Schema
 from jmlp.data.frames import listed
@@ -43,13 +43,17 @@ def column_plans(raw: Raw, config: DataConfig) -> tuple[Plan, ...]:
         return ()
     check_names(raw, config)
     plain = all(cell.kind in ("number", "boolean") for cell in raw.cells)
-    matrix = config.missing in ("error", "drop", "mean") or (config.name and not _any_missing(raw))
+    # A matrix knows no medians: rows to predict may have gaps that these have not.
+    asked = said_to_fill(config.missing)
+    matrix = config.missing in ("error", "drop", "mean") or (
+        config.name and not asked and not _any_missing(raw)
+    )
     if plain and matrix and not config.columns:
         return ()
     plans = plans_of(raw, config)
     overridden = any(plan.chosen.changed() for plan in plans)
     numbers = all(plan.kind in ("number", "boolean") for plan in plans)
-    if numbers and not overridden and not any(plan.missing for plan in plans):
+    if numbers and not (overridden or asked or any(plan.missing for plan in plans)):
         return ()
     return tuple(plans)
 

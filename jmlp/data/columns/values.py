@@ -57,6 +57,8 @@ def as_asked(found: Values, at: tuple[Find, str], cell: Cell | None) -> Values:
     """A column that is typed, as `cell` asks for it. Raises DataError where that makes no sense."""
     if cell is None or cell.kind == found.cell.kind:
         return found
+    if np.isnan(found.x).all():  # a column of None has no type of its own
+        return Values(found.x, cell)
     if cell.kind == "text":
         return words_of_numbers(found.x)
     if "datetime" in (cell.kind, found.cell.kind):

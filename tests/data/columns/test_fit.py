@@ -54,6 +54,38 @@ def test_numbers_are_scaled_and_filled():
     assert mean["size"][0] == pytest.approx(0, abs=1e-7)
 
 
+@pytest.mark.parametrize("missing", ["median", "level", "auto", "mean"])
+@pytest.mark.parametrize("others", [["ok", "colour"], []])
+def test_a_gap_that_training_rows_have_not(missing, others):
+    """What is said of missing values holds for rows to predict, whatever else is in the table."""
+    data = table()[["size", *others, "y"]].assign(size=np.arange(N) ** 2.0)
+    dataset = fitted(data, missing=missing)
+    later = data.drop(columns="y")[:1].assign(size=np.nan)
+    if missing == "auto" and not others:
+        with pytest.raises(DataError, match="the value is missing"):
+            features_of(later, dataset.schema)
+        return
+    made = features_of(later, dataset.schema)[0][0, 0] * data["size"].std(ddof=0)
+    want = data["size"].median() if missing in ("median", "level") else data["size"].mean()
+    assert made + data["size"].mean() == pytest.approx(want, rel=1e-4)
+
+
+def test_a_median_that_only_held_out_rows_want():
+    data = table()[["size", "colour", "y"]].assign(size=np.arange(N) ** 2.0)
+    gap = data.assign(size=np.where(np.arange(N) < 3, np.nan, data["size"]))
+    given = {"x": data, "x_val": gap}
+    known = load(DataConfig(target="y", test_fraction=0.0, missing="median"), 0, given)
+    assert known.schema.columns[0].fill == data["size"].median()
+
+
+def test_a_code_that_is_infinite_is_no_level():
+    data = table().assign(zip=np.arange(N) % 4 * 1.0)
+    schema = fitted(data, missing="drop").schema
+    assert any(c.name == "zip" and c.kind == "category" for c in schema.columns)
+    later = data.drop(columns="y")[5:7].assign(zip=[np.inf, 1.0])
+    assert features_of(later, schema).valid.tolist() == [False, True]
+
+
 def test_levels_are_codes_from_1_and_missing_is_the_last():
     dataset, data = fitted(), table()
     colour = dataset.schema.columns[1]
