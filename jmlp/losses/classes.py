@@ -10,7 +10,7 @@ from pydantic import Field
 from jmlp.config.fields import Float
 from jmlp.config.sections import LossConfig
 from jmlp.deferred import lazy_imports
-from jmlp.losses.loss import Loss, PerRow, Targets, predictions_of, with_settings
+from jmlp.losses.loss import Loss, PerRow, Targets, predictions_of, table_of, with_settings
 from jmlp.losses.members import mean_chances
 from jmlp.types import may_be_on
 
@@ -98,8 +98,11 @@ def _label_predictions(outputs: np.ndarray, schema: Schema) -> dict[str, np.ndar
     """
     chance = np.exp(-np.logaddexp(0, -outputs))
     likely = np.where(np.isnan(chance), np.nan, chance > 0.5)
-    columns = {name: likely[:, i] for i, name in enumerate(schema.target_names)}
-    return columns | {f"p_{name}": chance[:, i] for i, name in enumerate(schema.target_names)}
+    names = schema.target_names
+    return table_of(
+        zip(names, likely.T, strict=True),
+        ((f"p_{n}", p) for n, p in zip(names, chance.T, strict=True)),
+    )
 
 
 def _smoothed(smoothing: float) -> PerRow:

@@ -11,7 +11,7 @@ import math
 from typing import TYPE_CHECKING
 
 from jmlp.deferred import lazy_imports
-from jmlp.losses.loss import Loss, PerRow, Targets
+from jmlp.losses.loss import Loss, PerRow, Targets, table_of
 from jmlp.losses.members import mean_exponentials
 
 if TYPE_CHECKING:
@@ -71,10 +71,9 @@ def _gaussian_predictions(outputs: np.ndarray, schema: Schema) -> dict[str, np.n
     scale, k = np.array(schema.y_scale), schema.outputs
     mean = outputs[:, :k] * scale + np.array(schema.y_mean)
     variance = (np.logaddexp(0, outputs[:, k:]) + _LEAST) * scale**2
-    columns = {name: mean[:, i] for i, name in enumerate(schema.target_names)}
-    return columns | {
-        f"{name}_variance": variance[:, i] for i, name in enumerate(schema.target_names)
-    }
+    names = schema.target_names
+    spread = [f"{name}_variance" for name in names]
+    return table_of(zip(names, mean.T, strict=True), zip(spread, variance.T, strict=True))
 
 
 def _mixture(outputs: jax.Array) -> jax.Array:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
@@ -52,6 +53,23 @@ def predictions_of(outputs: np.ndarray, schema: Schema) -> dict[str, np.ndarray]
     best = outputs.argmax(1) if len(outputs) else np.zeros(0, int)
     columns = {"prediction": np.array(schema.classes, object)[best]}
     return columns | {f"p_{label}": chance[:, i] for i, label in enumerate(schema.classes)}
+
+
+def table_of(*columns: Iterable[tuple[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Columns of predictions by name.
+
+    Raises:
+      ConfigError: two would have one name.
+    """
+    found: dict[str, np.ndarray] = {}
+    for name, values in itertools.chain(*columns):
+        if name in found:
+            raise ConfigError(
+                f"predictions would have two columns {name!r}: give the targets other names (or "
+                "leave one of train.loss.quantiles out)"
+            )
+        found[name] = values
+    return found
 
 
 @dataclass(frozen=True)
@@ -111,6 +129,8 @@ class Loss:
     """of each member of an ensemble, where it is the loss of one"""
     combined: Callable[[jax.Array], jax.Array] = as_they_are
     """outputs (B, O) of the model -> those that `member` has one model make"""
+    kept: Callable[[jax.Array], jax.Array] = as_they_are
+    """what `combined` makes, in the range that predictions stay in"""
     settings: type[LossConfig] = LossConfig
     """a config's `train.loss` section with it; the keys that it adds are settings of its own"""
     make: Callable[[Any], Loss] | None = None
@@ -185,6 +205,12 @@ def check_loss(loss: Loss, schema: Schema) -> None:
     shape, dtype = getattr(made, "shape", None), getattr(made, "dtype", None)
     if shape == (rows,) and dtype is not None and jnp.issubdtype(dtype, jnp.floating):
         _check_estimates(loss, rows, outputs, schema.outputs)
+        try:
+            loss.predictions(np.zeros((1, outputs)), schema)  # which refuses names that clash
+        except ConfigError:
+            raise
+        except Exception:  # noqa: S110  # one's own need not take zeros
+            pass
         return
     shown = type(made).__name__ if shape is None else f"{dtype} of shape {shape}"
     shown = shown.replace(f"({rows},", "(B,")

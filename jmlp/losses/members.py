@@ -115,4 +115,5 @@ def clipped(loss: Loss, schema: Schema) -> Loss:
         estimates=lambda outputs: loss.estimates(kept(outputs)),
         predictions=predictions,
         trains=loss.in_training,
+        kept=kept,
     )

@@ -11,7 +11,7 @@ from pydantic import Field
 from jmlp.config.fields import Float
 from jmlp.config.sections import LossConfig
 from jmlp.deferred import lazy_imports
-from jmlp.losses.loss import Loss, with_settings
+from jmlp.losses.loss import Loss, table_of, with_settings
 
 if TYPE_CHECKING:
     from jmlp.data.dataset import Schema
@@ -116,11 +116,11 @@ def quantile(settings: Quantile) -> Loss:
         each = outputs.reshape(len(outputs), schema.outputs, len(levels))
         values = each * np.array(schema.y_scale)[None, :, None]
         values += np.array(schema.y_mean)[None, :, None]
-        return {
-            f"{name}_q{level:g}": values[:, target, place]
+        return table_of(
+            (f"{name}_q{level:g}", values[:, target, place])
             for target, name in enumerate(schema.target_names)
             for place, level in enumerate(levels)
-        }
+        )
 
     return Loss(
         name="quantile",

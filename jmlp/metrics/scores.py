@@ -153,16 +153,20 @@ def mape(y: np.ndarray, outputs: np.ndarray, sample_weight: Any = None) -> float
 def poisson_deviance(y: np.ndarray, outputs: np.ndarray, sample_weight: Any = None) -> float:
     """`sklearn.metrics.mean_poisson_deviance`, mean over targets, in their units.
 
-    NaN if an estimate is not positive.
+    NaN if a target is negative, or an estimate not positive.
     """
+    if (y < 0).any():
+        return float("nan")
     return _deviance(sk.mean_poisson_deviance, y, outputs, sample_weight)
 
 
 def gamma_deviance(y: np.ndarray, outputs: np.ndarray, sample_weight: Any = None) -> float:
     """`sklearn.metrics.mean_gamma_deviance`, mean over targets.
 
-    NaN if an estimate is not positive.
+    NaN if a target or an estimate is not positive.
     """
+    if (y <= 0).any():
+        return float("nan")
     return _deviance(sk.mean_gamma_deviance, y, outputs, sample_weight)
 
 

@@ -24,6 +24,7 @@ def _loss_sums(batch: Evaluated) -> dict[str, jax.Array]:
 
 def _right_sums(batch: Evaluated) -> dict[str, jax.Array]:
     right = batch.outputs.argmax(-1) == batch.y
+    right &= ~jnp.isnan(batch.outputs).any(-1)  # of NaN the first class would be chosen
     return {"correct": (batch.weight * right)[:, None].sum(0)}
 
 
@@ -87,7 +88,8 @@ def _accuracy(totals: Totals, held: Held) -> float:
 
 def _pinball_sums(batch: Evaluated) -> dict[str, jax.Array]:
     levels = batch.loss.levels or (0.5,)
-    made = batch.raw if batch.loss.levels else batch.outputs
+    loss = batch.loss  # whose quantiles are those that are predicted: of all members, in range
+    made = loss.kept(loss.combined(batch.raw)) if loss.levels else batch.outputs
     error = batch.y[:, :, None] - made.reshape(*batch.y.shape, len(levels))
     q = jnp.array(levels, jnp.float32)[None, None]
     each = jnp.maximum(q * error, (q - 1) * error).mean(-1)
@@ -130,10 +132,10 @@ def spread(y: np.ndarray, weight: np.ndarray | None = None) -> np.ndarray:
       weight: (N,) of the rows; None means 1 each.
     """
     wide = y.astype(np.float64)
-    if weight is not None:
-        heavy = weight.astype(np.float64)[:, None]
-        return (heavy * np.square(wide - (heavy * wide).sum(0) / heavy.sum())).sum(0)
-    return np.square(wide - wide.mean(0)).sum(0)
+    heavy = np.ones((1, 1)) if weight is None else weight.astype(np.float64)[:, None]
+    mean = wide.mean(0) if weight is None else (heavy * wide).sum(0) / heavy.sum()
+    # Of equal values the mean may be another one, by rounding.
+    return np.where((y == y[:1]).all(0), 0.0, (heavy * np.square(wide - mean)).sum(0))
 
 
 VALUES = ("regression", "multilabel")

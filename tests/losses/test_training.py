@@ -3,6 +3,7 @@
 import functools
 
 import numpy as np
+import pandas as pd
 import pytest
 from helpers import assert_trees_close, config_of, merged, prepared, run_steps
 from sklearn.metrics import mean_pinball_loss
@@ -264,3 +265,18 @@ def test_an_opened_run_knows_its_loss(tmp_path):
     found = jmlp.evaluate(jmlp.open_run(tmp_path), data)
     assert found["data"]["loss"] == pytest.approx(run.summary["train"]["loss"], rel=1e-6)
     assert list(jmlp.predict(tmp_path, data["x"]).columns) == ["y0_q0.3", "y1_q0.3"]
+
+
+@pytest.mark.parametrize(
+    ("loss", "names", "said"),
+    [
+        ("multilabel_cross_entropy", ["a", "p_a"], "p_a"),
+        ("gaussian", ["a", "a_variance"], "a_variance"),
+        ({"name": "quantile", "quantiles": [0.1, 0.1 + 1e-9]}, ["a", "b"], "a_q0.1"),
+    ],
+)
+def test_columns_of_predictions_do_not_hide_each_other(loss, names, said):
+    y = pd.DataFrame(np.random.default_rng(0).random((40, 2)), columns=names)
+    keys = {"data": {"task": "regression"}, "train": {"loss": loss}}
+    with pytest.raises(ConfigError, match=f"two columns '{said}': give the targets other names"):
+        prepared((np.zeros((40, 2)) + np.arange(40)[:, None], y), keys)

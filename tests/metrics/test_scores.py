@@ -8,11 +8,16 @@ from helpers import config_of, some
 from sklearn import metrics as sk
 
 import jmlp
+from jmlp.config.sections import DataConfig
 from jmlp.data.dataset import Schema, Split
+from jmlp.data.load import load
 from jmlp.errors import ConfigError
-from jmlp.metrics import METRICS, named
+from jmlp.losses import LOSSES
+from jmlp.losses.members import clipped, of_members
+from jmlp.losses.values import Quantile
+from jmlp.metrics import METRICS, Evaluated, named, r2_score, spread
 from jmlp.metrics.scores import calibration_error
-from jmlp.programs.evaluation import values_of
+from jmlp.programs.evaluation import held_of, values_of
 
 ALL = {
     "model": {"hidden": [8]},
@@ -208,6 +213,54 @@ def test_a_metric_of_another_task_is_refused(curve):
             jmlp.prepare(config_of(ALL, {"train": {"metrics": [name]}}), curve)
     with pytest.raises(ConfigError, match=r"'top_0' is none of loss, .*top_<k>"):
         jmlp.prepare(config_of(ALL, {"train": {"metrics": ["top_0"]}}), curve)
+
+
+def test_pinball_of_an_ensemble_in_range_is_of_what_it_predicts(curve):
+    """Of the mean over members, and clipped as predictions are."""
+    schema = load(DataConfig(task="regression"), 0, curve).schema
+    schema = schema.model_copy(update={"y_range": ((-0.4, 0.3),) * 2})
+    loss = LOSSES["quantile"].configured(Quantile(name="quantile", quantiles=(0.1, 0.6)))
+    whole = of_members(clipped(loss, schema), schema, 3)
+    rng = np.random.default_rng(0)
+    raw, y = rng.normal(size=(20, 12)).astype(np.float32), rng.normal(size=(20, 2))
+    weight = np.ones(20, np.float32)
+    batch = Evaluated(whole, whole.estimates(raw), np.float32(y), weight, weight, raw)
+    metric = METRICS["pinball"]
+    totals = {name: np.float64(value) for name, value in metric.sums.of_batch(batch).items()}
+    got = metric.value(totals, held_of(schema, Split(raw, y)))
+    made = [*whole.predictions(raw.astype(float), schema).values()]
+    true = y * schema.y_scale + schema.y_mean
+    each = [
+        sk.mean_pinball_loss(true[:, i // 2], made[i], alpha=(0.1, 0.6)[i % 2]) for i in range(4)
+    ]
+    assert got == pytest.approx(np.mean(each), rel=1e-5)
+
+
+def test_outputs_that_are_nan_are_not_the_first_class():
+    outputs = np.random.default_rng(0).normal(size=(30, 3))
+    outputs[4] = np.nan
+    batch = Evaluated(None, outputs, np.zeros(30, int), np.ones(30), np.ones(30), outputs)
+    right = METRICS["accuracy"].sums.of_batch(batch)["correct"]
+    assert right == (outputs.argmax(1) == 0).sum() - 1
+
+
+def test_deviances_of_targets_that_they_do_not_allow_are_nan():
+    made = np.array([1.0, 2.0, 3.0])
+    for name, least in (("poisson_deviance", -1.0), ("gamma_deviance", 0.0)):
+        score = METRICS[name].of_outputs
+        assert np.isnan(score(np.array([least, 1.0, 2.0]), made))
+        assert np.isfinite(score(made + 1, made))
+
+
+def test_weights_do_not_make_equal_targets_vary():
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        y = np.full((7, 1), rng.normal(), np.float32)
+        weight = rng.lognormal(size=7).astype(np.float32)
+        assert spread(y, weight) == 0 and r2_score(np.ones(1), y, weight) == 0
+    y = rng.normal(size=(7, 1))
+    want = sk.r2_score(y, y + 0.1, sample_weight=weight)
+    assert r2_score(np.array([0.01 * weight.sum()]), y, weight) == pytest.approx(want, rel=1e-5)
 
 
 def test_outputs_that_are_no_numbers_have_no_metric():
