@@ -3,7 +3,7 @@
 import io
 import os
 import sys
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, TextIO
 
@@ -13,6 +13,16 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress, TaskID
     from rich.table import Table
+
+
+def metric_text(value: float) -> str:
+    """Four decimals; of what is so small that these are zeros, four digits: 2.5e-06."""
+    return f"{value:.4g}" if 0 < abs(value) < 1e-3 else f"{value:.4f}"
+
+
+def metrics_text(values: Mapping[str, float]) -> str:
+    """`loss 0.1234  accuracy 0.9567`"""
+    return "  ".join(f"{name} {metric_text(value)}" for name, value in values.items())
 
 
 def _in_notebook() -> bool:
@@ -92,14 +102,14 @@ class Reporter:
 
     def advance(self, step: int, loss: float, samples_per_second: float) -> None:
         if self._bar is not None and self._task is not None:
-            said = f"loss {loss:.4f}  {samples_per_second:,.0f} samples/s"
+            said = f"loss {metric_text(loss)}  {samples_per_second:,.0f} samples/s"
             self._bar.update(self._task, completed=step, said=said)
 
     def event(
         self, step: int, epoch: float, loss: float, split: str | None, metrics: dict[str, float]
     ) -> None:
-        held_out = "  ".join(f"{split} {name} {value:.4f}" for name, value in metrics.items())
-        self.note(f"epoch {epoch:6.2f}  step {step:6d}  train loss {loss:.4f}  {held_out}")
+        held_out = metrics_text({f"{split} {name}": value for name, value in metrics.items()})
+        self.note(f"epoch {epoch:6.2f}  step {step:6d}  train loss {metric_text(loss)}  {held_out}")
 
 
 class Spared(Reporter):

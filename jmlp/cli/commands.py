@@ -119,6 +119,7 @@ def run_eval(flags: Eval, overrides: list[str]) -> int:
     check_plot(flags.plot)
     config = _run_config(flags, overrides)
     from jmlp.inference import open_run, score, splits
+    from jmlp.report import metrics_text
 
     report = reporter(flags.json_)
     run = open_run(flags.run_dir, config, flags.checkpoint)
@@ -127,8 +128,7 @@ def run_eval(flags: Eval, overrides: list[str]) -> int:
     found = splits(run, flags.data)
     metrics = score(run, found)
     for split, values in metrics.items():
-        said = "  ".join(f"{name} {value:.4f}" for name, value in values.items())
-        report.note(f"{split:6} {said}")
+        report.note(f"{split:6} {metrics_text(values)}")
     if flags.plot:
         from jmlp import plots
 
@@ -152,7 +152,7 @@ def run_predict(flags: Predict, overrides: list[str]) -> int:
     rows = len(next(iter(predictions.columns.values())))
     report.note(f"{rows} predictions of step {run.step} written to {flags.out}")
     if predictions.missing:
-        report.warn(f"{predictions.missing} rows have missing features: left empty")
+        report.warn(f"{predictions.missing} rows cannot be predicted: left empty")
     return finish(
         flags.json_, {"rows": rows, "out": str(flags.out), "missing": predictions.missing,
                       "step": run.step}

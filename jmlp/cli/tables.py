@@ -12,7 +12,7 @@ from jmlp.analysis.rows import CommRow
 from jmlp.data.columns.inspect import Inspection
 from jmlp.programs.bundle import Programs
 from jmlp.programs.train import ServerReport
-from jmlp.report import Reporter
+from jmlp.report import Reporter, metrics_text
 from jmlp.sharding.layout import bytes_per_device
 from jmlp.types import Summary
 
@@ -88,8 +88,7 @@ def print_summary(summary: Summary, run_dir: Path, report: Reporter) -> None:
     """The last lines of a finished run."""
     splits = [name for name in ("train", "val", "test") if name in summary]
     for split in splits:
-        said = "  ".join(f"{name} {value:.4f}" for name, value in summary[split].items())
-        report.note(f"{split:6} {said}")
+        report.note(f"{split:6} {metrics_text(summary[split])}")
     mesh = _mesh_text({k: v for k, v in summary["mesh"].items() if v > 1}) or "one device"
     took = f"{summary['seconds']:.1f} s of training"
     server = summary.get("server")

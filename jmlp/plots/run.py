@@ -21,6 +21,7 @@ from jmlp.plots.style import (
     legend,
     look,
     new,
+    plain,
     save,
     tidy,
 )
@@ -102,7 +103,7 @@ def compare(
     for one, x in zip(axes, by, strict=True):
         for number, (label, events) in enumerate(found.items()):
             line = {"linewidth": 1.5 + 2.5 * (len(found) - 1 - number)} if nested else {}
-            _line(one, events, name, x, split, label=label, **look(number), **line)
+            _line(one, events, name, x, split, label=plain(label), **look(number), **line)
         one.set(xlabel=AXES[x])
         if log:
             one.set_yscale("log")
@@ -143,7 +144,7 @@ def staleness(servers: Mapping[str, ServerReport]) -> Figure:
     for one, (label, server) in zip(axes, servers.items(), strict=True):
         _staleness(one, server)
         # Few pushes are very stale, and they matter.
-        one.set(title=label, ylabel="pushes" if one is axes[0] else "", yscale="log")
+        one.set(title=plain(label), ylabel="pushes" if one is axes[0] else "", yscale="log")
         one.set_ylim(0.7, None)
         one.axvline(server["staleness_mean"], color=VERMILION, ls="--", zorder=0.5)
         one.annotate(
@@ -215,8 +216,9 @@ def confusion(true: "ArrayLike", predicted: "ArrayLike", classes: Sequence[objec
                 color="white" if share[row, column] > 0.5 else "black",
             )  # fmt: skip
         longest = max(len(str(label)) for label in classes)
-        axes.set_xticks(range(count), classes, rotation=90 if longest > 3 else 0)
-        axes.set_yticks(range(count), classes)
+        names = [plain(label) for label in classes]
+        axes.set_xticks(range(count), names, rotation=90 if longest > 3 else 0)
+        axes.set_yticks(range(count), names)
     axes.set(
         xlabel="predicted class", ylabel="true class",
         title=f"{np.trace(table) / max(table.sum(), 1):.1%} of {table.sum():,} rows correct",
@@ -247,12 +249,12 @@ def predicted_against_true(
         largest = error.max(initial=0) or 1.0  # whose square may be more than a float holds
         rmse = largest * np.sqrt(np.square(error / largest).mean())
         one.set(
-            xlabel=f"true {names[k]}", ylabel=f"predicted {names[k]}",
+            xlabel=f"true {plain(names[k])}", ylabel=f"predicted {plain(names[k])}",
             title=f"rmse {rmse:.4g} over {len(true):,} rows",
         )  # fmt: skip
         tidy(one)
     if len(names) > shown:
-        figure.suptitle(f"targets {counted(names, shown, 'targets')}", fontsize=9)
+        figure.suptitle(f"targets {plain(counted(names, shown, 'targets'))}", fontsize=9)
     return figure
 
 
@@ -274,7 +276,7 @@ def images(x: "ArrayLike", titles: Sequence[object], wrong: Sequence[bool] | Non
     for number, (one, title) in enumerate(zip(panels, titles, strict=False)):
         one.imshow(x[number].reshape(side, side), cmap="gray_r")
         bad = bool(wrong is not None and wrong[number])
-        one.set_title(title, fontsize=9, color=VERMILION if bad else "black")
+        one.set_title(plain(title), fontsize=9, color=VERMILION if bad else "black")
         if bad:
             one.set_axis_on()
             one.set(xticks=[], yticks=[])

@@ -115,6 +115,11 @@ def counted(values: Sequence[object], most: int, word: str) -> str:
     return some if len(values) <= most else f"{some} and {len(values) - most} more {word}"
 
 
+def plain(text: object) -> str:
+    """A name as matplotlib shows it as it is: between two dollars it would set a formula."""
+    return str(text).replace("$", r"\$")
+
+
 def bytes_text(count: float) -> str:
     """`1.7 MB`, in powers of 1000."""
     for unit in ("bytes", "KB", "MB", "GB"):

@@ -94,6 +94,8 @@ def test_a_confusion_matrix_counts():
     shares = figure.axes[0].images[0].get_array()
     np.testing.assert_allclose(shares, [[1 / 2, 1 / 2, 0], [0, 1, 0], [1 / 3, 0, 2 / 3]])
     assert named(figure.axes[0])
+    prices = plots.confusion([0, 1], [0, 1], ["$1 to $5", "a_b"]).axes[0]  # no formula
+    assert [x.get_text() for x in prices.get_xticklabels()] == [r"\$1 to \$5", "a_b"]
     many = plots.confusion(np.arange(40), np.arange(40), [f"class {i}" for i in range(40)])
     assert len(texts(many)) < 60  # too many numbers to read are left out
 

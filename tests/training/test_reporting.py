@@ -11,7 +11,7 @@ from helpers import merged, own_environment, some
 import jmlp
 from jmlp.errors import RunDirError, TrainingError
 from jmlp.plots.run import Curves
-from jmlp.report import Reporter
+from jmlp.report import Reporter, metric_text, metrics_text
 from jmlp.training.events import append_event, read_events
 from jmlp.training.hooks import Log, TensorBoard
 from jmlp.training.run_dir import RunDir
@@ -170,3 +170,9 @@ def test_a_terminal_that_fails_does_not_end_the_run(table, command, environment)
         bad = shell("jmlp eval runs/run --plot a.png", table, **environment)
         assert bad.returncode == 2
         assert "Unset MPLBACKEND" in bad.stderr
+
+
+def test_small_metrics_are_not_shown_as_nothing():
+    said = metrics_text({"loss": 0.12345, "rmse": 2.5e-6, "r2": 0.0, "mae": -1234.5})
+    assert said == "loss 0.1235  rmse 2.5e-06  r2 0.0000  mae -1234.5000"
+    assert metric_text(float("nan")) == "nan"
