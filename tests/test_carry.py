@@ -212,3 +212,17 @@ def test_writers_know_carried_columns_from_predictions(tmp_path):
     ]  # fmt: skip
     with pytest.raises(ConfigError, match="expected a name ending in"):
         predict_file(None, "rows.csv", tmp_path / "o.txt")  # type: ignore[arg-type]
+
+
+def test_an_archive_of_predictions_has_numbers_and_any_names(tmp_path):
+    labels = np.array([3, 1], object)
+    WRITERS[".npz"](tmp_path / "o.npz", Predictions({"file": labels, "self": labels > 1}, 0))
+    WRITERS[".npz"](tmp_path / "p.npz", Predictions({"a": np.array([3, None], object)}, 1))
+    WRITERS[".npz"](tmp_path / "q.npz", Predictions({"a": labels}, 0, {"a": labels}))
+    with np.load(tmp_path / "o.npz") as found:
+        assert found["file"].dtype == np.int64 and found["file"].tolist() == [3, 1]
+        assert found["self"].tolist() == [True, False]
+    with np.load(tmp_path / "p.npz") as found:
+        np.testing.assert_array_equal(found["a"], [3, np.nan])
+    with np.load(tmp_path / "q.npz") as found:
+        assert found["a"].tolist() == ["3", "1"]  # a carried object may be beyond any number

@@ -106,6 +106,35 @@ def test_missing_values_as_the_run_was_told(missing):
     found = jmlp.predict(result, holes)
     assert (found.columns["prediction"][3] is None) == (missing == "drop")
     assert found.missing == (missing == "drop")
+    labels = jmlp.predict(result, X[:10]).columns["prediction"]
+    assert labels.dtype == np.int64  # as scikit-learn's metrics want them
+
+
+def test_rows_that_were_dropped_in_training_are_in_evaluation_too(caplog):
+    result = jmlp.train(CONFIG | {"data": {"missing": "drop"}, "train": {"epochs": 1}}, (X, Y))
+    holes, lacking = X[:40].copy(), Y[:40].astype(float)
+    holes.iloc[3, 2], lacking[7] = np.nan, np.nan
+    kept = ~np.isin(np.arange(40), [3, 7])
+    want = jmlp.evaluate(result, (X[:40][kept], Y[:40][kept]))
+    assert not caplog.text
+    assert jmlp.evaluate(result, (holes, lacking))["data"] == pytest.approx(want["data"])
+    assert "data.missing=drop: 2 of 40 rows are left out" in caplog.text
+    with pytest.raises(DataError, match="2 of 2 rows are left out of the evaluation, and none"):
+        jmlp.evaluate(result, (holes[3:5], np.full(2, np.nan)))
+
+
+def test_what_is_no_number_is_no_prediction(trained, caplog):
+    """Of outputs that are NaN the first class would be chosen."""
+    run, rows = jmlp.open_run(trained[1]), X[:4].copy()
+    rows.iloc[1] = X.mean() + 3e38 * X.std(ddof=0)
+    found = jmlp.predict(run, rows)
+    assert (
+        found.missing == 1
+        and np.isnan(found.columns["p_0"]).tolist() == [False, True] + [False] * 2
+    )
+    want = jmlp.predict(run, X[:4]).columns["prediction"].tolist()
+    assert found.columns["prediction"].tolist() == [want[0], None, *want[2:]]
+    assert "x row 1: what the model makes of it is no finite number (1 such rows)" in caplog.text
 
 
 def test_pixels_are_scaled_once():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -20,9 +21,11 @@ class Predictions(NamedTuple):
     """A table of predictions, a row an input row."""
 
     columns: dict[str, np.ndarray]
-    """`prediction` and `p_<class>`, or one column a target; before them those that are carried"""
+    """`prediction` and `p_<class>`, or one column a target; before them those that are carried.
+    Labels are int64, or objects where they are text or a row has none"""
     missing: int
-    """rows that could not be predicted (data.missing=drop): no prediction, in every column"""
+    """rows that could not be predicted (data.missing=drop, or outputs that are not finite): no
+    prediction, in every column"""
     carried: Mapping[str, object] = MappingProxyType({})
     """the columns that are carried, as the rows' source has them: of a file, arrow's"""
 
@@ -53,10 +56,26 @@ def predict_rows(
     names = tuple(dict.fromkeys([carry] if isinstance(carry, str) else carry))
     found = read_features(str(x), schema, names) if from_file else features_of(x, schema, names)
     outputs = programs.outputs_of(state)(found.x).astype(np.float64)
-    missing = len(found.valid) - int(np.count_nonzero(found.valid))
+    valid = found.valid & _finite(outputs, found.valid)
+    missing = len(valid) - int(np.count_nonzero(valid))
     if missing:
-        outputs[~found.valid] = np.nan
+        outputs[~valid] = np.nan
     columns = programs.evaluation.loss.predictions(outputs, schema)
-    for column in columns.values() if missing else ():
-        column[~found.valid] = None if column.dtype == object else np.nan
+    for name, column in columns.items():
+        if missing:
+            column[~valid] = None if column.dtype == object else np.nan
+        elif column.dtype == object and all(isinstance(label, int) for label in schema.classes):
+            columns[name] = column.astype(np.int64)
     return Predictions(beside(columns, found.carried), missing, found.carried)
+
+
+def _finite(outputs: np.ndarray, usable: np.ndarray) -> np.ndarray:
+    """(N,) bool: rows whose outputs (N, O) are numbers; of NaN the first class would be chosen."""
+    finite = np.asarray(np.isfinite(outputs).all(1))
+    lost = np.flatnonzero(usable & ~finite)
+    if len(lost):
+        logging.getLogger("jmlp").warning(
+            f"x row {lost[0]}: what the model makes of it is no finite number ({len(lost)} such "
+            "rows), so it has no prediction: are its features far from those of the training rows?"
+        )
+    return finite

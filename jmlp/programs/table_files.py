@@ -1,10 +1,12 @@
 """Tables of predictions as files: CSV, npz or Parquet, by the name's ending."""
 
 import csv
+import zipfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
+from numpy.lib import format as npy
 
 from jmlp.data.carried import text_of
 from jmlp.errors import ConfigError
@@ -35,13 +37,22 @@ def _predicted(value: object) -> object:
 
 
 def _write_npz(path: Path, found: Predictions) -> None:
-    plain = {}
-    for name, values in found.columns.items():
-        if values.dtype == object:  # a pickled array would be unreadable by design
-            values = np.array(["" if v is None else str(v) for v in values.tolist()])
-        plain[name] = values
-    with open(path, "wb") as file:
-        np.savez(file, **plain)
+    # As numpy.savez does, which has parameters that a column may be called by: file.
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+        for name, values in found.columns.items():
+            plain = _without_objects(values, name in found.carried)
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                npy.write_array(file, plain, allow_pickle=False)
+
+
+def _without_objects(values: np.ndarray, carried: bool) -> np.ndarray:
+    """Labels and other objects as numbers or text: pickled ones are unreadable by design."""
+    if values.dtype != object:
+        return values
+    cells = values.tolist()
+    if not carried and all(cell is None or isinstance(cell, int) for cell in cells):
+        return np.array([np.nan if cell is None else cell for cell in cells])
+    return np.array(["" if cell is None else str(cell) for cell in cells])
 
 
 def _write_parquet(path: Path, found: Predictions) -> None:
