@@ -12,8 +12,10 @@ import numpy as np
 
 from jmlp.data.columns.column import Column
 from jmlp.data.dataset import Raw, Schema
+from jmlp.errors import ConfigError
 from jmlp.export.onnx_graph import Graph
 
+OUTPUTS = ("prediction", "probabilities")
 _DAY, _HOUR = 86_400.0, 3_600.0
 _CLOSE = 2.0**-24 * 1e5  # of a scale: float32's rounding of a raw value may move it by 1e-5
 
@@ -31,15 +33,26 @@ def prepared(graph: Graph, schema: Schema) -> Inputs:
     """Declares the graph's inputs, one a column or one matrix, and prepares them."""
     if not schema.columns:
         return _matrix(graph, schema)
+    taken = [column.name for column in schema.columns if column.name in OUTPUTS]
+    if taken:
+        raise ConfigError(
+            f"--format onnx: column {taken[0]!r} would be an input of the graph, whose output is "
+            "called so: train with the column under another name, or export with --format stablehlo"
+        )
     made, bad = [], []
     for column in schema.columns:
         inputs, wrong = (_category if column.kind == "category" else _number)(graph, column)
         made += inputs
         bad += [wrong] if wrong else []
+    return Inputs(made, _any(graph, bad))
+
+
+def _any(graph: Graph, flags: list[str]) -> str | None:
+    """(rows, 1) bool: one of them is true; None of none."""
     whole = None
-    for wrong in bad:
-        whole = wrong if whole is None else graph.add("Or", whole, wrong)
-    return Inputs(made, whole)
+    for flag in flags:
+        whole = flag if whole is None else graph.add("Or", whole, flag)
+    return whole
 
 
 def feeds(raw: Raw, schema: Schema, rows: slice) -> dict[str, np.ndarray]:
@@ -81,16 +94,15 @@ def _matrix(graph: Graph, schema: Schema) -> Inputs:
     raw = graph.input("x", _matrix_type(schema), ["rows", schema.features])
     x = graph.cast(raw, np.float64)
     missing = graph.add("Not", _finite(graph, x))
-    bad = None
     if schema.fill:
         x = graph.add("Where", missing, graph.constant(np.array([schema.fill])), x)
-    else:
-        some = graph.add("ReduceMax", graph.cast(missing, np.float32),
-                         graph.constant(np.array([1])))  # fmt: skip
-        bad = graph.cast(some, np.bool_)
     x = graph.add("Sub", x, graph.constant(np.array([schema.x_mean])))
     x = graph.add("Div", x, graph.constant(np.array([schema.x_scale])))
-    return Inputs([graph.cast(x, np.float32)], bad)
+    x = graph.cast(x, np.float32)
+    # Also of what is beyond float32 once scaled.
+    wrong = graph.cast(graph.add("Not", _finite(graph, x)), np.float32)
+    some = graph.add("ReduceMax", wrong, graph.constant(np.array([1])))
+    return Inputs([x], graph.cast(some, np.bool_))
 
 
 def _finite(graph: Graph, x: str) -> str:
@@ -101,14 +113,14 @@ def _finite(graph: Graph, x: str) -> str:
 def _number(graph: Graph, column: Column) -> tuple[list[str], str | None]:
     x = graph.cast(graph.input(column.name, type_of(column), ["rows", 1]), np.float64)
     missing = graph.add("IsNaN", x)
-    # Infinite values are no numbers; what is missing is filled, or leaves the row unpredicted.
-    bad = graph.add("IsInf", x)
-    if column.missing != "fill":
-        bad = graph.add("Or", missing, bad)
     x = graph.add("Where", missing, graph.constant(np.float64(column.fill)), x)
     scaled = graph.add("Sub", x, graph.constant(np.float64(column.mean)))
     scaled = graph.add("Div", scaled, graph.constant(np.float64(column.scale)))
     made = [graph.cast(scaled, np.float32)]
+    # What is infinite, or beyond float32 once scaled, is no number; what is missing is filled, or
+    # leaves the row unpredicted.
+    wrong = [missing] if column.missing != "fill" else []
+    bad = _any(graph, [*wrong, graph.add("IsInf", made[0])])
     if column.indicator:
         made.append(graph.cast(missing, np.float32))
     for part in column.parts:
@@ -125,10 +137,10 @@ def _category(graph: Graph, column: Column) -> tuple[list[str], str | None]:
             "LabelEncoder", raw, domain="ai.onnx.ml", keys_strings=[*column.levels, ""],
             values_floats=[*codes, -1.0], default_float=0.0,
         )  # fmt: skip
-        missing = graph.add("Equal", code, graph.constant(np.float32(-1)))
+        missing, endless = graph.add("Equal", code, graph.constant(np.float32(-1))), []
     else:
         x = graph.cast(raw, np.float64)
-        missing = graph.add("Not", _finite(graph, x))
+        missing, endless = graph.add("IsNaN", x), [graph.add("IsInf", x)]
         levels = graph.constant(np.array([[float(level) for level in column.levels]]))
         here = graph.add("Equal", x, levels)
         each = graph.add("Where", here, graph.constant(np.array([codes], np.float32)),
@@ -136,7 +148,8 @@ def _category(graph: Graph, column: Column) -> tuple[list[str], str | None]:
         code = graph.add("ReduceMax", each, graph.constant(np.array([1])))
     instead = float(len(column.levels) + 1) if column.missing_level else 0.0
     code = graph.add("Where", missing, graph.constant(np.float32(instead)), code)
-    return [code], missing if column.missing != "fill" else None
+    wrong = [missing] if column.missing != "fill" else []
+    return [code], _any(graph, [*wrong, *endless])
 
 
 def _part(graph: Graph, seconds: str, part: str) -> str:

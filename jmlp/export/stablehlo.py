@@ -35,9 +35,10 @@ def program_of(
                 fill = jnp.array([schema.fill], jnp.float32)
                 x = jnp.where(jnp.isfinite(x), x, fill)
             x = (x - np.array([schema.x_mean], np.float32)) / np.array([schema.x_scale], np.float32)
+        bad = ~jnp.isfinite(x).all(1, keepdims=True)
+        if not schema.columns:
             x = _ranked(x, schema)
         made = loss.estimates(apply(nnx.merge(graphdef, state), x, None, None))
-        bad = ~jnp.isfinite(x).all(1, keepdims=True)
         if loss.labels:
             likely = jnp.where(bad, jnp.nan, (made > 0.5).astype(jnp.float32))
             return {"prediction": likely, "probabilities": jnp.where(bad, jnp.nan, made)}

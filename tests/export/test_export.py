@@ -8,14 +8,20 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import pytest
+from flax import nnx
 from helpers import config_of, merged, some
 
 import jmlp
 from jmlp.cli.main import main
+from jmlp.config.sections import DataConfig
+from jmlp.data.load import load
 from jmlp.errors import ConfigError, DataError, ExportError
-from jmlp.export import onnx_model
+from jmlp.export import onnx_columns, onnx_model
+from jmlp.export.onnx_graph import Graph
 from jmlp.export.onnx_model import ACTIVATIONS_AS_NODES, UNKNOWN
 from jmlp.export.run import export_run
+from jmlp.export.stablehlo import program_of
+from jmlp.losses import LOSSES
 from jmlp.model import ACTIVATIONS
 
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -167,6 +173,40 @@ def test_rows_that_cannot_be_predicted_are_not(table, tmp_path):
     assert (label[bad] == UNKNOWN).all() and set(label[~bad]) <= {0, 1}
 
 
+def test_what_predict_refuses_is_unknown(tmp_path):
+    """Infinite codes and ranks, and numbers beyond float32: of columns, and of a matrix."""
+    rng, n = np.random.default_rng(0), 120
+    frame = pd.DataFrame({
+        "zip": np.arange(n) % 4 * 1.0, "small": rng.normal(size=n) * 1e-3, "y": rng.normal(size=n),
+        "town": rng.choice(["Oslo", "Rome"], n),
+    })  # fmt: skip
+    frame.to_csv(tmp_path / "t.csv", index=False)
+    keys = {"model": {"hidden": [4]}, "train": {"epochs": 1}}
+    data = {"path": str(tmp_path / "t.csv"), "target": "y"}
+    run = jmlp.train(keys | {"data": data})
+    assert run.setup.dataset.schema.columns[0].kind == "category"
+    export_run(run, "onnx", tmp_path / "m.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "m.onnx")
+    for name, odd in (("zip", np.inf), ("small", np.inf), ("small", 1e37)):
+        rows = frame[:4].assign(**{name: [odd, *frame[name][1:4]]})
+        (made,) = session.run(None, feeds(session, rows))
+        assert np.isnan(made[:, 0]).tolist() == [True, False, False, False]
+        with pytest.raises(DataError, match=f"column '{name}'"):
+            run.predict(rows)
+    ranks = load(DataConfig(target="y", scale="quantile"), 0, frame[["small", "y"]]).schema
+    program = program_of(Same(), ranks, LOSSES["squared_error"])
+    made = program(jnp.array([[np.inf], [0.0]], jnp.float32))["prediction"]
+    assert np.isnan(made[:, 0]).tolist() == [True, False]
+    called = frame.rename(columns={"small": "prediction"})
+    with pytest.raises(ConfigError, match=r"column 'prediction'.*output is called so"):
+        onnx_columns.prepared(Graph(), load(DataConfig(target="y"), 0, called).schema)
+
+
+class Same(nnx.Module):
+    def __call__(self, x):
+        return x
+
+
 def test_months_weekdays_and_hours_of_two_thousand_years(tmp_path):
     days = np.arange(-365_000, 365_000, 97)
     seconds = days * 86_400.0 + (days % 24) * 3600
@@ -189,9 +229,11 @@ def test_a_matrix_of_numbers_is_one_input(tmp_path):
     (x,) = session.get_inputs()
     assert (x.name, x.shape) == ("x", ["rows", 30])
     rows = np.ones((3, 30), np.float32)
-    rows[1, 4] = np.nan
-    label, chance = session.run(None, {"x": rows})
-    assert np.isnan(chance[1]).all() and label[1] == ""
+    for odd in (np.nan, np.inf, 3e38):  # beyond float32, once over a deviation of 0.014
+        rows[1, 4] = odd
+        label, chance = session.run(None, {"x": rows})
+        assert np.isnan(chance[1]).all() and label[1] == ""
+    assert [len(value) for value in session.run(None, {"x": rows[:0]})] == [0, 0]
     want = run.predict(rows[[0, 2]]).columns
     assert label[[0, 2]].tolist() == want["prediction"].tolist()
     np.testing.assert_allclose(chance[[0, 2], 1], [*want.values()][2], atol=1e-5)
