@@ -115,8 +115,8 @@ class TensorBoard(Callback):
         folder = view.run_dir / "tensorboard"
         try:
             # What a run logged after its checkpoint is logged again.
-            again = {"purge_step": view.step + 1} if view.step else {}
-            self._writer = SummaryWriter(str(folder), **again)
+            again = view.step + 1 if view.step else None
+            self._writer = SummaryWriter(str(folder), purge_step=again)
         except OSError as error:
             raise RunDirError(f"{folder}: cannot be written: {error.strerror}") from None
 
