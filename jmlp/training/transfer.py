@@ -104,7 +104,9 @@ def weights_from(
     model_state = jax.tree_util.tree_map_with_path(keep, state.model_state)
     said = f"{source.origin}: {len(taken)} arrays"
     if fresh:
-        said += f"; afresh: {', '.join(fresh[:6])}" + (", ..." if len(fresh) > 6 else "") + reasons
+        said += f"; afresh: {_listed(fresh)}{reasons}"
+    if held := [name for name in fresh if any(re.search(p, name) for p in config.freeze)]:
+        said += f"; train.freeze holds {_listed(held)} at random first weights"
     return (params, model_state), said
 
 

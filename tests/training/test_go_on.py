@@ -224,7 +224,8 @@ def test_a_first_layer_of_other_columns_starts_afresh(tmp_path):
     there = jmlp.train(config, table, run_dir=tmp_path, verbose=False).state.params
     start = merged(config, {"train": {"init_from": str(tmp_path)}})
     other = {name: table[name] for name in "caby"}
-    params, said = begun(start, other)
+    params, said = begun(merged(start, {"train": {"freeze": ["^blocks/0/.*kernel"]}}), other)
+    assert said.endswith("train.freeze holds blocks/0/linear/kernel at random first weights")
     assert "afresh: blocks/0/linear/bias, blocks/0/linear/kernel; its columns were a, b, c" in said
     assert "say so by data.features" in said
     assert not np.array_equal(kernel_of(params), kernel_of(there))
