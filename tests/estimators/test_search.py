@@ -19,6 +19,7 @@ import jmlp
 from jmlp import MLPClassifier, MLPRegressor, PopulationSearchCV
 from jmlp.errors import ConfigError, TrainingError
 from jmlp.estimators import candidates
+from jmlp.estimators.search import _Evaluations, _Given
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning"),
@@ -134,6 +135,16 @@ def test_what_cannot_be_trained_beside_others_is_fitted_alone():
 
 
 @pytest.mark.slow
+def test_a_fit_that_is_alone_draws_its_seed_once():
+    x, y = IRIS
+    model = MLPClassifier(step="explicit", random_state=np.random.RandomState(3))
+    search = PopulationSearchCV(model, {})
+    given = _Given(x, y, [(np.arange(0, 150, 2), np.arange(1, 150, 2))], {}, {})
+    with pytest.warns(UserWarning, match="1 of 1 fits are trained one by one"):
+        _, ((_, fresh),) = _Evaluations(search, None, given)._prepared([({}, 0)], [{}])
+    assert fresh.random_state.randint(1000) == np.random.RandomState(3).randint(1000)
+
+
 def test_a_fit_that_fails_follows_error_score():
     x, y = IRIS
     grid = {"learning_rate_init": [0.01, 1e30], "solver": ["sgd", "lbfgs"]}
