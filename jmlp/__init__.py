@@ -6,7 +6,7 @@ of one of them: importing it would put the module in the function's place.
 """
 
 import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from jmlp.distributed import forks as forks  # it sees forks from here on
 
@@ -46,7 +46,7 @@ __all__ = [
 ]  # fmt: skip
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     if name not in _HOME:
         raise AttributeError(
             f"module 'jmlp' has no attribute {name!r}; it has {', '.join(__all__)}"

@@ -21,6 +21,7 @@ import builtins
 import importlib
 import sys
 import threading
+from collections.abc import Mapping
 from types import FrameType, ModuleType
 from typing import Any
 
@@ -69,8 +70,8 @@ class lazy_imports:
 
         def deferred(
             name: str,
-            globals: Any = None,
-            locals: Any = None,
+            globals: Mapping[str, object] | None = None,
+            locals: Mapping[str, object] | None = None,
             fromlist: tuple[str, ...] | None = (),
             level: int = 0,
         ) -> Any:

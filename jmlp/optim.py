@@ -143,13 +143,13 @@ def scale_by_path(factors: Mapping[str, float]) -> optax.GradientTransformation:
         def factor(path: str) -> float:
             return next((by for p, by in factors.items() if re.search(p, path)), 1.0)
 
-        found = _on_paths(updates, factor)
-        return jax.tree.map(lambda u, by: u if by == 1 else by * u, updates, found)
+        by_path = _on_paths(updates, factor)
+        return jax.tree.map(lambda u, by: u if by == 1 else by * u, updates, by_path)
 
     return optax.stateless(scaled)
 
 
-def _on_paths(tree: PyTree, value: Callable[[str], Any]) -> PyTree:
+def _on_paths(tree: PyTree, value: Callable[[str], object]) -> PyTree:
     """A tree like this one, with a value for each leaf's path."""
     return jax.tree_util.tree_map_with_path(lambda path, _: value(_name_of(path)), tree)
 
@@ -229,8 +229,8 @@ def scale_by_adam(b1: float, b2: float, eps: float) -> optax.GradientTransformat
         by_mu, by_nu = (1 / (1 - jnp.float32(b) ** count) for b in (b1, b2))
         mu = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.mu, updates)
         nu = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * jnp.square(g), state.nu, updates)
-        found = jax.tree.map(lambda m, v: m * by_mu / (jnp.sqrt(v * by_nu) + eps), mu, nu)
-        return found, optax.ScaleByAdamState(count, mu, nu)
+        direction = jax.tree.map(lambda m, v: m * by_mu / (jnp.sqrt(v * by_nu) + eps), mu, nu)
+        return direction, optax.ScaleByAdamState(count, mu, nu)
 
     return optax.GradientTransformation(optaxs.init, update)
 

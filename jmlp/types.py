@@ -7,8 +7,11 @@ or shardings, by turns), so it is `Any` here, and everything else says which tre
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
     import jax
     import numpy as np
+    import numpy.typing as npt
 
 PyTree: TypeAlias = Any
 """nested dicts, lists and tuples of leaves that are all of one kind"""
@@ -34,6 +37,23 @@ Batch: TypeAlias = "dict[str, Array]"
 """{"x": (B, F), "y": (B,) or (B, K), "weight": (B,)}, B the global batch"""
 
 
+ArrayLike: TypeAlias = "npt.ArrayLike"
+"""what numpy makes an array of: targets (N,) or (N, K), rows' weights (N,)"""
+MatrixLike: TypeAlias = "ArrayLike | Frame"
+"""rows (N, F): an array, lists, or a table with named columns"""
+Labels: TypeAlias = "Sequence[object] | np.ndarray"
+"""of classes, each once"""
+Dtype: TypeAlias = "npt.DTypeLike"
+"""of an array's elements, or its name"""
+
+
+class Frame(Protocol):
+    """A table with named columns: a DataFrame of pandas or polars, a table of pyarrow."""
+
+    @property
+    def columns(self) -> "Iterable[object]": ...
+
+
 class Shaped(Protocol):
     """What has a shape and a dtype: an array, a tracer, a `jax.ShapeDtypeStruct`."""
 
@@ -54,6 +74,7 @@ class Device(Protocol):
     def platform(self) -> str: ...
     @property
     def device_kind(self) -> str: ...
+    def memory_stats(self) -> dict[str, int] | None: ...
 
 
 Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"

@@ -257,7 +257,7 @@ def default_of(model: type[Section], key: str) -> object:
 @functools.cache
 def _conditions(model: type[Section]) -> dict[str, OnlyWith]:
     rules = {key: field.metadata for key, field in model.model_fields.items()}
-    return {key: r for key, found in rules.items() for r in found if isinstance(r, OnlyWith)}
+    return {key: r for key, its in rules.items() for r in its if isinstance(r, OnlyWith)}
 
 
 @functools.cache

@@ -186,8 +186,8 @@ def nearest(name: str, root: type[Section], others: Sequence[str] = ()) -> str:
     for key in keys:
         lasts.setdefault(key.rpartition(".")[2], key)
     alias = ALIASES.get(last, "")
-    found = (beside.get(alias), lasts.get(alias), alias, "." in name and lasts.get(last))
-    near = [key for key in found if key]
+    candidates = (beside.get(alias), lasts.get(alias), alias, "." in name and lasts.get(last))
+    near = [key for key in candidates if key]
     near = near or [beside[n] for n in difflib.get_close_matches(last, beside, 1, 0.75)]
     near = near or difflib.get_close_matches(name, [*leaves, *others], 1, 0.75)
     near = near or [lasts[n] for n in difflib.get_close_matches(last, lasts, 1, 0.7)]

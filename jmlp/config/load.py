@@ -67,12 +67,12 @@ def _unsaid(tree: JsonObject, keys: Mapping[str, Json]) -> dict[str, Json]:
     others = {"optim.weight_decay": of["optim"].get("name", "adamw") != "adamw"}
     others["model.init"] = of["model"].get("block", "plain") != "plain"
     others["train.epochs"] = of["train"].get("steps") is not None
-    found: dict[str, Json] = {}
+    unsaid: dict[str, Json] = {}
     for key, value in keys.items():
         section, _, name = key.partition(".")
         if name not in of[section] and not others.get(key):
-            found[key] = value
-    return found
+            unsaid[key] = value
+    return unsaid
 
 
 def is_table(path: Path | str) -> bool:
@@ -203,7 +203,7 @@ def _keys(mistake: "ErrorDetails") -> list[str]:
 
 def _line(origin: str, mistakes: "Sequence[ErrorDetails]") -> str:
     key = ".".join(_keys(mistakes[0]))
-    found = mistakes[0]["input"]
+    given = mistakes[0]["input"]
     if mistakes[0]["type"] == "extra_forbidden":
         if key == "search":
             return f"{origin}: search: this is a config of a sweep: jmlp sweep, or jmlp.sweep"
@@ -213,10 +213,10 @@ def _line(origin: str, mistakes: "Sequence[ErrorDetails]") -> str:
     if mistakes[0]["type"] == "model_type":
         names = (name for name in keys_of(Config) if name.startswith(f"{key}."))
         below = next(names, "{kind: category}")  # of a column, which has a name of its own
-        return f"{origin}: {key}: expected keys of its own, e.g. {below} (got {_shown(found)})"
+        return f"{origin}: {key}: expected keys of its own, e.g. {below} (got {_shown(given)})"
     message = ", or: ".join(mistake["msg"].removeprefix("Value error, ") for mistake in mistakes)
     message = re.sub(rf"\S{{{2 * _LONG},}}", lambda word: f"{word[0][:_LONG]}...", message)
-    shown = "" if isinstance(found, Mapping | Section) else f" (got {_shown(found)})"
+    shown = "" if isinstance(given, Mapping | Section) else f" (got {_shown(given)})"
     return f"{origin}: {key + ': ' if key else ''}{message}{shown}"
 
 

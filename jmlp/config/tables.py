@@ -34,7 +34,7 @@ class Lines(UserDict[str, T]):
         self._whole = whole
         super().__init__(lines)
 
-    def __setitem__(self, key: str, item: Any) -> None:
+    def __setitem__(self, key: str, item: object) -> None:
         line: Any = item if isinstance(item, str) else self._whole(item)
         self.data[key] = line
 
@@ -77,7 +77,7 @@ class Words:
         module = importlib.import_module(self.module)
         return [getattr(module, name) for name in self.names]
 
-    def check(self, word: Any) -> Any:
+    def check(self, word: object) -> object:
         """`word`, if it is in the table. Raises ValueError with what there is."""
         if word is None or (word == self.default and isinstance(word, str)):
             return word
@@ -92,7 +92,7 @@ class Words:
         )
 
     def __get_pydantic_core_schema__(
-        self, source: Any, handler: pydantic.GetCoreSchemaHandler
+        self, source: object, handler: pydantic.GetCoreSchemaHandler
     ) -> core_schema.CoreSchema:
         return core_schema.no_info_before_validator_function(self.check, handler(source))
 
@@ -129,13 +129,13 @@ class OpenSection(Section):
     @classmethod
     def owners(cls) -> dict[str, dict[str, Settings]]:
         """Key to word to class, of the keys that some words have and others do not."""
-        found: dict[str, dict[str, Settings]] = {}
+        by_key: dict[str, dict[str, Settings]] = {}
         common = cls.shared().model_fields
         for word, settings in cls.TABLE.settings().items():
             for key in settings.model_fields:
                 if key not in common:
-                    found.setdefault(key, {})[word] = settings
-        return found
+                    by_key.setdefault(key, {})[word] = settings
+        return by_key
 
     def own(self) -> dict[str, Any]:
         """The settings of its word alone."""

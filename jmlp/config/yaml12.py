@@ -180,15 +180,15 @@ def read_yaml(path: Path | str) -> JsonObject:
         if not stat.S_ISREG(Path(path).stat().st_mode) and not Path(path).is_dir():
             raise ConfigError(f"{path}: is not a file")  # reading a named pipe may wait for ever
         with open(path, "rb") as file:
-            found = file.read(_LIMIT_BYTES + 1)
+            text = file.read(_LIMIT_BYTES + 1)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
     except ValueError as error:  # a path with a NUL
         raise ConfigError(f"{str(path)!r}: cannot be read: {error}") from None
-    if len(found) > _LIMIT_BYTES:
+    if len(text) > _LIMIT_BYTES:
         raise ConfigError(f"{path}: more than {_LIMIT_BYTES} bytes; is this a config?")
     try:
-        tree = parse_yaml(found.decode())
+        tree = parse_yaml(text.decode())
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: byte {error.start} is not UTF-8 text") from None
     except ConfigError as error:

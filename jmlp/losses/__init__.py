@@ -112,31 +112,31 @@ def loss_of(config: LossConfig, schema: Schema, given: LossLike = None) -> Loss:
     Raises:
       ConfigError: it is not for the task.
     """
-    found = _of_config(config, given) or LOSSES[DEFAULTS[schema.task]]
-    if schema.task not in found.tasks:
+    chosen = _of_config(config, given) or LOSSES[DEFAULTS[schema.task]]
+    if schema.task not in chosen.tasks:
         known = [name for name, loss in LOSSES.items() if schema.task in loss.tasks]
         raise ConfigError(
-            f"train.loss={found.name} is for {' and '.join(found.tasks)}; this is a "
+            f"train.loss={chosen.name} is for {' and '.join(chosen.tasks)}; this is a "
             f"{schema.task}, which has {', '.join(known)}. What the targets are is said in "
             "data.task"
         )
-    if found.classes and len(schema.classes) != found.classes:
+    if chosen.classes and len(schema.classes) != chosen.classes:
         raise ConfigError(
-            f"train.loss={found.name} is for {found.classes} classes; these are "
+            f"train.loss={chosen.name} is for {chosen.classes} classes; these are "
             f"{len(schema.classes)}: use cross_entropy"
         )
-    if schema.task == "regression" and not found.targets.fits(schema.y_mean):
+    if schema.task == "regression" and not chosen.targets.fits(schema.y_mean):
         raise ConfigError(
-            f"train.loss={found.name}: the targets of this Dataset are centred (its schema's "
+            f"train.loss={chosen.name}: the targets of this Dataset are centred (its schema's "
             "y_mean is not 0); leave them as they are, or divide them by their mean alone"
         )
-    return found
+    return chosen
 
 
 def targets_of(config: LossConfig, given: LossLike = None) -> Targets:
     """How the loss that a run will have wants its targets, before the data are read."""
-    found = _of_config(config, given)
-    return found.targets if found else Targets()
+    loss = _of_config(config, given)
+    return loss.targets if loss else Targets()
 
 
 def _of_config(config: LossConfig, given: LossLike) -> Loss | None:

@@ -86,6 +86,11 @@ def of_members(loss: Loss, schema: Schema, members: int) -> Loss:
     return whole
 
 
+def as_trained(loss: Loss, schema: Schema, members: int) -> Loss:
+    """`loss` as a model of so many members has it, on the data of `schema`."""
+    return of_members(clipped(loss, schema), schema, members)
+
+
 def clipped(loss: Loss, schema: Schema) -> Loss:
     """`loss` with predictions within `schema.y_range`, where that says one. Training knows none.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import pydantic
 from pydantic import Field
@@ -73,7 +73,7 @@ def pinball(outputs: jax.Array, y: jax.Array, levels: tuple[float, ...]) -> jax.
     return jnp.maximum(q * error, (q - 1) * error).mean((-2, -1))
 
 
-def _levels(value: Any) -> Any:
+def _levels(value: object) -> object:
     """`quantiles: 0.9` and `--train.loss.quantiles=0.1,0.9`, as a shell user writes them."""
     if isinstance(value, str):
         try:

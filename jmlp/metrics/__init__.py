@@ -96,7 +96,7 @@ def metrics_of(
       ConfigError: one is not for the task, or two have one name.
     """
     task = "multilabel" if loss is not None and loss.labels else schema.task
-    found: dict[str, Metric] = {}
+    by_name: dict[str, Metric] = {}
     for name in ("loss", *(names or DEFAULTS[task])):
         one = named(name)
         if one is None:
@@ -105,19 +105,19 @@ def metrics_of(
                 "own is added to jmlp.metrics.METRICS before, or given as "
                 "jmlp.train(..., metrics=[...])"
             )
-        found[name] = one
+        by_name[name] = one
     for one in map(as_metric, given):
-        if one.name in found:
+        if one.name in by_name:
             raise ConfigError(f"metrics: two are called {one.name}; give yours another name")
-        found[one.name] = one
-    for one in found.values():
+        by_name[one.name] = one
+    for one in by_name.values():
         if task not in one.tasks:
             known = [name for name, metric in METRICS.items() if task in metric.tasks]
             raise ConfigError(
                 f"train.metrics: {one.name} is for {' and '.join(one.tasks)}; this is a "
                 f"{task}, which has {', '.join(known)}"
             )
-    return tuple(found.values())
+    return tuple(by_name.values())
 
 
 def better(

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
 from jmlp.errors import ConfigError
 
@@ -188,7 +188,12 @@ def check_metrics(used: Sequence[Metric], schema: Schema, loss: Loss) -> None:
     y = (rows,) if classes else (rows, schema.outputs)
     target = jax.ShapeDtypeStruct(y, jnp.int32 if classes else jnp.float32)
 
-    def traced(of_batch: Any, raw: jax.Array, y: jax.Array, weight: jax.Array) -> Any:
+    def traced(
+        of_batch: Callable[[Evaluated], dict[str, jax.Array]],
+        raw: jax.Array,
+        y: jax.Array,
+        weight: jax.Array,
+    ) -> dict[str, jax.Array]:
         return of_batch(Evaluated(loss, loss.estimates(raw), y, weight, weight, raw))
 
     weight = jax.ShapeDtypeStruct((rows,), jnp.float32)

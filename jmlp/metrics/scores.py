@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from typing import Any
 
 from jmlp.deferred import lazy_imports
 from jmlp.metrics.metric import Direction, Held, Metric
@@ -52,20 +51,22 @@ def _as_ints(y: np.ndarray) -> np.ndarray:
     return y.round().astype(int) if _are_labels(y) else y
 
 
-def log_loss(y: np.ndarray, outputs: np.ndarray, sample_weight: Any = None) -> float:
+def log_loss(y: np.ndarray, outputs: np.ndarray, sample_weight: np.ndarray | None = None) -> float:
     """-log of the probability of the class, in nats (`sklearn.metrics.log_loss`)."""
     chance = probabilities(outputs)
     return sk.log_loss(y, chance, labels=np.arange(chance.shape[1]), sample_weight=sample_weight)
 
 
-def balanced_accuracy(y: np.ndarray, outputs: np.ndarray, sample_weight: Any = None) -> float:
+def balanced_accuracy(
+    y: np.ndarray, outputs: np.ndarray, sample_weight: np.ndarray | None = None
+) -> float:
     """The mean over classes of the share that is told right (`balanced_accuracy_score`)."""
     with warnings.catch_warnings():  # of classes that are predicted and are not there
         warnings.simplefilter("ignore", UserWarning)
         return sk.balanced_accuracy_score(y, outputs.argmax(1), sample_weight=sample_weight)
 
 
-def f1(y: np.ndarray, outputs: np.ndarray, sample_weight: Any = None) -> float:
+def f1(y: np.ndarray, outputs: np.ndarray, sample_weight: np.ndarray | None = None) -> float:
     """F1 of the second of two classes; of more, or of labels, the mean (`f1_score`, macro)."""
     several = _are_labels(y) if y.ndim > 1 else outputs.ndim > 1 and outputs.shape[1] > 2
     return sk.f1_score(
@@ -77,7 +78,7 @@ def f1(y: np.ndarray, outputs: np.ndarray, sample_weight: Any = None) -> float:
     )
 
 
-def roc_auc(y: np.ndarray, outputs: np.ndarray, sample_weight: Any = None) -> float:
+def roc_auc(y: np.ndarray, outputs: np.ndarray, sample_weight: np.ndarray | None = None) -> float:
     """Area under the ROC curve; of several classes each against the rest, their mean.
 
     `sklearn.metrics.roc_auc_score`; Hanley & McNeil 1982, doi:10.1148/radiology.143.1.7063747.
@@ -90,7 +91,9 @@ def roc_auc(y: np.ndarray, outputs: np.ndarray, sample_weight: Any = None) -> fl
     )
 
 
-def average_precision(y: np.ndarray, outputs: np.ndarray, sample_weight: Any = None) -> float:
+def average_precision(
+    y: np.ndarray, outputs: np.ndarray, sample_weight: np.ndarray | None = None
+) -> float:
     """Mean precision over recalls; of several classes each against the rest, their mean.
 
     `sklearn.metrics.average_precision_score`.
@@ -100,7 +103,7 @@ def average_precision(y: np.ndarray, outputs: np.ndarray, sample_weight: Any = N
     )
 
 
-def brier(y: np.ndarray, outputs: np.ndarray, sample_weight: Any = None) -> float:
+def brier(y: np.ndarray, outputs: np.ndarray, sample_weight: np.ndarray | None = None) -> float:
     """Mean squared error of probabilities; of more than two classes, summed over them.
 
     `sklearn.metrics.brier_score_loss`; Brier 1950, doi:10.1175/1520-0493(1950)078.
@@ -112,7 +115,9 @@ def brier(y: np.ndarray, outputs: np.ndarray, sample_weight: Any = None) -> floa
     )  # fmt: skip
 
 
-def calibration_error(y: np.ndarray, outputs: np.ndarray, sample_weight: Any = None) -> float:
+def calibration_error(
+    y: np.ndarray, outputs: np.ndarray, sample_weight: np.ndarray | None = None
+) -> float:
     """How far the probability of the predicted class is from how often it is right.
 
     Rows are put into 15 bins of equal width by that probability; each bin's difference of mean
@@ -132,7 +137,9 @@ def calibration_error(y: np.ndarray, outputs: np.ndarray, sample_weight: Any = N
 def top_k(k: int) -> Metric:
     """The share of rows whose class is among the `k` most probable (`top_k_accuracy_score`)."""
 
-    def of_outputs(y: np.ndarray, outputs: np.ndarray, sample_weight: Any = None) -> float:
+    def of_outputs(
+        y: np.ndarray, outputs: np.ndarray, sample_weight: np.ndarray | None = None
+    ) -> float:
         labels = np.arange(outputs.shape[1])
         return sk.top_k_accuracy_score(
             y, _score(y, outputs), k=k, labels=labels, sample_weight=sample_weight
@@ -145,12 +152,14 @@ def top_k(k: int) -> Metric:
     return _metric(of_outputs, "higher", (CLASSES,), undefined, f"top_{k}")
 
 
-def mape(y: np.ndarray, outputs: np.ndarray, sample_weight: Any = None) -> float:
+def mape(y: np.ndarray, outputs: np.ndarray, sample_weight: np.ndarray | None = None) -> float:
     """Mean absolute error as a share of the target (`mean_absolute_percentage_error`)."""
     return sk.mean_absolute_percentage_error(y, outputs, sample_weight=sample_weight)
 
 
-def poisson_deviance(y: np.ndarray, outputs: np.ndarray, sample_weight: Any = None) -> float:
+def poisson_deviance(
+    y: np.ndarray, outputs: np.ndarray, sample_weight: np.ndarray | None = None
+) -> float:
     """`sklearn.metrics.mean_poisson_deviance`, mean over targets, in their units.
 
     NaN if a target is negative, or an estimate not positive.
@@ -160,7 +169,9 @@ def poisson_deviance(y: np.ndarray, outputs: np.ndarray, sample_weight: Any = No
     return _deviance(sk.mean_poisson_deviance, y, outputs, sample_weight)
 
 
-def gamma_deviance(y: np.ndarray, outputs: np.ndarray, sample_weight: Any = None) -> float:
+def gamma_deviance(
+    y: np.ndarray, outputs: np.ndarray, sample_weight: np.ndarray | None = None
+) -> float:
     """`sklearn.metrics.mean_gamma_deviance`, mean over targets.
 
     NaN if a target or an estimate is not positive.
@@ -170,7 +181,9 @@ def gamma_deviance(y: np.ndarray, outputs: np.ndarray, sample_weight: Any = None
     return _deviance(sk.mean_gamma_deviance, y, outputs, sample_weight)
 
 
-def _deviance(of_one: Callable[..., float], y: Any, outputs: Any, weight: Any) -> float:
+def _deviance(
+    of_one: Callable[..., float], y: np.ndarray, outputs: np.ndarray, weight: np.ndarray | None
+) -> float:
     if (outputs <= 0).any():
         return float("nan")
     pairs = zip(y.reshape(len(y), -1).T, outputs.reshape(len(y), -1).T, strict=True)

@@ -15,13 +15,17 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from jmlp.config.sections import ModelConfig, NumbersConfig
 from jmlp.config.tables import Lines
 from jmlp.deferred import lazy_imports
+from jmlp.types import Dtype
 
 if TYPE_CHECKING:
+    from jax.nn.initializers import Initializer
+
+    from jmlp.model.features import Numbers
     from jmlp.model.mlp import (
         MLP,
         WHOLE,
@@ -41,14 +45,25 @@ with lazy_imports():
     import jax.numpy as jnp
     from flax import nnx
 
+NormMaker: TypeAlias = "Callable[[int, Dtype, nnx.Rngs], Any]"
+"""(features, dtype, streams) -> a module called with (B, H), or None"""
 BlockMaker: TypeAlias = "Callable[[int, int, Any, nnx.Rngs], Any]"
 """(features in, features out, a config's `model` section, streams) -> a hidden layer: a module
 called with h (B, F) that makes (B, H), and with `rows` and `layer` as well if it takes them"""
 
 
-NumbersMaker: TypeAlias = "Callable[[Any, Any, nnx.Rngs], Any]"
+NumbersMaker: TypeAlias = "Callable[[Numbers, Any, nnx.Rngs], EmbedsNumbers]"
 """(`features.Numbers`, settings, streams) -> a module called with numbers (B, N) that makes
 (B, its `width`)"""
+
+
+class EmbedsNumbers(Protocol):
+    """A module that makes features of numbers."""
+
+    width: int
+    """features"""
+
+    def __call__(self, x_BN: jax.Array) -> jax.Array: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,8 +110,7 @@ class Activation:
 class Norm:
     """A line of `NORMS`."""
 
-    make: Callable[[int, Any, nnx.Rngs], Any]
-    """(features, dtype, streams) -> a module called with (B, H), or None"""
+    make: NormMaker
     takes_bias: bool = False
     """it takes a bias before it away again, so that there is none"""
     cut_by_hand: bool = False
@@ -119,7 +133,7 @@ def _plain(inputs: int, width: int, config: ModelConfig, rngs: nnx.Rngs) -> nnx.
     )
 
 
-def _batch_norm(width: int, dtype: Any, rngs: nnx.Rngs) -> nnx.Module:
+def _batch_norm(width: int, dtype: Dtype, rngs: nnx.Rngs) -> nnx.Module:
     from jmlp.model.mlp import BatchNorm
 
     return BatchNorm(width)
@@ -129,11 +143,11 @@ def _block(given: BlockKind | BlockMaker) -> BlockKind:
     return given if isinstance(given, BlockKind) else BlockKind(make=given)
 
 
-def _activation(given: Any) -> Activation:
+def _activation(given: Activation | Callable[[jax.Array], jax.Array]) -> Activation:
     return given if isinstance(given, Activation) else Activation(function=given)
 
 
-def _norm(given: Any) -> Norm:
+def _norm(given: Norm | NormMaker) -> Norm:
     return given if isinstance(given, Norm) else Norm(make=given)
 
 
@@ -187,7 +201,7 @@ NUMBER_EMBEDDINGS: Lines[NumberEmbedding] = Lines({
 """The embeddings of numbers by the names that `model.number_embedding` takes; one's own may be
 added."""
 
-INITIALISERS: dict[str, Callable[[], Any]] = {
+INITIALISERS: dict[str, Callable[[], Initializer]] = {
     "he_normal": lambda: nnx.initializers.he_normal(),
     "he_uniform": lambda: nnx.initializers.he_uniform(),
     "glorot_normal": lambda: nnx.initializers.glorot_normal(),
@@ -198,7 +212,7 @@ INITIALISERS: dict[str, Callable[[], Any]] = {
 """What makes initialisers of kernels, by the names that `model.init` takes."""
 
 
-def initialiser(config: ModelConfig) -> Any:
+def initialiser(config: ModelConfig) -> Initializer:
     """Of hidden kernels: `model.init`, or what suits the activation."""
     suits = ACTIVATIONS[config.activation].init
     return INITIALISERS[suits if config.init == "auto" else config.init]()
@@ -220,7 +234,7 @@ __all__ = [
 ]  # fmt: skip
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     if name not in __all__:
         raise AttributeError(f"module 'jmlp.model' has no attribute {name!r}")
     return getattr(importlib.import_module("jmlp.model.mlp"), name)

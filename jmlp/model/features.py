@@ -5,14 +5,14 @@ Holzmueller, Grinsztajn & Steinwart 2024, arXiv:2407.04491, section 3.
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from jmlp.config.sections import ModelConfig
-from jmlp.model import NUMBER_EMBEDDINGS
+from jmlp.model import NUMBER_EMBEDDINGS, EmbedsNumbers
 
 
 class Numbers(NamedTuple):
@@ -56,7 +56,7 @@ class ColumnEncoder(nnx.Module):
         self.plain = tuple(at for at, count in enumerate(levels) if not count)
         self.clip = config.smooth_clip
         self.embedded_numbers: tuple[int, ...] = ()
-        made: Any = None
+        made: EmbedsNumbers | None = None
         make = NUMBER_EMBEDDINGS[config.number_embedding.name].make
         numbers = numbers or Numbers(self.plain)
         if make and numbers.places:

@@ -7,6 +7,7 @@ is checked without jax.
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 import pydantic
@@ -19,11 +20,11 @@ from jmlp.model import BlockKind, NumberEmbedding
 Positive = Annotated[Float, Field(gt=0)]
 
 
-def _later(place: str) -> Any:
+def _later(place: str) -> Callable[..., Any]:
     """What `module:name` makes of its arguments; it loads when it is called."""
     module, _, name = place.partition(":")
 
-    def make(*args: Any) -> Any:
+    def make(*args: object) -> object:
         return getattr(importlib.import_module(module), name)(*args)
 
     return make
@@ -64,8 +65,8 @@ class AverageConfig(ModelConfig):
     @property
     def sections(self) -> tuple[ModelConfig, ...]:
         """Of each model, in the order of their names."""
-        found = [self.models[name] for name in sorted(self.models)]
-        return tuple(ModelConfig.model_validate(one) for one in found or [{}])
+        given = [self.models[name] for name in sorted(self.models)]
+        return tuple(ModelConfig.model_validate(one) for one in given or [{}])
 
     @property
     def times(self) -> tuple[int, ...]:

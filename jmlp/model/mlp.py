@@ -26,7 +26,7 @@ from jmlp.model import ACTIVATIONS, BLOCKS, NORMS
 from jmlp.model.features import Numbers, encoder_of
 from jmlp.model.schedules import flat_cos
 from jmlp.prng import bernoulli
-from jmlp.types import may_be_on
+from jmlp.types import Dtype, may_be_on
 
 
 class LayerSplit(Protocol):
@@ -183,8 +183,8 @@ class Block(nnx.Module):
         norm: str = "none",
         dropout: float = 0.0,
         residual: bool = False,
-        init: Any = None,
-        dtype: Any = jnp.float32,
+        init: jax.nn.initializers.Initializer | None = None,
+        dtype: Dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
         linear = partial(
@@ -327,7 +327,7 @@ def _head(inputs: int, outputs: int, config: ModelConfig, rngs: nnx.Rngs) -> nnx
     )  # fmt: skip
 
 
-def statistics(model: Any) -> tuple[type, ...]:
+def statistics(model: nnx.Module) -> tuple[type, ...]:
     """The makes of module in `model` that keep batch statistics, each once."""
     modules = (node for _, node in nnx.iter_graph(model) if isinstance(node, nnx.Module))
     keep = (m for m in modules if any(isinstance(v, nnx.BatchStat) for v in vars(m).values()))
@@ -360,5 +360,5 @@ def _arguments(module: nnx.Module) -> Collection[str]:
     return inspect.signature(type(module).__call__).parameters
 
 
-def _is_stream(node: Any) -> bool:
+def _is_stream(node: object) -> bool:
     return isinstance(node, nnx.RngStream)

@@ -115,10 +115,10 @@ def with_recipe(tree: object, root: type[Section]) -> object:
     Args:
       tree: what a `root` is made of; anything that is no mapping comes back as it is.
     """
-    found = _recipe_of(tree)
-    if found is None or not isinstance(tree, Mapping):
+    recipe = _recipe_of(tree)
+    if recipe is None or not isinstance(tree, Mapping):
         return tree
-    values = dict(found.values) | dict(found.of_task.get(_task_of(tree), {}))
+    values = dict(recipe.values) | dict(recipe.of_task.get(_task_of(tree), {}))
     return beneath(tree, values, root)
 
 

@@ -42,13 +42,13 @@ def matched(given: Mapping[str, np.ndarray], shapes: Mapping[str, Sequence[int]]
     if len(kernels) != len(linear):
         return {}
     kernels.sort(key=lambda path: (path.split("/")[0] == "head", _natural(path)))
-    found = dict(zip(kernels, linear, strict=True))
+    by_kernel = dict(zip(kernels, linear, strict=True))
     biases = {}
-    for kernel, name in found.items():
+    for kernel, name in by_kernel.items():
         path, bias = kernel.removesuffix("kernel") + "bias", name.removesuffix("weight") + "bias"
         if path in shapes and bias in given:
             biases[path] = bias
-    return found | biases
+    return by_kernel | biases
 
 
 def from_torch(path: str, value: np.ndarray) -> np.ndarray:
