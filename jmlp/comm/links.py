@@ -109,7 +109,7 @@ class Links(_Strict):
     def wires(self) -> Wires:
         """What the measurements say of links and of what they share."""
         pairs = {(pair.source, pair.to): pair.link() for pair in self.pairs}
-        patterns = {name: found.link() for name, found in self.patterns}
+        patterns = {name: fitted.link() for name, fitted in self.patterns}
         return wires(pairs, patterns, self.processes, self.inner())
 
     def estimates(

@@ -117,10 +117,10 @@ def torus_traffic(size: int, itemsize: int, n: int, inner: int | None = None) ->
 def torus_rounds(size: int, itemsize: int, n: int, inner: int | None = None) -> list[Round]:
     """The hops of `torus`, quarter after quarter."""
     outer, inner = sizes(n, inner)
-    found: list[Round] = []
+    rounds: list[Round] = []
     for number, step in enumerate((1, -1, 1, -1)):
         along = (ring.hop_in_rows(outer, inner, step), inner)
         across = (ring.hop_in_columns(outer, inner, step), outer)
         first, second = (along, across) if number < 2 else (across, along)
-        found += _nested_rounds(-(-size // 4), itemsize, first, second)
-    return found
+        rounds += _nested_rounds(-(-size // 4), itemsize, first, second)
+    return rounds

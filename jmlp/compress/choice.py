@@ -110,12 +110,12 @@ def price(comm: CommConfig, mesh: jax.sharding.Mesh, leaves: Sequence[Leaf]) -> 
       ConfigError: `comm.links` or `comm.inner` does not fit the mesh.
     """
     wire = _Wire(comm, mesh)
-    found = [_best_bucket(wire, leaves, one) for one in _allowed(comm)]
-    best = found[0]
-    for one in found[1:]:  # from the one that loses least
+    priced = [_best_bucket(wire, leaves, one) for one in _allowed(comm)]
+    best = priced[0]
+    for one in priced[1:]:  # from the one that loses least
         if one.seconds < BETTER * best.seconds:
             best = one
-    rest = sorted((one for one in found if one is not best), key=lambda one: one.seconds)
+    rest = sorted((one for one in priced if one is not best), key=lambda one: one.seconds)
     return [best, *rest]
 
 
@@ -134,10 +134,10 @@ def _best_bucket(wire: _Wire, leaves: Sequence[Leaf], reducer: ReducerConfig) ->
     asked = wire.comm.bucket_bytes
     sizes = BUCKETS if asked == "auto" else (asked,)
     compute_s = wire.compute(reducer.name) * sum(leaf.size for leaf in leaves)
-    found = [Priced(reducer, size, wire.seconds(reducer, leaves, size), compute_s)
+    priced = [Priced(reducer, size, wire.seconds(reducer, leaves, size), compute_s)
              for size in sizes]  # fmt: skip
-    best = found[0]
-    for one in found[1:]:
+    best = priced[0]
+    for one in priced[1:]:
         if one.seconds < BETTER * best.seconds:
             best = one
     return best

@@ -17,6 +17,7 @@ Source: Vogels, Karimireddy & Jaggi 2019, arXiv:1905.13727, algorithms 1 and 2.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from jmlp.comm.buckets import Leaf
 from jmlp.comm.topology import Axis, Traffic, size_of
@@ -44,16 +45,6 @@ def low_rank(exchange: Exchange, settings: LowRank) -> Reducer:
     """Rank-`rank` approximations of the mean, by any all-reduce: the scheme is linear."""
     rank = settings.rank
 
-    def init(grads: Grads, n: int) -> CommState:
-        leaves, tree = jax.tree.flatten(grads)
-        keys = jax.random.split(jax.random.key(0), max(len(leaves), 1))
-        return tree.unflatten([
-            jax.random.normal(key, (leaf.shape[1], _rank(leaf, rank)))
-            if _shrinks(leaf, rank)
-            else jnp.zeros(())  # nothing to keep; Orbax takes no empty arrays
-            for key, leaf in zip(keys, leaves, strict=True)
-        ])  # fmt: skip
-
     def mean(grads: Grads, state: CommState, axis: Axis, key: jax.Array) -> Reduced:
         n = size_of(axis)
         if n == 1:
@@ -78,16 +69,31 @@ def low_rank(exchange: Exchange, settings: LowRank) -> Reducer:
             tree.unflatten(rows(own, leaves)),
         )
 
-    def traffic(leaves: Sequence[Leaf], n: int) -> list[Traffic]:
-        if n == 1:
-            return []
-        big = [leaf for leaf in leaves if _shrinks(leaf, rank)]
-        small = sum(leaf.size for leaf in leaves if not _shrinks(leaf, rank))
-        first = small + sum(leaf.shape[0] * _rank(leaf, rank) for leaf in big)
-        second = sum(leaf.shape[1] * _rank(leaf, rank) for leaf in big)
-        return [exchange.traffic(size, 4, n) for size in (first, second) if size]
+    traffic = partial(_traffic, exchange, rank)
+    return Reducer(partial(_first_factors, rank), mean, traffic, linear=True)
 
-    return Reducer(init, mean, traffic, linear=True)
+
+def _first_factors(rank: int, grads: Grads, n: int) -> CommState:
+    """A random start for each array that is sent as factors; 0 for the others."""
+    leaves, tree = jax.tree.flatten(grads)
+    keys = jax.random.split(jax.random.key(0), max(len(leaves), 1))
+    return tree.unflatten([
+        jax.random.normal(key, (leaf.shape[1], _rank(leaf, rank)))
+        if _shrinks(leaf, rank)
+        else jnp.zeros(())  # nothing to keep; Orbax takes no empty arrays
+        for key, leaf in zip(keys, leaves, strict=True)
+    ])  # fmt: skip
+
+
+def _traffic(exchange: Exchange, rank: int, leaves: Sequence[Leaf], n: int) -> list[Traffic]:
+    """Two exchanges: of one factor with the arrays that do not shrink, and of the other."""
+    if n == 1:
+        return []
+    big = [leaf for leaf in leaves if _shrinks(leaf, rank)]
+    small = sum(leaf.size for leaf in leaves if not _shrinks(leaf, rank))
+    first = small + sum(leaf.shape[0] * _rank(leaf, rank) for leaf in big)
+    second = sum(leaf.shape[1] * _rank(leaf, rank) for leaf in big)
+    return [exchange.traffic(size, 4, n) for size in (first, second) if size]
 
 
 def _rank(leaf: Leaf, rank: int) -> int:

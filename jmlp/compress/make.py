@@ -110,9 +110,9 @@ def explain(comm: CommConfig, mesh: jax.sharding.Mesh, leaves: Sequence[Leaf]) -
     lines: list[str] = []
     for number, bucket in enumerate(fill(leaves, comm.bucket)):
         size = size_of(leaves, bucket)
-        found = price(size, 4, n)
-        first = next(iter(found))
-        others = ", ".join(f"{name} {1e3 * s:.3g} ms" for name, s in list(found.items())[:4])
+        by_topology = price(size, 4, n)
+        first = next(iter(by_topology))
+        others = ", ".join(f"{name} {1e3 * s:.3g} ms" for name, s in list(by_topology.items())[:4])
         lines.append(
             f"bucket {number}: {len(bucket)} arrays, {size * 4 / 1e6:.2f} MB over {n} "
             f"devices ({others}) by {first}"

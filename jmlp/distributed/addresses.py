@@ -25,10 +25,10 @@ def bind_address(address: str | None) -> str | None:
     if host is None or host == "localhost":
         return address if host else None
     loopback = _is_loopback(host)
-    for family, _, _, _, found in _resolved(host):
-        if (_is_loopback(found[0]) and not loopback) or not _is_ours(family, found[0]):
+    for family, _, _, _, theirs in _resolved(host):
+        if (_is_loopback(theirs[0]) and not loopback) or not _is_ours(family, theirs[0]):
             continue
-        at = str(found[0])
+        at = str(theirs[0])
         return f"[{at}]:{port}" if family == socket.AF_INET6 else f"{at}:{port}"
     return None
 
@@ -77,8 +77,8 @@ def toward(address: str | None) -> str | None:
     host, port = _split(address)
     if host is None:
         return None
-    for family, kind, _, _, found in _resolved(host):
-        mine = _source(family, kind, (found[0], int(port)))
+    for family, kind, _, _, theirs in _resolved(host):
+        mine = _source(family, kind, (theirs[0], int(port)))
         if mine is not None and _is_loopback(mine) and not _is_loopback(host):
             mine = _source(socket.AF_INET, socket.SOCK_DGRAM, (_ANYWHERE, 9))
         if mine is not None:

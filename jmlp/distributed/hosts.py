@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, NamedTuple
 
 from jmlp.distributed.launch import Here
 from jmlp.errors import ConfigError, JmlpError
@@ -159,12 +159,12 @@ class Namespaces:
     def processes(self) -> list[int]:
         """All processes within but the first, by their numbers outside."""
         within = os.readlink(f"/proc/{self.pid}/ns/pid_for_children")
-        found: list[int] = []
+        numbers: list[int] = []
         for entry in os.listdir("/proc"):
             with suppress(OSError):
                 if entry.isdigit() and os.readlink(f"/proc/{entry}/ns/pid") == within:
-                    found.append(int(entry))
-        return sorted(found)[1:]
+                    numbers.append(int(entry))
+        return sorted(numbers)[1:]
 
 
 def _set_namespace(descriptor: int) -> None:
@@ -350,7 +350,7 @@ class Across(Here):
 
     def start(
         self, index: int, program: Sequence[str], env: Mapping[str, str]
-    ) -> "subprocess.Popen[Any]":
+    ) -> "subprocess.Popen[str]":
         return self.host(index).start(program, env)
 
     def host(self, index: int) -> Host:

@@ -34,7 +34,7 @@ RANKS = (
 class Cluster(NamedTuple):
     """How this process joins the others: what `jax.distributed.initialize` is told."""
 
-    found: str
+    by: str
     """slurm, ompi, k8s, tpu: jax asks them for the rest. env: all is said here"""
     address: str | None = None
     processes: int | None = None
@@ -109,9 +109,15 @@ def join() -> int:
     cluster = find_cluster(os.environ, _on_tpu_slice())
     if cluster is None:
         return 1
-    if cluster.found == "k8s":
+    if cluster.by == "k8s":
         _need_kubernetes()
     _keep_stdout_clean()
+    _initialize(cluster)
+    addresses.meet_by_route()
+    return _count()
+
+
+def _initialize(cluster: Cluster) -> None:
     # Its notifier swallows SIGTERM; the loop agrees on a signal by itself.
     jax.config.update("jax_enable_preemption_service", False)
     rendezvous, heartbeat = rendezvous_s(), heartbeat_s()
@@ -128,11 +134,9 @@ def join() -> int:
     except Exception as error:  # whatever the detection or the connection met
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ClusterError(
-            f"found a cluster ({cluster.found}) but could not join it: {reason}. Set {ADDRESS}, "
+            f"found a cluster ({cluster.by}) but could not join it: {reason}. Set {ADDRESS}, "
             f"{COUNT} and {INDEX} to say it all by hand, or {COUNT}=1 to train alone."
         ) from error
-    addresses.meet_by_route()
-    return _count()
 
 
 def _joined() -> bool:

@@ -17,7 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from jmlp.config import Config
 from jmlp.errors import ConfigError, PeerLost
@@ -49,6 +49,9 @@ class Ended(NamedTuple):
     """from its end to that of the last other process"""
 
 
+Process: TypeAlias = "subprocess.Popen[bytes] | subprocess.Popen[str]"
+
+
 class Gang(NamedTuple):
     """How many processes, and what becomes of them when one is lost."""
 
@@ -68,9 +71,7 @@ class Here:
         """HOST:PORT where the processes of the next life meet; process 0 listens there."""
         return f"127.0.0.1:{_free_port()}"
 
-    def start(
-        self, index: int, program: Sequence[str], env: Mapping[str, str]
-    ) -> "subprocess.Popen[Any]":
+    def start(self, index: int, program: Sequence[str], env: Mapping[str, str]) -> Process:
         """Process `index`, which ends when this one does."""
         return subprocess.Popen(  # noqa: S603  this very program again
             program,
@@ -105,15 +106,9 @@ def launch(
             f"-n {count} with {gang.devices_per_process} devices each does not fit the config's "
             "mesh: their product must be its size"
         )
-    ours = command[0] in COMMANDS
-    if not ours and shutil.which(command[0]) is None:
-        raise ConfigError(
-            f"launch: {command[0]!r} is no program here, nor one of jmlp's commands for several "
-            f"processes: {', '.join(COMMANDS)}"
-        )
+    _check_there(command[0])
     while True:
-        program = [sys.executable, "-m", "jmlp", *command] if ours else command
-        ended = run_gang(count, gang.devices_per_process, program, place or Here())
+        ended = run_gang(count, gang.devices_per_process, _program(command), place or Here())
         if ended.lost is None:
             return ended.code
         said = f"process {ended.lost} {ended.how}; the others ended {ended.noticed_s:.1f} s later"
@@ -123,18 +118,36 @@ def launch(
             return ended.code
         restarts += 1
         if gang.elastic:
-            smaller = [n for n in range(count - 1, gang.min_processes - 1, -1) if fits(n)]
-            count = smaller[0] if smaller else count
-            fixed = config is None or config.mesh.data not in ("auto", "planned")
-            if command[0] == "train" and fixed and "--mesh.data=auto" not in command:
-                command = [*command, "--mesh.data=auto"]
+            count = next(filter(fits, range(count - 1, gang.min_processes - 1, -1)), count)
+            command = _for_any_number(command, config)
         say(f"{said}; starting {count} again (restart {restarts} of {gang.restarts})")
+
+
+def _for_any_number(command: Sequence[str], config: Config | None) -> Sequence[str]:
+    """`command` with a mesh that follows the devices, if it trains on another one."""
+    fixed = config is None or config.mesh.data not in ("auto", "planned")
+    if command[0] == "train" and fixed and "--mesh.data=auto" not in command:
+        return [*command, "--mesh.data=auto"]
+    return command
+
+
+def _check_there(name: str) -> None:
+    if name not in COMMANDS and shutil.which(name) is None:
+        raise ConfigError(
+            f"launch: {name!r} is no program here, nor one of jmlp's commands for several "
+            f"processes: {', '.join(COMMANDS)}"
+        )
+
+
+def _program(command: Sequence[str]) -> Sequence[str]:
+    ours = command[0] in COMMANDS
+    return [sys.executable, "-m", "jmlp", *command] if ours else command
 
 
 def run_gang(count: int, devices: int, program: Sequence[str], place: Here) -> Ended:
     """One life of the gang: starts it, and returns when all of it has ended."""
     address = place.address()
-    gang: list[subprocess.Popen[Any]] = []
+    gang: list[Process] = []
 
     def forward(number: int, frame: object) -> None:
         for process in gang:  # each saves and ends by itself
@@ -156,7 +169,7 @@ def run_gang(count: int, devices: int, program: Sequence[str], place: Here) -> E
             signal.signal(number, handler)
 
 
-def _watch(gang: Sequence[subprocess.Popen[Any]]) -> Ended:
+def _watch(gang: Sequence[Process]) -> Ended:
     ended_at: dict[int, float] = {}
     deadline = None
     while len(ended_at) < len(gang):

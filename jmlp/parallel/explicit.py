@@ -12,6 +12,7 @@ in the exchange each device sends its own part of a split parameter.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING
 
 from jmlp.parallel.state import EXCHANGE, Batch, Metrics, Step, TrainState, gradients, update
@@ -27,6 +28,7 @@ from jmlp.sharding.layout import (
 from jmlp.types import CommState, Grads, ModelState, Params, Shaped
 
 if TYPE_CHECKING:
+    from jmlp.compress.reducer import Reducer
     from jmlp.config import Config
 from jmlp.deferred import lazy_imports
 
@@ -43,35 +45,14 @@ def build(context: StepContext) -> Step:
 
     The rows of the batch must divide by the size of `data`: pad with weight 0.
     """
-    graphdef, tx, mesh, config, rules, loss = context
-    n = mesh.shape["data"]
-    reducer = make.make_reducer(config.comm, mesh)
-
-    def addends(  # per device, on 1/n of the batch
-        state: TrainState, batch: Batch
-    ) -> tuple[Grads, ModelState, jax.Array]:
-        # Parameters are not marked as varying here, and need not be: check_vma=False
-        # keeps JAX from summing their gradients before the reducer sees them.
-        grads, model_state, mean = gradients(
-            graphdef, loss, state, batch, accumulate=config.optim.accumulate, axis="data"
-        )
-        # n times an addend of the batch's gradient, since reducers take means.
-        return jax.tree.map(lambda g: n * g[None], grads), model_state, lax.psum(mean, "data")
-
-    def exchange(  # per device
-        grads: Grads, comm_state: CommState, key: jax.Array
-    ) -> tuple[Grads, CommState]:
-        grads = jax.tree.map(lambda g: g[0], grads)
-        leading = comm_leading(comm_state, grads)
-        mine = jax.tree.map(lambda leaf, k: leaf.reshape(leaf.shape[k:]), comm_state, leading)
-        reduced = reducer.mean(grads, mine, "data", key)
-        return reduced.mean, jax.tree.map(_lead, reduced.state, leading)
+    mesh, rules = context.mesh, context.rules
+    reducer = make.make_reducer(context.config.comm, mesh)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         at_rest = state_shardings(state, mesh, rules)
         state = lax.with_sharding_constraint(state, at_rest)
         grads, model_state, mean = jax.shard_map(
-            addends,
+            partial(_addends, context),
             mesh=mesh,
             in_specs=(jax.P(), jax.P("data")),
             out_specs=(jax.P("data"), jax.P(), jax.P()),
@@ -85,16 +66,41 @@ def build(context: StepContext) -> Step:
         # check_vma=False: JAX cannot see that every device ends with the same mean;
         # `digest.copies_agree` checks it.
         grads, comm_state = jax.shard_map(
-            exchange,
+            partial(_exchange, reducer),
             mesh=mesh,
             in_specs=(own, comm, jax.P()),
             out_specs=(specs, comm),
             check_vma=False,
         )(grads, state.comm_state, key)
-        state = update(tx, state, grads, model_state)._replace(comm_state=comm_state)
+        state = update(context.tx, state, grads, model_state)._replace(comm_state=comm_state)
         return lax.with_sharding_constraint(state, at_rest), {"loss": mean}
 
     return jax.jit(step, donate_argnums=0)
+
+
+def _addends(
+    context: StepContext, state: TrainState, batch: Batch
+) -> tuple[Grads, ModelState, jax.Array]:
+    """Per device, on 1/n of the batch: n times its addend of the gradient, and its loss."""
+    graphdef, _, mesh, config, _, loss = context
+    # Parameters are not marked as varying here, and need not be: check_vma=False
+    # keeps JAX from summing their gradients before the reducer sees them.
+    grads, model_state, mean = gradients(
+        graphdef, loss, state, batch, accumulate=config.optim.accumulate, axis="data"
+    )
+    n = mesh.shape["data"]  # times an addend of the batch's gradient, since reducers take means
+    return jax.tree.map(lambda g: n * g[None], grads), model_state, lax.psum(mean, "data")
+
+
+def _exchange(
+    reducer: Reducer, grads: Grads, comm_state: CommState, key: jax.Array
+) -> tuple[Grads, CommState]:
+    """Per device: the mean gradient, and what the reducer keeps."""
+    grads = jax.tree.map(lambda g: g[0], grads)
+    leading = comm_leading(comm_state, grads)
+    mine = jax.tree.map(lambda leaf, k: leaf.reshape(leaf.shape[k:]), comm_state, leading)
+    reduced = reducer.mean(grads, mine, "data", key)
+    return reduced.mean, jax.tree.map(_lead, reduced.state, leading)
 
 
 def init(context: StepContext, state: TrainState) -> TrainState:

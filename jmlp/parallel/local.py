@@ -61,23 +61,17 @@ def build(context: StepContext) -> Step:
     the last exchange; each device's own are in `comm_state`. The last step of a run,
     `config.train.steps`, exchanges whatever `local.every` says.
     """
-    graphdef, tx, mesh, config, rules, loss = context
+    mesh, config, rules = context.mesh, context.config, context.rules
     n, every, last = mesh.shape["data"], config.local.every, config.train.steps
     exchange = _gossip(config, n) if config.local.method == "gossip" else _mean(config, mesh)
 
     def per_device(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         own, dims = _without_lead(state.comm_state)
         batch, total = {k: v for k, v in batch.items() if k != "total"}, batch["total"]
-        rows = (batch["weight"] > 0).sum().astype(jnp.float32)
         mine = state._replace(
             params=own["params"], model_state=own["model_state"], opt_state=own["opt_state"]
         )
-        grads, model_state, mean = gradients(
-            graphdef, loss, mine, batch,
-            accumulate=config.optim.accumulate, total=jnp.maximum(rows, 1),
-            first_row=lax.axis_index("data") * len(batch["weight"]),
-        )  # fmt: skip
-        mine = _if_rows(rows > 0, update(tx, mine, grads, model_state), mine)
+        mine, mean, rows = _alone(context, mine, batch)
         own |= {name: getattr(mine, name) for name in ("params", "model_state", "opt_state")}
         state = state._replace(step=mine.step)
         due = (state.step % every == 0) | (state.step == (-1 if last is None else last))
@@ -98,6 +92,20 @@ def build(context: StepContext) -> Step:
         )(state, batch)  # fmt: skip
 
     return jax.jit(step, donate_argnums=0)
+
+
+def _alone(
+    context: StepContext, mine: TrainState, batch: Batch
+) -> tuple[TrainState, jax.Array, jax.Array]:
+    """Per device: its own state after a step on its rows; their mean loss and their number."""
+    graphdef, tx, _, config, _, loss = context
+    rows = (batch["weight"] > 0).sum().astype(jnp.float32)
+    grads, model_state, mean = gradients(
+        graphdef, loss, mine, batch,
+        accumulate=config.optim.accumulate, total=jnp.maximum(rows, 1),
+        first_row=lax.axis_index("data") * len(batch["weight"]),
+    )  # fmt: skip
+    return _if_rows(rows > 0, update(tx, mine, grads, model_state), mine), mean, rows
 
 
 def init(context: StepContext, state: TrainState) -> TrainState:

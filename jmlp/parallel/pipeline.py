@@ -25,6 +25,7 @@ Sources: GPipe, Huang et al. 2019, arXiv:1811.06965; interleaved stages, Narayan
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from jmlp.errors import ConfigError
@@ -89,61 +90,64 @@ def build(context: StepContext) -> Step:
     Raises:
       ConfigError: the model is not `jmlp.MLP`, or is cut by rules of one's own.
     """
-    graphdef, tx, mesh, config, rules, loss = context
+    mesh, rules = context.mesh, context.rules
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        model = _checked(nnx.merge(graphdef, state.params, state.model_state, copy=True))
-        plan = make_plan(state.params, mesh, config)
-        widths = [block.linear.out_features for block in model.blocks]
-        expected = mlp_rules(widths, mesh.shape["model"])
-        if mesh.shape["model"] > 1 and list(rules) != expected:
-            raise ConfigError("step=pipeline cuts layers by itself: leave rules out")
+        plan = _checked_plan(context, state)
         at_rest = state_shardings(state, mesh, rules)
         state = lax.with_sharding_constraint(state, at_rest)
         specs = jax.tree.map(lambda s: s.spec, param_shardings(state.params, mesh, rules))
-        handover = Handover(plan, specs)
-
-        def per_device(
-            params: Params, key: jax.Array, step: jax.Array, batch: Batch
-        ) -> tuple[Grads, jax.Array]:
-            total = lax.psum(batch["weight"].sum(), "data")
-            micro = _microbatches(batch, key, plan)
-
-            def loss_of(mine: dict[Slot, Params]) -> jax.Array:
-                def model_with(numbers: range) -> MLP:
-                    layers = {number: mine[handover.slot[number]] for number in numbers}
-                    return nnx.merge(graphdef, with_layers(params, layers), {}, copy=True)
-
-                stages = _stages(plan, model_with, loss, step)
-                return _run(plan, stages, micro, config) / total
-
-            # What this device adds to the loss; the sum of all is what is differentiated.
-            mean, grads = jax.value_and_grad(loss_of)(handover.to_stages(params))
-            layers = handover.to_rest(grads)
-            grads = lax.psum(with_layers(params, layers), "data")
-            return grads, lax.psum(mean, ("data", "pipe"))
-
         key = jax.random.fold_in(jax.random.fold_in(state.key, DROPOUT), state.step)
         # check_vma=False: sums of gradients are said outright.
         grads, mean = jax.shard_map(
-            per_device,
+            partial(_gradients, context, plan, Handover(plan, specs)),
             mesh=mesh,
             in_specs=(specs, jax.P(), jax.P(), jax.P("data")),
             out_specs=(specs, jax.P()),
             check_vma=False,
         )(state.params, key, state.step, batch)
-        state = update(tx, state, grads, state.model_state)
+        state = update(context.tx, state, grads, state.model_state)
         return lax.with_sharding_constraint(state, at_rest), {"loss": mean}
 
     return jax.jit(step, donate_argnums=0)
 
 
-def _checked(model: nnx.Module) -> MLP:
+def _checked_plan(context: StepContext, state: TrainState) -> StagePlan:
+    """The stages of the model in `state`, which must be an MLP that is cut in no other way."""
+    model = nnx.merge(context.graphdef, state.params, state.model_state, copy=True)
     if not isinstance(model, models.MLP):
         raise ConfigError(
             f"step=pipeline cuts jmlp.MLP into stages, not {type(model).__name__}: use step=sharded"
         )
-    return model
+    plan = make_plan(state.params, context.mesh, context.config)
+    tensor = context.mesh.shape["model"]
+    expected = mlp_rules([block.linear.out_features for block in model.blocks], tensor)
+    if tensor > 1 and list(context.rules) != expected:
+        raise ConfigError("step=pipeline cuts layers by itself: leave rules out")
+    return plan
+
+
+def _gradients(
+    context: StepContext, plan: StagePlan, handover: Handover,
+    params: Params, key: jax.Array, step: jax.Array, batch: Batch,
+) -> tuple[Grads, jax.Array]:  # fmt: skip
+    """Per device: the batch's gradient, as `params` are at rest, and its loss."""
+    total = lax.psum(batch["weight"].sum(), "data")
+    micro = _microbatches(batch, key, plan)
+
+    def loss_of(mine: dict[Slot, Params]) -> jax.Array:
+        def model_with(numbers: range) -> MLP:
+            layers = {number: mine[handover.slot[number]] for number in numbers}
+            return nnx.merge(context.graphdef, with_layers(params, layers), {}, copy=True)
+
+        stages = _stages(plan, model_with, context.loss, step)
+        return _run(plan, stages, micro, context.config) / total
+
+    # What this device adds to the loss; the sum of all is what is differentiated.
+    mean, grads = jax.value_and_grad(loss_of)(handover.to_stages(params))
+    layers = handover.to_rest(grads)
+    grads = lax.psum(with_layers(params, layers), "data")
+    return grads, lax.psum(mean, ("data", "pipe"))
 
 
 class Micro(NamedTuple):

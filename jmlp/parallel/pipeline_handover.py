@@ -77,13 +77,13 @@ class Handover:
 
     def to_stages(self, params: Params) -> dict[Slot, Params]:
         """Slots with this device's layers, whole over `pipe`, from its pieces of all layers."""
-        found = {}
+        mine = {}
         for slot, owners in self._owners.items():
             like = layer_of(params, next(n for n in owners if n is not None))
             blank = jax.tree.map(jnp.zeros_like, like)
             pieces = [blank if n is None else layer_of(params, n) for n in owners]
-            found[slot] = jax.tree.map(self._collect, self._dims[slot], *pieces)
-        return found
+            mine[slot] = jax.tree.map(self._collect, self._dims[slot], *pieces)
+        return mine
 
     def _collect(self, dim: int, *pieces: jax.Array) -> jax.Array:
         stacked = jnp.stack(pieces)
@@ -94,13 +94,13 @@ class Handover:
 
     def to_rest(self, grads: dict[Slot, Grads]) -> dict[int, Grads]:
         """By layer, this device's pieces of its gradients."""
-        found = {}
+        layers = {}
         for slot, owners in self._owners.items():
             spread = jax.tree.map(self._spread, self._dims[slot], grads[slot])
             for device, number in enumerate(owners):
                 if number is not None:
-                    found[number] = jax.tree.map(lambda leaf, at=device: leaf[at], spread)
-        return found
+                    layers[number] = jax.tree.map(lambda leaf, at=device: leaf[at], spread)
+        return layers
 
     def _spread(self, dim: int, grad: jax.Array) -> jax.Array:
         """(devices, ...): what each device's slot gives to this device."""

@@ -25,9 +25,6 @@ if TYPE_CHECKING:
 with lazy_imports():
     import numpy as np
 
-with lazy_imports():
-    import numpy as np
-
 Number = TypeVar("Number", int, "np.ndarray", "jax.Array")
 
 
@@ -104,6 +101,23 @@ class StagePlan(NamedTuple):
         return sum(self.layers[number].flops for number in self.layers_of(stage))
 
 
+def _least(before: Sequence[int], parts: int) -> int:
+    """The least that the costliest of so many stages can cost.
+
+    Args:
+      before: the sum of the layers' costs before each layer, and at last of all.
+    """
+    count = len(before) - 1
+    least = {stop: before[stop] for stop in range(1, count + 1)}  # over the layers before `stop`
+    for _ in range(parts - 1):
+        least = {
+            stop: min(max(cost, before[stop] - before[cut]) for cut, cost in least.items()
+                      if cut < stop)
+            for stop in range(min(least) + 1, count + 1)
+        }  # fmt: skip
+    return least[count]
+
+
 def balance(layers: Sequence[Layer], stages: int) -> list[Stage]:
     """Cuts the layers into consecutive stages so that the costliest costs least.
 
@@ -118,16 +132,8 @@ def balance(layers: Sequence[Layer], stages: int) -> list[Stage]:
     def boundary(stop: int) -> int:
         return layers[stop - 1].width if 0 < stop < count else 0
 
-    # The least that the costliest of so many stages can cost, over the layers before `stop`.
     parts = min(stages, count)
-    least = {stop: before[stop] for stop in range(1, count + 1)}
-    for _ in range(parts - 1):
-        least = {
-            stop: min(max(cost, before[stop] - before[cut]) for cut, cost in least.items()
-                      if cut < stop)
-            for stop in range(min(least) + 1, count + 1)
-        }  # fmt: skip
-    limit = least[count]
+    limit = _least(before, parts)
     # Among cuts within it, those with the narrowest boundaries: (sum of widths, cuts).
     best = {
         stop: (boundary(stop), (stop,)) for stop in range(1, count + 1) if before[stop] <= limit
@@ -172,10 +178,10 @@ class StageRow(NamedTuple):
 def stage_rows(plan: StagePlan, rows: int, itemsize: int) -> list[StageRow]:
     """A row a stage, for microbatches of `rows` rows and activations of `itemsize` bytes."""
     total = sum(layer.flops for layer in plan.layers)
-    found = []
+    table = []
     for number, stage in enumerate(plan.stages):
         mine = plan.layers[stage.first : stage.stop]
-        found.append(
+        table.append(
             StageRow(
                 number,
                 number % plan.schedule.devices,
@@ -185,7 +191,7 @@ def stage_rows(plan: StagePlan, rows: int, itemsize: int) -> list[StageRow]:
                 itemsize * rows * sum(layer.width for layer in mine),
             )
         )
-    return found
+    return table
 
 
 def kept_bytes(plan: StagePlan, rows: int, itemsize: int, remat: bool) -> int:

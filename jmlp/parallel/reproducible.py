@@ -24,6 +24,7 @@ same on any number of GPUs; the fixed tree and its traps are ours.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING
 
 from jmlp.parallel.sharded import SHARDED
@@ -48,49 +49,53 @@ def build(context: StepContext) -> Step:
     The rows of the batch must divide by the virtual shards: pad with weight 0. `rules`
     change nothing: parameters are copied to every device.
     """
-    graphdef, tx, mesh, config, _, loss = context
-    n = mesh.shape["data"]
-    held = config.virtual_shards // n  # shards on a device
-
-    def per_device(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        rows = len(batch["weight"]) // held
-        cut = jax.tree.map(lambda leaf: leaf.reshape(held, rows, *leaf.shape[1:]), batch)
-        # What a batch weighs in all is how many rows it has: a sum that is exact in any order.
-        total = lax.psum((batch["weight"] > 0).sum().astype(jnp.float32), "data")
-        first = lax.axis_index("data") * held
-
-        def of_shard(i: jax.Array) -> tuple[Grads, jax.Array]:
-            part = jax.tree.map(lambda leaf: leaf[i], cut)
-            grads, _, mean = gradients(
-                graphdef, loss, state, part,
-                accumulate=config.optim.accumulate, total=total, first_row=(first + i) * rows,
-            )  # fmt: skip
-            return grads, mean
-
-        def keep(i: jax.Array, kept: PyTree) -> PyTree:
-            return jax.tree.map(lambda all_, one: all_.at[i].set(one), kept, of_shard(i))
-
-        shapes = jax.eval_shape(of_shard, jnp.int32(0))
-        kept = jax.tree.map(lambda s: jnp.zeros((held, *s.shape), s.dtype), shapes)
-        nothing = jnp.minimum(state.step, 0)  # 0, which the compiler cannot know
-        kept = lax.fori_loop(0, held + nothing, keep, kept)
-        grads, mean = jax.tree.map(lambda leaf: _tree_sum(leaf, n), kept)
-        state = lax.fori_loop(
-            0, 1 + nothing, lambda _, state: update(tx, state, grads, state.model_state), state
-        )
-        return state, {"loss": mean}
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         # check_vma=False: JAX cannot see that the butterfly ends alike everywhere.
         return jax.shard_map(
-            per_device,
-            mesh=mesh,
+            partial(_per_device, context),
+            mesh=context.mesh,
             in_specs=(jax.P(), jax.P("data")),
             out_specs=jax.P(),
             check_vma=False,
         )(state, batch)
 
     return jax.jit(step, donate_argnums=0)
+
+
+def _per_device(
+    context: StepContext, state: TrainState, batch: Batch
+) -> tuple[TrainState, Metrics]:
+    """A step, of which this device does its own shards' part."""
+    graphdef, tx, mesh, config, _, loss = context
+    n = mesh.shape["data"]
+    held = config.virtual_shards // n  # shards on a device
+    rows = len(batch["weight"]) // held
+    cut = jax.tree.map(lambda leaf: leaf.reshape(held, rows, *leaf.shape[1:]), batch)
+    # What a batch weighs in all is how many rows it has: a sum that is exact in any order.
+    total = lax.psum((batch["weight"] > 0).sum().astype(jnp.float32), "data")
+    first = lax.axis_index("data") * held
+
+    def of_shard(i: jax.Array) -> tuple[Grads, jax.Array]:
+        part = jax.tree.map(lambda leaf: leaf[i], cut)
+        grads, _, mean = gradients(
+            graphdef, loss, state, part,
+            accumulate=config.optim.accumulate, total=total, first_row=(first + i) * rows,
+        )  # fmt: skip
+        return grads, mean
+
+    def keep(i: jax.Array, kept: PyTree) -> PyTree:
+        return jax.tree.map(lambda all_, one: all_.at[i].set(one), kept, of_shard(i))
+
+    shapes = jax.eval_shape(of_shard, jnp.int32(0))
+    kept = jax.tree.map(lambda s: jnp.zeros((held, *s.shape), s.dtype), shapes)
+    nothing = jnp.minimum(state.step, 0)  # 0, which the compiler cannot know
+    kept = lax.fori_loop(0, held + nothing, keep, kept)
+    grads, mean = jax.tree.map(lambda leaf: _tree_sum(leaf, n), kept)
+    state = lax.fori_loop(
+        0, 1 + nothing, lambda _, state: update(tx, state, grads, state.model_state), state
+    )
+    return state, {"loss": mean}
 
 
 def _tree_sum(leaf: jax.Array, n: int) -> jax.Array:

@@ -57,46 +57,48 @@ def build(context: StepContext) -> Step:
                 graphdef, loss, state, batch, accumulate=accumulate, params=params
             )
         else:
-            grads, model_state, mean = by_hand(state, batch, params)
+            grads, model_state, mean = _by_hand(context, state, batch, params)
         grads = lax.with_sharding_constraint(grads, at_rest.params)
         state = update(tx, state, grads, model_state)
         return lax.with_sharding_constraint(state, at_rest), {"loss": mean}
 
-    def by_hand(
-        state: TrainState, batch: Batch, params: Params
-    ) -> tuple[Grads, ModelState, jax.Array]:
-        """`gradients`, with what `tensor` says of activations and messages over `model`."""
-        model = nnx.merge(graphdef, params, state.model_state, copy=True)
-        if not isinstance(model, models.MLP):
-            raise ConfigError("tensor is for jmlp.MLP: leave it out with a module of your own")
-        widths, chosen = [b.linear.out_features for b in model.blocks], config.tensor
-        splits = layer_splits(
-            widths, mesh.shape["model"], "model", chosen.activations == "split",
-            chosen.matmul == "ring",
-        )  # fmt: skip
-
-        def per_device(
-            params: Params, state: TrainState, batch: Batch
-        ) -> tuple[Grads, ModelState, jax.Array]:
-            grads, model_state, mean = gradients(
-                graphdef, loss, state, batch,
-                accumulate=accumulate, params=params, axis=BATCH_AXES, splits=splits,
-            )  # fmt: skip
-            # Over `model` each is whole already, or this device's own part.
-            grads, mean = lax.psum((grads, mean), BATCH_AXES)
-            return grads, model_state, mean
-
-        specs = jax.tree.map(lambda s: s.spec, param_shardings(params, mesh, rules, gather=True))
-        kept = jax.tree.map(lambda s: s.spec, state_shardings(state, mesh, rules).model_state)
-        rest = state._replace(params=(), opt_state=())
-        states = jax.tree.map(lambda _: jax.P(), rest)._replace(model_state=kept)
-        # check_vma=False: `tensor_parallel.copy` and others say what is the same on which devices.
-        return jax.shard_map(
-            per_device, mesh=mesh, in_specs=(specs, states, jax.P(BATCH_AXES)),
-            out_specs=(specs, kept, jax.P()), check_vma=False,
-        )(params, rest, batch)  # fmt: skip
-
     return jax.jit(step, donate_argnums=0)
+
+
+def _by_hand(
+    context: StepContext, state: TrainState, batch: Batch, params: Params
+) -> tuple[Grads, ModelState, jax.Array]:
+    """`gradients`, with what `tensor` says of activations and messages over `model`."""
+    graphdef, _, mesh, config, rules, loss = context
+    model = nnx.merge(graphdef, params, state.model_state, copy=True)
+    if not isinstance(model, models.MLP):
+        raise ConfigError("tensor is for jmlp.MLP: leave it out with a module of your own")
+    widths, chosen = [b.linear.out_features for b in model.blocks], config.tensor
+    splits = layer_splits(
+        widths, mesh.shape["model"], "model", chosen.activations == "split",
+        chosen.matmul == "ring",
+    )  # fmt: skip
+
+    def per_device(
+        params: Params, state: TrainState, batch: Batch
+    ) -> tuple[Grads, ModelState, jax.Array]:
+        grads, model_state, mean = gradients(
+            graphdef, loss, state, batch,
+            accumulate=config.optim.accumulate, params=params, axis=BATCH_AXES, splits=splits,
+        )  # fmt: skip
+        # Over `model` each is whole already, or this device's own part.
+        grads, mean = lax.psum((grads, mean), BATCH_AXES)
+        return grads, model_state, mean
+
+    specs = jax.tree.map(lambda s: s.spec, param_shardings(params, mesh, rules, gather=True))
+    kept = jax.tree.map(lambda s: s.spec, state_shardings(state, mesh, rules).model_state)
+    rest = state._replace(params=(), opt_state=())
+    states = jax.tree.map(lambda _: jax.P(), rest)._replace(model_state=kept)
+    # check_vma=False: `tensor_parallel.copy` and others say what is the same on which devices.
+    return jax.shard_map(
+        per_device, mesh=mesh, in_specs=(specs, states, jax.P(BATCH_AXES)),
+        out_specs=(specs, kept, jax.P()), check_vma=False,
+    )(params, rest, batch)  # fmt: skip
 
 
 def _is_default(config: Config) -> bool:

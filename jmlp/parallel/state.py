@@ -33,6 +33,10 @@ Part: TypeAlias = "tuple[Batch, jax.Array]"
 """some rows of a batch, and their keys"""
 Sums: TypeAlias = "tuple[Grads, ModelState, jax.Array]"
 """gradient, model state and loss so far"""
+AddPart: TypeAlias = (
+    "Callable[[Params, ModelState, Part], tuple[tuple[jax.Array, ModelState], Grads]]"
+)
+"""(params, model_state, part) -> ((its addend of the loss, model_state), its gradient)"""
 Metrics: TypeAlias = "dict[str, jax.Array]"
 Step: TypeAlias = "Callable[[TrainState, Batch], tuple[TrainState, Metrics]]"
 """(state, batch) -> (state, metrics): one step of training, traced inside a loop"""
@@ -102,15 +106,8 @@ def gradients(
     """
     params = state.params if params is None else params
     weight = batch["weight"]
-    place = jnp.arange(len(weight)) + first_row
-    if axis:
-        place = place + lax.axis_index(axis) * len(weight)
+    keys, module_key = _dropout_keys(state, len(weight), axis, first_row)
     whole = (lax.psum(weight.sum(), axis) if axis else weight.sum()) if total is None else total
-    key = jax.random.fold_in(jax.random.fold_in(state.key, DROPOUT), state.step)
-    keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(place)
-    # A user's module draws from one key a device (or shard): there is no row in sight of it.
-    part = lax.axis_index(axis) if axis else first_row
-    module_key = jax.random.fold_in(key, part) if axis or not _is_zero(part) else key
 
     def loss_sum(
         params: Params, model_state: ModelState, rows_keys: Part
@@ -126,6 +123,27 @@ def gradients(
     if accumulate == 1:
         (mean, model_state), grads = add_part(params, state.model_state, (batch, keys))
         return grads, model_state, mean
+    return _accumulated(add_part, params, state.model_state, (batch, keys), accumulate)
+
+
+def _dropout_keys(
+    state: TrainState, rows: int, axis: str | tuple[str, ...] | None, first_row: jax.Array | int
+) -> tuple[jax.Array, jax.Array]:
+    """A key a row, by its place in the global batch; and one for a user's module."""
+    place = jnp.arange(rows) + first_row
+    if axis:
+        place = place + lax.axis_index(axis) * rows
+    key = jax.random.fold_in(jax.random.fold_in(state.key, DROPOUT), state.step)
+    keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(place)
+    # A user's module draws from one key a device (or shard): there is no row in sight of it.
+    part = lax.axis_index(axis) if axis else first_row
+    return keys, jax.random.fold_in(key, part) if axis or not _is_zero(part) else key
+
+
+def _accumulated(
+    add_part: AddPart, params: Params, model_state: ModelState, whole: Part, count: int
+) -> tuple[Grads, ModelState, jax.Array]:
+    """Sums over `count` micro-batches of `whole`, one after another."""
 
     def add(carry: Sums, part: Part) -> tuple[Sums, None]:
         grads, model_state, mean = carry
@@ -134,10 +152,10 @@ def gradients(
 
     def cut(leaf: jax.Array) -> jax.Array:
         # Row r goes to micro-batch r % k: every device keeps its own rows.
-        return leaf.reshape(-1, accumulate, *leaf.shape[1:]).swapaxes(0, 1)
+        return leaf.reshape(-1, count, *leaf.shape[1:]).swapaxes(0, 1)
 
-    zero = (jax.tree.map(jnp.zeros_like, params), state.model_state, jnp.zeros((), jnp.float32))
-    (grads, model_state, mean), _ = lax.scan(add, zero, jax.tree.map(cut, (batch, keys)))
+    zero = (jax.tree.map(jnp.zeros_like, params), model_state, jnp.zeros((), jnp.float32))
+    (grads, model_state, mean), _ = lax.scan(add, zero, jax.tree.map(cut, whole))
     return grads, model_state, mean
 
 

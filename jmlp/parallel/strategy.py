@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from jmlp.parallel.state import Step, TrainState
-from jmlp.sharding.layout import Rule, batch_parts
+from jmlp.sharding.layout import TABLE_RULES, Rule, batch_parts, mlp_rules
 from jmlp.types import Params
 
 if TYPE_CHECKING:
@@ -130,6 +130,11 @@ class Strategy:
     def asked(self) -> str:
         """How a config asks for it: `step=<name>`, unless it says otherwise."""
         return self.asked_by or f"step={self.name}"
+
+    def rules(self, config: Config, model: int) -> list[Rule]:
+        """How the parameters of the config's own model are split over so many devices."""
+        rules = mlp_rules(config.model.hidden, model)
+        return rules + TABLE_RULES if self.by_compiler(config) else rules
 
     def __call__(
         self,

@@ -28,31 +28,31 @@ def choose(work: Workload) -> Plans:
     Raises:
       ConfigError: nothing fits.
     """
-    found = plan_all(work, here())
+    plans = plan_all(work, here())
     if jax.process_count() > 1:  # of which each must have a share
-        whole = [plan for plan in found.plans if plan.devices == found.target.devices]
-        found = found._replace(plans=whole)
-    if found.best is None:
-        if not found.plans:
+        whole = [plan for plan in plans.plans if plan.devices == plans.target.devices]
+        plans = plans._replace(plans=whole)
+    if plans.best is None:
+        if not plans.plans:
             raise ConfigError(
                 f"step=auto, mesh=auto: there is no way to choose for {work.config.step!r} over "
-                f"these {found.target.devices} devices"
-                + "".join(f"; {reason}" for reason in list(found.refused)[:3])
+                f"these {plans.target.devices} devices"
+                + "".join(f"; {reason}" for reason in list(plans.refused)[:3])
                 + ". See jmlp plan, or say step and mesh"
             )
         raise ConfigError(
-            f"step=auto, mesh=auto: nothing fits these {found.target.devices} devices, the nearest "
-            f"needs {found.plans[0].needed_bytes / 1e9:.2f} GB a device. "
+            f"step=auto, mesh=auto: nothing fits these {plans.target.devices} devices, the nearest "
+            f"needs {plans.plans[0].needed_bytes / 1e9:.2f} GB a device. "
             "See jmlp plan; lower train.batch_size or model.hidden"
         )
-    return found
+    return plans
 
 
-def why(found: Plans) -> str:
+def why(plans: Plans) -> str:
     """A sentence: what was chosen, and over what."""
-    best = found.plans[0]
+    best = plans.plans[0]
     said = f"{1e3 * best.seconds.expected:.3g} ms a step by formula, bound by {best.seconds.bound}"
-    other = next((plan for plan in found.plans[1:] if plan.fits), None)
+    other = next((plan for plan in plans.plans[1:] if plan.fits), None)
     if other is None:
         return f"{said}; nothing else fits"
     mesh = ", ".join(f"{axis}={size}" for axis, size in other.config.mesh if size != 1)
@@ -61,7 +61,7 @@ def why(found: Plans) -> str:
     )
 
 
-def considered(found: Plans) -> list[Json]:
+def considered(plans: Plans) -> list[Json]:
     """Every way that was priced, best first, in few words: what it is, its memory and its time."""
     return [
         {
@@ -74,7 +74,7 @@ def considered(found: Plans) -> list[Json]:
             "with": {key: value for key, value in plan.changes.items()
                      if key != "step" and not key.startswith("mesh.")},
         }
-        for plan in found.plans
+        for plan in plans.plans
     ]  # fmt: skip
 
 

@@ -125,42 +125,56 @@ def sent_in_step(config: Config, traced: Traced, target: Target, rows: int) -> l
       rows: of the batch, on a device.
     """
     mesh = config.mesh
-    found: list[Sent] = []
+    sent: list[Sent] = []
     leaves = jax.tree.leaves(traced.state.params)
     parameters = sum(leaf.size for leaf in leaves)
     gradients = parameters / (mesh.fsdp * mesh.model * mesh.pipe)
     if int(mesh.data) > 1:
-        found += _over_data(config, leaves, gradients, target)
+        sent += _over_data(config, leaves, gradients, target)
     if mesh.fsdp > 1:
         line = line_of("fsdp", config, target)
         share = (line.n - 1) / line.n * 4 * parameters / mesh.model
         # Gathered once for use, kernel by kernel; gradients scattered once.
         kernels = sum(leaf.ndim > 1 for leaf in leaves)
         rounds = (line.n - 1) * (kernels + 1)
-        found.append(_sent(line, "parameters and gradients", rounds, 2 * share))
+        sent.append(_sent(line, "parameters and gradients", rounds, 2 * share))
     if config.model.norm == "batch" and config.step != "local":
         for axis in ("data", "fsdp"):
             if getattr(mesh, axis) > 1:
-                found.append(_of_batch_norm(config, line_of(axis, config, target)))
-    itemsize = 2 if config.model.dtype == "bfloat16" else 4
+                sent.append(_of_batch_norm(config, line_of(axis, config, target)))
     if mesh.model > 1:
-        line = line_of("model", config, target)
-        widths = _summed_widths(config)
-        nbytes = 2 * (line.n - 1) / line.n * rows * sum(widths) * itemsize
-        rounds = 2 * (line.n - 1) * len(widths) * config.optim.accumulate
-        found.append(_sent(line, "activations", rounds, nbytes))
+        sent.append(_over_model(config, target, rows))
     if mesh.pipe > 1:
-        line = line_of("pipe", config, target)
-        plan = make_plan(traced.state.params, abstract_mesh(mesh), config)
-        ticks = 2 * plan.schedule.ticks
-        each = rows // config.pipeline.microbatches * plan.width * itemsize
-        ring = config.pipeline.schedule == "circular"  # else the last device sends nothing
-        pairs = line.n if ring else line.n - 1
-        found.append(_sent(line, "activations", ticks, ticks * each * pairs / line.n))
-        # Layers to their stages, and gradients back; each kind of layer has its place everywhere.
-        share = 2 * (line.n - 1) / line.n * stage_bytes(traced, config)
-        found.append(_sent(line, "layers", 2 * (line.n - 1), share))
-    return found
+        sent += _over_pipe(config, traced, target, rows)
+    return sent
+
+
+def _itemsize(config: Config) -> int:
+    """Bytes of a number among activations."""
+    return 2 if config.model.dtype == "bfloat16" else 4
+
+
+def _over_model(config: Config, target: Target, rows: int) -> Sent:
+    line = line_of("model", config, target)
+    widths = _summed_widths(config)
+    nbytes = 2 * (line.n - 1) / line.n * rows * sum(widths) * _itemsize(config)
+    rounds = 2 * (line.n - 1) * len(widths) * config.optim.accumulate
+    return _sent(line, "activations", rounds, nbytes)
+
+
+def _over_pipe(config: Config, traced: Traced, target: Target, rows: int) -> list[Sent]:
+    line = line_of("pipe", config, target)
+    plan = make_plan(traced.state.params, abstract_mesh(config.mesh), config)
+    ticks = 2 * plan.schedule.ticks
+    each = rows // config.pipeline.microbatches * plan.width * _itemsize(config)
+    ring = config.pipeline.schedule == "circular"  # else the last device sends nothing
+    pairs = line.n if ring else line.n - 1
+    # Layers to their stages, and gradients back; each kind of layer has its place everywhere.
+    share = 2 * (line.n - 1) / line.n * stage_bytes(traced, config)
+    return [
+        _sent(line, "activations", ticks, ticks * each * pairs / line.n),
+        _sent(line, "layers", 2 * (line.n - 1), share),
+    ]
 
 
 def stage_bytes(traced: Traced, config: Config) -> float:
@@ -218,12 +232,12 @@ def _summed_widths(config: Config) -> list[int]:
     A gate is a second product, summed by itself; so are the inputs that skip a layer.
     """
     hidden, parts = config.model.hidden, config.mesh.model
-    found: list[int] = []
+    widths: list[int] = []
     outputs = 0  # of the head, few
     for number, kind in enumerate(kinds(hidden, parts)):
         if kind == "row":
-            found.append(hidden[number] if number < len(hidden) else outputs)
+            widths.append(hidden[number] if number < len(hidden) else outputs)
         elif kind == "column" and number > 0:
-            found.append(hidden[number - 1])  # the gradient of its input
+            widths.append(hidden[number - 1])  # the gradient of its input
     gated = ACTIVATIONS[config.model.activation].gated
-    return found * (1 + gated + config.model.residual)
+    return widths * (1 + gated + config.model.residual)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
 
 import jax
 
 from jmlp.errors import ConfigError
 from jmlp.planner.hardware import Hardware, Target, kinds, load
+from jmlp.types import Device
 
 
 def kept_file() -> Path:
@@ -41,28 +41,28 @@ def _known(device_kind: str, platform: str) -> Hardware:
     if platform == "cpu":
         return load("cpu")
     for name in kinds():
-        found = load(name)
-        if any(word.lower() in device_kind.lower() for word in found.device_kinds):
-            return found
+        hardware = load(name)
+        if any(word.lower() in device_kind.lower() for word in hardware.device_kinds):
+            return hardware
     raise ConfigError(
         f"--on here: nothing is known of {device_kind}; there are {', '.join(kinds())}. Measure "
         f"it: jmlp bench hardware --out {file}"
     )
 
 
-def _with_memory(hardware: Hardware, device: Any) -> Hardware:
+def _with_memory(hardware: Hardware, device: Device) -> Hardware:
     """With what the device, or the machine of simulated ones, has."""
     if hardware.shared:
-        found = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        nbytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         source = "the operating system"
     else:
-        found = (device.memory_stats() or {}).get("bytes_limit", 0)
-        if not found:
+        nbytes = (device.memory_stats() or {}).get("bytes_limit", 0)
+        if not nbytes:
             return hardware
         # The limit is what programs may take, of which nothing more is left out.
         share = hardware.memory_share.model_copy(update={"value": 1.0, "origin": "measured"})
         hardware, source = hardware.model_copy(update={"memory_share": share}), "the device"
     memory = hardware.memory_bytes.model_copy(
-        update={"value": float(found), "origin": "measured", "source": source}
+        update={"value": float(nbytes), "origin": "measured", "source": source}
     )
     return hardware.model_copy(update={"memory_bytes": memory})

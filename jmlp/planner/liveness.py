@@ -22,9 +22,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from jmlp.deferred import lazy_imports
+
+if TYPE_CHECKING:
+    import numpy as np
 
 with lazy_imports():
     import jax
@@ -181,7 +184,7 @@ class _Reader:
         own = frozenset(range(len(self.sizes))) - given - {*results}
         return Program(operations, dict(enumerate(self.sizes)), own, self._fused)
 
-    def _new(self, aval: Any) -> Name:
+    def _new(self, aval: object) -> Name:
         size = _size(aval)
         # XLA for processors works on bfloat16 as float32.
         wide = not self._fused and getattr(aval, "dtype", None) == jax.numpy.bfloat16
@@ -192,7 +195,7 @@ class _Reader:
         """Adds the equations of a jaxpr, and returns the names of its results."""
         known = dict(zip((*jaxpr.constvars, *jaxpr.invars), arguments, strict=True))
 
-        def read(atom: Any) -> Name:
+        def read(atom: core.Var | core.Literal) -> Name:
             return NOTHING if isinstance(atom, core.Literal) else known[atom]
 
         for eqn in jaxpr.eqns:
@@ -217,15 +220,15 @@ class _Reader:
         """The operations that write, with what each reads of what is written."""
         written = self._written(equations) | results
         sources: dict[Name, frozenset[Name]] = {name: frozenset((name,)) for name in arguments}
-        found: list[Operation] = []
+        operations: list[Operation] = []
         for equation in equations:
             reads = frozenset[Name]().union(*(sources.get(n, ()) for n in equation.reads))
             if not written.isdisjoint(equation.makes):
-                found.append(Operation(tuple(reads), equation.makes, *equation[3:]))
+                operations.append(Operation(tuple(reads), equation.makes, *equation[3:]))
                 sources |= {name: frozenset((name,)) for name in equation.makes}
             else:  # fused into whoever reads it
                 sources |= dict.fromkeys(equation.makes, reads)
-        return tuple(found)
+        return tuple(operations)
 
     def _written(self, equations: Sequence[_Equation]) -> set[Name]:
         readers: dict[Name, int] = {}
@@ -267,7 +270,7 @@ def _needed(equations: Sequence[_Equation], results: set[Name]) -> list[_Equatio
     return kept[::-1]
 
 
-def _size(aval: Any) -> Size:
+def _size(aval: object) -> Size:
     """Of an array; a dim of `ROWS`, or of a multiple, counts rows."""
     shape, itemsize = getattr(aval, "shape", ()), _itemsize(getattr(aval, "dtype", None))
     total = math.prod(shape) * itemsize
@@ -276,7 +279,7 @@ def _size(aval: Any) -> Size:
     return Size(total, 0)
 
 
-def _itemsize(dtype: Any) -> int:
+def _itemsize(dtype: np.dtype | None) -> int:
     if dtype is None:
         return 0
     if jax.numpy.issubdtype(dtype, jax.dtypes.prng_key):
@@ -284,7 +287,7 @@ def _itemsize(dtype: Any) -> int:
     return dtype.itemsize
 
 
-def _inside(eqn: Any, fused: bool) -> Program | None:
+def _inside(eqn: core.JaxprEqn, fused: bool) -> Program | None:
     """The body of a loop, or the branch that needs most."""
     name, params = eqn.primitive.name, eqn.params
     if name not in _LOOPS:
@@ -296,7 +299,7 @@ def _inside(eqn: Any, fused: bool) -> Program | None:
     return max((_Reader(fused).program(body.jaxpr) for body in bodies), key=lambda p: p.peak(ROWS))
 
 
-def _product(eqn: Any) -> tuple[int, ...]:
+def _product(eqn: core.JaxprEqn) -> tuple[int, ...]:
     if eqn.primitive.name != "dot_general":
         return ()
     (contract, _), _ = eqn.params["dimension_numbers"]

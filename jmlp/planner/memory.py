@@ -122,7 +122,7 @@ def memory_of(
       blocks: of rows on their way at a time, where they do not stay.
       platform: `cpu`, `gpu` or `tpu`, whose compilers fuse otherwise.
     """
-    mesh, rules, strategy = abstract_mesh(config.mesh), rules_of(config), strategy_of(config)
+    mesh, rules = abstract_mesh(config.mesh), rules_of(config)
     state, params = traced.state, traced.state.params
     places = layout.state_shardings(state, mesh, rules)
 
@@ -132,22 +132,52 @@ def memory_of(
 
     parameters = held((params, state.model_state), (places.params, places.model_state))
     optimizer = held(state.opt_state, places.opt_state)
-    used = in_use(traced, config)
-    rows = local_rows(config)
-    batch = rows * (4 * work.schema.features + 8.0)
-    held_rows = rows_bytes(work, config, room_bytes, blocks, platform)
     kept = _kept_by_exchange(traced, config, parameters)
-    if platform in ("gpu", "tpu"):
-        alive = _fused(traced, config, platform)
-        resident = stay(work, config, room_bytes) * work.rows * work.row_bytes
-        resident *= _padding(work, platform)
-        copied = _copied(traced, config, used) if platform == "gpu" else used
-        need = temporaries(platform, config, alive, copied, batch, resident)
-        if platform == "gpu" and strategy.stages and not config.pipeline.remat:
-            need = _of_pipeline(traced, config)[0] + batch
-        gradients = min(used, need)
-        return Memory(parameters, optimizer, gradients, need - gradients, kept, held_rows)
-    if strategy.stages:
+    if platform == "cpu":
+        step = _of_processor(work, config, traced, kept)
+    else:
+        step = _of_accelerator(work, config, traced, kept, room_bytes, platform)
+    rows = rows_bytes(work, config, room_bytes, blocks, platform)
+    return Memory(parameters, optimizer, *step, rows)
+
+
+class _Step(NamedTuple):
+    """Bytes of a step's program, as `Memory` calls them."""
+
+    gradients: float
+    activations: float
+    exchange: float
+
+
+def _batch_bytes(work: Workload, config: Config) -> float:
+    return local_rows(config) * (4 * work.schema.features + 8.0)
+
+
+def _of_accelerator(
+    work: Workload,
+    config: Config,
+    traced: Traced,
+    kept: float,
+    room_bytes: float,
+    platform: Literal["gpu", "tpu"],
+) -> _Step:
+    """What a step takes as compilers for GPUs and TPUs have it."""
+    used, batch = in_use(traced, config), _batch_bytes(work, config)
+    alive = _fused(traced, config, platform)
+    resident = stay(work, config, room_bytes) * work.rows * work.row_bytes
+    resident *= _padding(work, platform)
+    copied = _copied(traced, config, used) if platform == "gpu" else used
+    need = temporaries(platform, config, alive, copied, batch, resident)
+    if platform == "gpu" and strategy_of(config).stages and not config.pipeline.remat:
+        need = _of_pipeline(traced, config)[0] + batch
+    gradients = min(used, need)
+    return _Step(gradients, need - gradients, kept)
+
+
+def _of_processor(work: Workload, config: Config, traced: Traced, kept: float) -> _Step:
+    """What a step takes as XLA for processors has it."""
+    used, batch = in_use(traced, config), _batch_bytes(work, config)
+    if strategy_of(config).stages:
         alive, used = _of_pipeline(traced, config)
         alive += batch  # once more, cut into microbatches
     else:
@@ -156,13 +186,10 @@ def memory_of(
     if config.mesh.fsdp > 1:
         # Gathered for use. The first layer's are done with when the backward pass begins.
         most = max(2 * used, alive + batch + used - _first_layer(traced, config))
-    if config.optim.accumulate > 1 and layout.batch_parts(mesh) > 1:
+    if config.optim.accumulate > 1 and layout.batch_parts(abstract_mesh(config.mesh)) > 1:
         # Each micro-batch's, summed over devices, beside the sum so far: shares of them over fsdp.
         kept += used / config.mesh.fsdp
-    return Memory(
-        parameters, optimizer, used, alive + batch - used, kept + most - alive - batch,
-        held_rows,
-    )  # fmt: skip
+    return _Step(used, alive + batch - used, kept + most - alive - batch)
 
 
 def _fused(traced: Traced, config: Config, platform: str) -> float:

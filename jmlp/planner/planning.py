@@ -101,9 +101,9 @@ def _accumulated(
     plan: Plan, candidates: Candidates, work: Workload, target: Target, tracer: Tracer
 ) -> list[Plan]:
     """The plan, and one with fewer rows at a time where only that fits."""
-    found = [plan]
+    plans = [plan]
     if plan.config.step == "pipeline" or plan.fits:
-        return found
+        return plans
     each = plan.config.optim.accumulate
     fixed = plan.memory.parameters + plan.memory.optimizer + plan.memory.gradients
     most = min(_MOST_ACCUMULATED, local_rows(of_rows(plan.config, work.rows)))
@@ -118,9 +118,9 @@ def _accumulated(
             break
         more = price(work, config, target, tracer)
         if more.fits:
-            found.append(more)
+            plans.append(more)
             break
-    return found
+    return plans
 
 
 def _rank(plan: Plan) -> tuple[bool, float, tuple[int, int, int]]:

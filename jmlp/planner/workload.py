@@ -24,7 +24,7 @@ from jmlp.data.batches import steps_per_epoch
 from jmlp.data.dataset import Schema
 from jmlp.data.preparation import dtype_of
 from jmlp.losses import Loss, loss_of
-from jmlp.losses.members import clipped, of_members
+from jmlp.losses.members import as_trained
 from jmlp.model import MLP, mlp_of
 from jmlp.optim import make_optimizer
 from jmlp.parallel import strategy_of
@@ -80,8 +80,7 @@ def abstract_mesh(config: MeshConfig) -> Mesh:
 
 def rules_of(config: Config) -> list[layout.Rule]:
     """How parameters are split over `mesh.model`."""
-    rules = layout.mlp_rules(config.model.hidden, config.mesh.model)
-    return rules + (layout.TABLE_RULES if strategy_of(config).by_compiler(config) else [])
+    return strategy_of(config).rules(config, config.mesh.model)
 
 
 class Traced(NamedTuple):
@@ -97,8 +96,8 @@ class Traced(NamedTuple):
 
 def loss_for(config: Config, schema: Schema) -> Loss:
     """What is differentiated."""
-    chosen = clipped(loss_of(config.train.loss, schema), schema)
-    return of_members(chosen, schema, getattr(config.model, "members", 1))
+    loss = loss_of(config.train.loss, schema)
+    return as_trained(loss, schema, getattr(config.model, "members", 1))
 
 
 class Tracer:

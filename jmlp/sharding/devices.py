@@ -27,11 +27,11 @@ def simulate_devices(n: int) -> None:
         raise ConfigError(f"simulate_devices({n}): expected at least 1")
     jax.config.update("jax_platforms", "cpu")
     request_cpu_devices(n)
-    found = jax.devices()
-    if len(found) != n or found[0].platform != "cpu":
+    devices = jax.devices()
+    if len(devices) != n or devices[0].platform != "cpu":
         raise ConfigError(
-            f"simulate_devices({n}): jax has already started with {len(found)} "
-            f"{found[0].platform} device(s). Call it before any other use of jax, "
+            f"simulate_devices({n}): jax has already started with {len(devices)} "
+            f"{devices[0].platform} device(s). Call it before any other use of jax, "
             "or restart the kernel."
         )
 
