@@ -109,7 +109,7 @@ def _export_ensemble(flags: Sweep, sweep: Path, to: Path, picks: int) -> int:
     if made.left_out:
         report.note(
             f"{made.left_out} of the leaderboard were not chosen among: they diverged, or have "
-            "other columns, scales or losses"
+            "other rows, columns, scales or losses"
         )
     report.note(
         f"together: val {made.monitor} {made.val:.5g}; in {made.run_dir}: jmlp eval {made.run_dir}"

@@ -163,19 +163,23 @@ def export_ensemble(
 def _candidates(
     source: Path, trainer: Trainer, found: Sequence[tuple[int, Result, Config]]
 ) -> tuple[list[Candidate], Config]:
-    """Members whose outputs mean the same as those of the best, and the config of that one."""
+    """Members of the rows of the best, whose outputs mean the same, and the config of that one."""
     first = found[0][2]
     setup = trainer.setup(first)
     schema, val = setup.dataset.schema, setup.dataset.val
     if val is None:
         raise ConfigError("--ensemble: the sweep has no validation rows to choose members by")
     schemas: dict[str, Schema] = {}
+    rows = trainer.dataset(first).fingerprint
 
     def alike(config: Config) -> bool:
         key = config.model_copy(update={"optim": first.optim, "seed": 0}).model_dump_json()
+        dataset = trainer.dataset(config)
         if key not in schemas:
-            schemas[key] = resolved(config, trainer.dataset(config))[1].schema
-        return config.train.loss == first.train.loss and schemas[key] == schema
+            schemas[key] = resolved(config, dataset)[1].schema
+        # Who was trained on other rows has perhaps seen the validation rows of the best.
+        same = dataset.fingerprint == rows and schemas[key] == schema
+        return same and config.train.loss == first.train.loss
 
     size = 4 * val.rows * setup.programs.evaluation.loss.outputs(schema)
     most = max(1, _OUTPUT_BYTES // size)

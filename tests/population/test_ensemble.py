@@ -114,6 +114,15 @@ def test_the_mean_of_quantities_and_members_of_other_columns(tmp_path):
 
 
 @pytest.mark.slow
+def test_members_that_were_trained_on_its_validation_rows_are_left_out(tmp_path):
+    tree = {"train": {"epochs": 1}, "data": {"scale": "none"}, "model": {"hidden": [5]}, "search": {
+        "method": "grid", "space": {"data.split_seed": [0, 1]}}}  # fmt: skip
+    found = sweep(tree, data=rows(), run_dir=tmp_path / "sweep")
+    made = export_ensemble(found.run_dir, tmp_path / "run", 2, data=rows())
+    assert made.left_out == 1 and [one.rank for one in made.members] == [1]
+
+
+@pytest.mark.slow
 def test_it_is_written_evaluated_and_exported_from_the_shell(tmp_path, capsys):
     file, out = tmp_path / "s.yaml", tmp_path / "sweep"
     file.write_text(
