@@ -264,4 +264,7 @@ def in_own_units(
         return y, outputs
     scale, mean = np.array(schema.y_scale), np.array(schema.y_mean)
     true, made = (np.asarray(part, np.float64) * scale + mean for part in (y, outputs))
+    # A target of 0 has come off it by float32's rounding, to where a deviance or a share is not
+    # defined, or is another one.
+    true = np.where(np.abs(true) <= 2.0**-23 * np.abs(mean), 0.0, true)
     return (true[:, 0], made[:, 0]) if true.shape[1] == 1 else (true, made)

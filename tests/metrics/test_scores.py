@@ -15,7 +15,7 @@ from jmlp.errors import ConfigError
 from jmlp.losses import LOSSES
 from jmlp.losses.members import clipped, of_members
 from jmlp.losses.values import Quantile
-from jmlp.metrics import METRICS, Evaluated, named, r2_score, spread
+from jmlp.metrics import METRICS, Evaluated, in_own_units, named, r2_score, spread
 from jmlp.metrics.scores import calibration_error
 from jmlp.programs.evaluation import held_of, values_of
 
@@ -272,3 +272,17 @@ def test_outputs_that_are_no_numbers_have_no_metric():
     used = [METRICS["roc_auc"], METRICS["average_precision"], METRICS["calibration_error"]]
     found = values_of(used, schema, Split(np.zeros((6, 1), np.float32), y, None), {}, wild)
     assert len(found) == 3 and np.isnan(list(found.values())).all()
+
+
+@pytest.mark.parametrize("mean", [1.3, 2.1, 7.7, 30.2])
+def test_counts_of_none_are_0_in_their_own_units(mean):
+    """Though the targets were standardized in float32; a share of 1e-9 would be another one."""
+    y = np.random.default_rng(0).poisson(mean, (200, 1)).astype(float)
+    y[:3] = [[0.0], [1e-3], [2.0]]
+    dataset = load(DataConfig(task="regression"), 0, (y, y))
+    split, schema = dataset.train, dataset.schema
+    true, made = in_own_units(schema, split.y, split.y)
+    assert {*true[true < 0.5].round(5)} <= {0.0, 1e-3} and (true >= 0).all()
+    assert true == pytest.approx(made, rel=1e-6, abs=1e-6 * mean)
+    want = sk.mean_poisson_deviance(true.round(3), made + 1)
+    assert METRICS["poisson_deviance"].of_outputs(true, made + 1) == pytest.approx(want, rel=1e-5)
