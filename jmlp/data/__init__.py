@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from jmlp.config.tables import Lines
 
@@ -30,7 +30,7 @@ be added, a function or `module:NAME`."""
 __all__ = ["SOURCES", "Dataset", "Schema", "Split"]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     if name not in __all__:
         raise AttributeError(f"module 'jmlp.data' has no attribute {name!r}")
     return getattr(importlib.import_module("jmlp.data.dataset"), name)

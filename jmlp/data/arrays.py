@@ -1,5 +1,6 @@
 """Array-likes from Python or an archive -> raw rows."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from jmlp.data.words import is_missing, label_words
 from jmlp.errors import DataError
 
 
-def raw(origin: str, x: Any, y: Any, what: str = "x") -> Raw:
+def raw(origin: str, x: object, y: object, what: str = "x") -> Raw:
     """Raw rows from array-likes: x (N, ...) numbers, y (N,) or (N, K) or None.
 
     Raises:
@@ -93,13 +94,13 @@ def _of_objects(cells: np.ndarray, lone: bool) -> np.ndarray:
     return np.array(plain).reshape(cells.shape)
 
 
-def _objects(values: list[Any]) -> np.ndarray:
+def _objects(values: Sequence[object]) -> np.ndarray:
     out = np.empty(len(values), object)
     out[:] = values
     return out
 
 
-def numbers(origin: str, what: str, value: Any) -> np.ndarray:
+def numbers(origin: str, what: str, value: object) -> np.ndarray:
     """Numbers as float64, NaN where missing; uint8 and mapped numbers as they are."""
     with reading(Path(f"{origin}: {what}"), "array of numbers"):
         if is_mapped(value) and value.dtype.kind in "biuf":

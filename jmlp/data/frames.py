@@ -52,7 +52,7 @@ def listed(names: Sequence[str]) -> str:
     return ", ".join(names[:30]) + (f", ... ({len(names)} in all)" if len(names) > 30 else "")
 
 
-def is_frame(value: Any) -> bool:
+def is_frame(value: object) -> bool:
     """Whether `value` has columns with names: a DataFrame or an arrow table."""
     if isinstance(value, np.ndarray | Mapping | type):
         return False
@@ -103,7 +103,7 @@ def table_of(origin: str, value: Any) -> Table | None:
     return table
 
 
-def _texts(origin: str, names: Sequence[Any]) -> tuple[str, ...]:
+def _texts(origin: str, names: Sequence[object]) -> tuple[str, ...]:
     texts: list[str] = []
     for name in names:
         if not isinstance(name, str | int | np.integer) or isinstance(name, bool):
@@ -117,7 +117,7 @@ def _texts(origin: str, names: Sequence[Any]) -> tuple[str, ...]:
     return tuple(texts)
 
 
-def name_of(value: Any) -> str | None:
+def name_of(value: object) -> str | None:
     """The name of a Series, if it has one."""
     name = getattr(value, "name", None) if hasattr(value, "to_numpy") else None
     return str(name) if isinstance(name, str | int) and str(name) else None
@@ -145,10 +145,10 @@ def raw_of_table(table: Table, columns: Columns) -> Raw:
     cells, words = [], []
     for place, (name, column) in enumerate(zip(table.names, table.columns, strict=True)):
         at = (table.where, name)
-        found = typed_values(at, column, arrays[place], columns.cell_of(name))
-        x[:, place] = found.x
-        cells.append(found.cell)
-        words.append(found.words)
+        values = typed_values(at, column, arrays[place], columns.cell_of(name))
+        x[:, place] = values.x
+        cells.append(values.cell)
+        words.append(values.words)
     numbers = all(cell.kind in ("number", "boolean") for cell in cells)
     names = () if table.numbered and numbers else table.names
     return Raw(x, None, table.where, names, cells=tuple(cells), words=tuple(words))
@@ -157,18 +157,18 @@ def raw_of_table(table: Table, columns: Columns) -> Raw:
 def targets_of_table(table: Table, truths: bool = False) -> np.ndarray:
     """(N,) labels or quantities of a table of one column, else (N, K) float64; as of `truths`."""
     if truths:
-        found = [
+        truth = [
             typed_values((table.where, name), column, _values(column), BOOLEAN).x
             for name, column in zip(table.names, table.columns, strict=True)
         ]
-        return np.stack(found, 1)
+        return np.stack(truth, 1)
     if len(table.columns) == 1:
         return target_of(table.where, table.names[0], table.columns[0])
     columns = zip(table.names, table.columns, strict=True)
     return np.stack([_numbers(table.where, name, _values(c)) for name, c in columns], 1)
 
 
-def target_of(where: Callable[[int], str], name: str, column: Any) -> np.ndarray:
+def target_of(where: Callable[[int], str], name: str, column: object) -> np.ndarray:
     """(N,) labels or quantities, as `arrays.labels` has them."""
     values = _values(column)
     if values.dtype.kind not in "biufOUST":
@@ -176,16 +176,17 @@ def target_of(where: Callable[[int], str], name: str, column: Any) -> np.ndarray
     return labels(f"column {name!r}", values)
 
 
-def _values(column: Any) -> np.ndarray:
+def _values(column: object) -> np.ndarray:
     """(N,) array of a Series, an arrow column, or any array-like."""
     if isinstance(column, np.ndarray):
         return column
     column = decoded(column)
-    values = column.to_numpy() if hasattr(column, "to_numpy") else column
+    to_numpy = getattr(column, "to_numpy", None)
+    values = column if to_numpy is None else to_numpy()
     return np.asarray(values if isinstance(values, np.ndarray) else _plain(values))
 
 
-def _plain(values: Any) -> np.ndarray:
+def _plain(values: object) -> np.ndarray:
     """Of a list, in which text must not turn numbers into text."""
     if not isinstance(values, list | tuple):
         return np.asarray(values)

@@ -6,16 +6,16 @@ has none, they are taken in order.
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from jmlp.data import arrays, carried
 from jmlp.data.columns.cells import NUMBER_CELL
 from jmlp.data.dataset import Columns, Raw, RawSplits
-from jmlp.data.formats.arrow import choose
+from jmlp.data.formats.chosen import choose
 from jmlp.data.frames import (
     Table,
     is_frame,
@@ -32,7 +32,7 @@ from jmlp.errors import DataError
 _KEYS = tuple(f"{a}{suffix}" for suffix in ("", "_val", "_test") for a in ("x", "y", "weight"))
 
 
-def raws_of(data: Any, columns: Columns) -> RawSplits:
+def raws_of(data: object, columns: Columns) -> RawSplits:
     """The splits in `data`.
 
     Args:
@@ -64,7 +64,7 @@ def raws_of(data: Any, columns: Columns) -> RawSplits:
     return RawSplits(train, **held_out)
 
 
-def _parts(data: Any, columns: Columns) -> Mapping[str, Any]:
+def _parts(data: object, columns: Columns) -> Mapping[str, object]:
     if isinstance(data, str | Path):
         raise DataError(f"data: {str(data)!r} is no data; the path of a file goes into data.path")
     if is_frame(data):
@@ -85,7 +85,7 @@ def _parts(data: Any, columns: Columns) -> Mapping[str, Any]:
     try:
         if isinstance(data, np.ndarray):
             raise TypeError
-        x, y = data
+        x, y = cast("Iterable[object]", data)
     except (TypeError, ValueError):
         raise DataError(
             "data: expected (x, y), a mapping with x and y, or a DataFrame and data.target"
@@ -93,7 +93,7 @@ def _parts(data: Any, columns: Columns) -> Mapping[str, Any]:
     return {"x": x, "y": y}
 
 
-def _training(x: Any, y: Any, columns: Columns) -> Raw:
+def _training(x: object, y: object, columns: Columns) -> Raw:
     table = table_of("x", x)
     if y is None:
         if table is None:
@@ -129,7 +129,7 @@ def _training(x: Any, y: Any, columns: Columns) -> Raw:
     return raw
 
 
-def _held_out(suffix: str, x: Any, y: Any, train: Raw, columns: Columns) -> Raw:
+def _held_out(suffix: str, x: object, y: object, train: Raw, columns: Columns) -> Raw:
     origin = f"x{suffix}"
     table = table_of(origin, x)
     if table is not None and train.feature_names and not columns.features:
@@ -152,7 +152,7 @@ def _held_out(suffix: str, x: Any, y: Any, train: Raw, columns: Columns) -> Raw:
     return _with_given(raw, f"y{suffix}", y, wanted, columns, optional=True)
 
 
-def raw_features(origin: str, x: Any, columns: Columns, table: Table | None = None) -> Raw:
+def raw_features(origin: str, x: object, columns: Columns, table: Table | None = None) -> Raw:
     """Features of any kind: those of `columns` by name, if both sides have names."""
     wanted = columns.features
     table = table or table_of(origin, x)
@@ -205,7 +205,7 @@ def _table_of_rows(origin: str, x: Any, names: tuple[str, ...]) -> Table:
     return Table(origin, names, tuple([row[at] for row in rows] for at in range(len(names))))
 
 
-def _weighed(raw: Raw, suffix: str, parts: Mapping[str, Any], column: str | None) -> Raw:
+def _weighed(raw: Raw, suffix: str, parts: Mapping[str, object], column: str | None) -> Raw:
     """`raw` with its weights: given apart, or a column of its table."""
     given, origin = parts.get(f"weight{suffix}"), f"x{suffix}"
     if column is None:
@@ -225,7 +225,7 @@ def _weighed(raw: Raw, suffix: str, parts: Mapping[str, Any], column: str | None
     )
 
 
-def raw_labelled(x: Any, y: Any, columns: Columns, weight: Any = None) -> Raw:
+def raw_labelled(x: object, y: object, columns: Columns, weight: object = None) -> Raw:
     """Labelled rows of any kind, for a trained schema.
 
     Args:
@@ -236,7 +236,7 @@ def raw_labelled(x: Any, y: Any, columns: Columns, weight: Any = None) -> Raw:
     return _weighed(_labelled(x, y, columns), "", {"x": x, "weight": weight}, column)
 
 
-def _labelled(x: Any, y: Any, columns: Columns) -> Raw:
+def _labelled(x: object, y: object, columns: Columns) -> Raw:
     table = table_of("x", x)
     raw = raw_features("x", x, columns, table)
     known = columns.target
@@ -254,7 +254,12 @@ def _with_table(raw: Raw, table: Table, columns: Columns) -> Raw:
 
 
 def _with_given(
-    raw: Raw, origin: str, y: Any, wanted: tuple[str, ...], columns: Columns, optional: bool = False
+    raw: Raw,
+    origin: str,
+    y: object,
+    wanted: tuple[str, ...],
+    columns: Columns,
+    optional: bool = False,
 ) -> Raw:
     """`raw` with targets given apart: those called `wanted`, if any.
 
@@ -280,10 +285,10 @@ def _with_given(
             "out, or give a DataFrame or a Series of that name"
         )
     values = arrays.labels(origin, y) if table is None else targets_of_table(table, columns.truths)
-    found = arrays.with_targets(raw, origin, values, "x")
-    if wanted and len(wanted) == len(found.target_names):
-        return found._replace(target_names=wanted)
-    return found
+    made = arrays.with_targets(raw, origin, values, "x")
+    if wanted and len(wanted) == len(made.target_names):
+        return made._replace(target_names=wanted)
+    return made
 
 
 def _counted(raw: Raw, origin: str, y: np.ndarray, names: tuple[str, ...]) -> Raw:

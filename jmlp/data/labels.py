@@ -64,9 +64,9 @@ def find_task(part: Part, config: DataConfig) -> str:
         return "classification"
     if (y != np.floor(y)).any():
         return "regression"
-    found = np.unique(y)
-    counted = found[0] == 0 and found[-1] == len(found) - 1
-    few = len(found) <= _FEW or (counted and _ROWS_EACH * len(found) <= len(y))
+    values = np.unique(y)
+    counted = values[0] == 0 and values[-1] == len(values) - 1
+    few = len(values) <= _FEW or (counted and _ROWS_EACH * len(values) <= len(y))
     return "classification" if few else "regression"
 
 
@@ -122,26 +122,26 @@ def find_classes(part: Part, config: DataConfig) -> tuple[int | str, ...]:
             "wants whole numbers from 0"
         )
     if y.dtype == object:
-        found: tuple[int | str, ...] = tuple(sorted(set(y.tolist())))
+        classes: tuple[int | str, ...] = tuple(sorted(set(y.tolist())))
     else:
         whole = _whole(part)
         if config.classes:
             return tuple(range(config.classes))
-        found = tuple(map(int, np.unique(whole)))
+        classes = tuple(map(int, np.unique(whole)))
         if part.raw.indices:
-            _check_indices(part, whole, found)
-    if len(found) < 2:
+            _check_indices(part, whole, classes)
+    if len(classes) < 2:
         raise DataError(
-            f"{where_of(part, 0)}: all training rows have the class {next(iter(found))!r}; "
+            f"{where_of(part, 0)}: all training rows have the class {next(iter(classes))!r}; "
             "a classifier needs at least two"
         )
-    if len(found) > max(2, len(y) // 2):
+    if len(classes) > max(2, len(y) // 2):
         place = culprit(part) if y.dtype == object else where_of(part, 0)
         raise DataError(
-            f"{place}: {len(found)} different labels in {len(y)} rows. "
+            f"{place}: {len(classes)} different labels in {len(y)} rows. "
             "If the target is a quantity, set data.task=regression."
         )
-    return found
+    return classes
 
 
 def _whole(part: Part) -> np.ndarray:
@@ -156,17 +156,17 @@ def _whole(part: Part) -> np.ndarray:
     return y.astype(np.int64)
 
 
-def _check_indices(part: Part, y: np.ndarray, found: Sequence[int | str]) -> None:
+def _check_indices(part: Part, y: np.ndarray, classes: Sequence[int | str]) -> None:
     """Class indices start at 0 and leave few gaps; -1 and 1 are a pair of labels."""
     low = int(y.argmin())
-    if y[low] < 0 and len(found) != 2:
+    if y[low] < 0 and len(classes) != 2:
         raise DataError(
             f"{where_of(part, low)}: class index {y[low]} is out of range; expected 0 or more"
         )
     high = int(y.argmax())
-    if y[high] >= 10 * len(found) + 100:
+    if y[high] >= 10 * len(classes) + 100:
         raise DataError(
-            f"{where_of(part, high)}: class index {y[high]} is out of range for {len(found)} "
+            f"{where_of(part, high)}: class index {y[high]} is out of range for {len(classes)} "
             "different classes; set data.classes if it is meant, data.task=regression if the "
             "target is a quantity"
         )

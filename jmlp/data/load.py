@@ -16,7 +16,7 @@ from jmlp.data.columns.infer import cells_wanted
 from jmlp.data.columns.plans import column_plans, unseen_names
 from jmlp.data.dataset import Columns, Dataset, Raw, RawSplits, Reader, Schema, Split, reading
 from jmlp.data.formats import csv, idx, parquet, tables
-from jmlp.data.formats.arrow import choose
+from jmlp.data.formats.chosen import choose
 from jmlp.data.from_arrays import inputs_of_array
 from jmlp.data.given import carried_of_none, raw_features, raw_labelled, raws_of
 from jmlp.data.labels import Part, missing_targets, where_of
@@ -37,7 +37,7 @@ _SHARED = "/usr/share/datasets"  # where Debian's dataset-* packages put theirs
 
 
 def load(
-    config: DataConfig, seed: int, arrays: Any = None, targets: Wanted | None = None
+    config: DataConfig, seed: int, arrays: object = None, targets: Wanted | None = None
 ) -> Dataset:
     """The data that `config` names, split, checked and scaled.
 
@@ -72,11 +72,11 @@ def unused_notes(config: DataConfig, arrays: object) -> Iterator[str]:
 
 def is_csv(path: str) -> bool:
     """Whether a file, folder or pattern is of CSV files, by its names."""
-    found = list(map(str, tables.table_files(Path(os.path.expanduser(path))))) or [path]
-    return any(name.endswith((*tables.CSV, "csv*", "tsv*")) for name in found)
+    names = list(map(str, tables.table_files(Path(os.path.expanduser(path))))) or [path]
+    return any(name.endswith((*tables.CSV, "csv*", "tsv*")) for name in names)
 
 
-def _loaded(config: DataConfig, seed: int, arrays: Any, targets: Wanted | None) -> Dataset:
+def _loaded(config: DataConfig, seed: int, arrays: object, targets: Wanted | None) -> Dataset:
     budget = Budget(None if config.memory_limit == "auto" else int(config.memory_limit))
     columns = asked_columns(config, budget)
     if arrays is not None:
@@ -191,9 +191,9 @@ def read(path: str, columns: Columns) -> RawSplits:
         if not files:
             raise DataError(f"no file matches {path}")
         return _read_files(Path(path), files, columns)
-    found = resolve(path)
-    files = tables.table_files(found)
-    return _read_files(found, files, columns) if files else _reader(found)(found, columns)
+    place = resolve(path)
+    files = tables.table_files(place)
+    return _read_files(place, files, columns) if files else _reader(place)(place, columns)
 
 
 def _read_files(path: Path, files: list[Path], columns: Columns) -> RawSplits:

@@ -33,7 +33,7 @@ from jmlp.data.quantiles import normal, spaced, with_ranks
 from jmlp.data.scaling import SAME, fit_scaling
 from jmlp.data.splits import draw, part_of_cut
 from jmlp.data.spool import Budget, chunks, empty, is_mapped, release, spool_folder
-from jmlp.data.targets import LABELS, Wanted, check_targets, scale_of
+from jmlp.data.targets import LABELS, Wanted, check_targets, scale_of, scale_targets
 from jmlp.errors import DataError
 
 _SPLIT_STREAM = 2**63  # keeps the splits' random stream apart from the epochs'
@@ -67,35 +67,51 @@ def make_dataset(
     task = find_task(parts["train"], config)
     classes = find_classes(parts["train"], config) if task == "classification" else ()
     notes += task_notes(parts["train"], config, task, raws.train.class_names or classes)
-    count = parts["train"].y()[:1].size
-    encoded = {
-        name: encode(part, classes, config) if classes else targets_of(part, count)
-        for name, part in parts.items()
-    }
-    for name, part in parts.items() if not classes else ():
-        check_targets(targets, part, encoded[name])
+    encoded = _encoded(parts, classes, config, targets)
     _draw(parts, encoded, config, seed, bool(classes))
     schema = _fit(parts["train"], encoded["train"], task, classes, config, pixels, targets, plans)
     if config.scale == "quantile":
         schema = _ranked(parts["train"], schema)
     notes += unseen_notes(schema, parts)
-    splits = {
-        name: Split(
-            _prepared(part, schema, budget),
-            encoded[name] if classes else _scale_targets(encoded[name], schema, part),
-            weights.of_part(part),
-        )
-        for name, part in parts.items()
-    }
-    spooled = sum(split.x.nbytes for split in splits.values() if is_mapped(split.x))
-    if spooled:
-        notes.append(f"data.memory_limit: {spooled / 1e6:,.0f} MB of rows lie in {spool_folder()}")
-    sizes = ", ".join(f"{split.rows} {name}" for name, split in splits.items())
-    notes.append(f"rows: {sizes}; {schema.features} features")
+    splits = {name: _split(part, encoded[name], schema, budget) for name, part in parts.items()}
+    notes += _size_notes(splits, schema)
     return Dataset(
         splits["train"], splits.get("val"), splits.get("test"), schema,
         _fingerprint(splits, schema), tuple(notes),
     )  # fmt: skip
+
+
+def _encoded(
+    parts: dict[str, Part],
+    classes: Sequence[int | str],
+    config: DataConfig,
+    wanted: Wanted | None,
+) -> dict[str, np.ndarray]:
+    """By split, the classes' indices, or the targets of a regression as they are."""
+    if classes:
+        return {name: encode(part, classes, config) for name, part in parts.items()}
+    count = parts["train"].y()[:1].size
+    targets = {name: targets_of(part, count) for name, part in parts.items()}
+    for name, part in parts.items():
+        check_targets(wanted, part, targets[name])
+    return targets
+
+
+def _split(part: Part, y: np.ndarray, schema: Schema, budget: Budget) -> Split:
+    x = _prepared(part, schema, budget)
+    y = y if schema.classes else scale_targets(y, schema, part)
+    return Split(x, y, weights.of_part(part))
+
+
+def _size_notes(splits: dict[str, Split], schema: Schema) -> list[str]:
+    """How many rows there are, and where those lie that memory is too small for."""
+    spooled = sum(split.x.nbytes for split in splits.values() if is_mapped(split.x))
+    sizes = ", ".join(f"{split.rows} {name}" for name, split in splits.items())
+    rows = f"rows: {sizes}; {schema.features} features"
+    if not spooled:
+        return [rows]
+    lie = f"data.memory_limit: {spooled / 1e6:,.0f} MB of rows lie in {spool_folder()}"
+    return [lie, rows]
 
 
 # Rows that can be used.
@@ -165,11 +181,11 @@ def _policies(raw: Raw, config: DataConfig, plans: Sequence[Plan]) -> np.ndarray
         # A matrix has one policy, and its schema a mean alone to fill with.
         one = {"drop": "drop", "mean": "fill"}.get(config.missing, "error")
         return np.full(raw.x.shape[1], one)
-    found = np.full(raw.x.shape[1], "none", "<U5")
+    policies = np.full(raw.x.shape[1], "none", "<U5")
     for plan in plans:
         if plan.used:
-            found[raw.feature_names.index(plan.name)] = treatment(plan, config)
-    return found
+            policies[raw.feature_names.index(plan.name)] = treatment(plan, config)
+    return policies
 
 
 def raise_missing(raw: Raw, row: int, column: int) -> NoReturn:
@@ -299,15 +315,15 @@ def inputs_of_rows(raw: Raw, x: np.ndarray, schema: Schema, where: object = None
     """
     if not schema.columns:
         return scale_features(x, schema, where)
-    found = []
+    parts = []
     for column in schema.columns:
         at = raw.feature_names.index(column.name)
         inputs = column.encode(x[:, at], raw.words_of(at))
         with np.errstate(over="ignore", under="ignore"):
             scaled = inputs.astype(np.float32)
         _refuse(scaled, x[:, at], column, where)
-        found.append(scaled)
-    return normal(np.concatenate(found, 1), schema)
+        parts.append(scaled)
+    return normal(np.concatenate(parts, 1), schema)
 
 
 def _refuse(scaled: np.ndarray, x: np.ndarray, column: Column, where: object) -> None:
@@ -346,19 +362,6 @@ def scale_features(x: np.ndarray, schema: Schema, where: object = None) -> np.nd
     return normal(scaled, schema)
 
 
-def _scale_targets(y: np.ndarray, schema: Schema, part: Part) -> np.ndarray:
-    with np.errstate(over="ignore", under="ignore"):
-        scaled = ((y - np.array(schema.y_mean)) / np.array(schema.y_scale)).astype(np.float32)
-    odd = np.argwhere(~np.isfinite(scaled))
-    if len(odd):
-        row, column = map(int, odd[0])
-        raise DataError(
-            f"{where_of(part, row)}, target {schema.target_names[column]}: {y[row, column]:g} is "
-            "beyond float32 once scaled by the training rows' mean and deviation"
-        )
-    return scaled
-
-
 def scale_labelled(raw: Raw, schema: Schema, targets: Wanted | None = None) -> np.ndarray:
     """Class indices or scaled targets of rows read for a trained schema.
 
@@ -376,7 +379,7 @@ def scale_labelled(raw: Raw, schema: Schema, targets: Wanted | None = None) -> n
         return encode(part, tuple(classes), DataConfig())
     y = targets_of(part, schema.outputs)
     check_targets(LABELS if schema.task == "multilabel" else targets, part, y)
-    return _scale_targets(y, schema, part)
+    return scale_targets(y, schema, part)
 
 
 def _fingerprint(splits: dict[str, Split], schema: Schema) -> str:

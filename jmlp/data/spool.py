@@ -11,11 +11,12 @@ import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TypeGuard
 
 import numpy as np
 
 from jmlp.errors import DataError
+from jmlp.types import Dtype
 
 CHUNK_VALUES = 1 << 20  # worked on at a time
 _WINDOW_BYTES = 16 << 20  # of a mapped array, held at a time
@@ -36,7 +37,7 @@ class Budget:
         return True
 
 
-def empty(shape: tuple[int, int], dtype: Any, budget: Budget, origin: str) -> np.ndarray:
+def empty(shape: tuple[int, int], dtype: Dtype, budget: Budget, origin: str) -> np.ndarray:
     """(N, F) rows to be filled, in memory if `budget` takes them, else in a spool file.
 
     Raises:
@@ -77,7 +78,7 @@ def spool_folder() -> Path:
     return kept if os.access(kept, os.W_OK) else Path(tempfile.gettempdir())
 
 
-def is_mapped(array: Any) -> bool:
+def is_mapped(array: object) -> TypeGuard[np.ndarray]:
     """Whether an array's elements lie in a mapped file."""
     return _map_of(array) is not None
 
@@ -85,12 +86,12 @@ def is_mapped(array: Any) -> bool:
 def release(*arrays: np.ndarray) -> None:
     """Gives back the memory behind mapped arrays; what was written stays in their files."""
     for array in arrays:
-        found = _map_of(array)
-        if found is not None:
-            found.madvise(mmap.MADV_DONTNEED)
+        pages = _map_of(array)
+        if pages is not None:
+            pages.madvise(mmap.MADV_DONTNEED)
 
 
-def _map_of(array: Any) -> mmap.mmap | None:
+def _map_of(array: object) -> mmap.mmap | None:
     while isinstance(array, np.ndarray):
         array = array.base
     return array if isinstance(array, mmap.mmap) else None

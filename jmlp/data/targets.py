@@ -5,6 +5,7 @@ from typing import Literal, Protocol
 
 import numpy as np
 
+from jmlp.data.dataset import Schema
 from jmlp.data.labels import Part, where_of
 from jmlp.errors import DataError
 
@@ -61,3 +62,21 @@ def scale_of(wanted: Wanted, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return centre, centre + 1
     mean = y.mean(0)
     return centre, np.where(mean > 0, mean, 1.0)
+
+
+def scale_targets(y: np.ndarray, schema: Schema, part: Part) -> np.ndarray:
+    """(N, K) targets of `part` in float32, as the training rows say.
+
+    Raises:
+      DataError: one is then beyond float32.
+    """
+    with np.errstate(over="ignore", under="ignore"):
+        scaled = ((y - np.array(schema.y_mean)) / np.array(schema.y_scale)).astype(np.float32)
+    odd = np.argwhere(~np.isfinite(scaled))
+    if len(odd):
+        row, column = map(int, odd[0])
+        raise DataError(
+            f"{where_of(part, row)}, target {schema.target_names[column]}: {y[row, column]:g} is "
+            "beyond float32 once scaled by the training rows' mean and deviation"
+        )
+    return scaled

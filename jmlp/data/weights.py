@@ -6,8 +6,8 @@ mean of 1 over its rows: their sum is then the number of rows, which every way t
 count without asking the other devices. How inputs and targets are scaled does not depend on them.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Literal, TypeAlias
 
 import numpy as np
 
@@ -17,24 +17,26 @@ from jmlp.data.labels import Part, where_of
 from jmlp.errors import ConfigError, DataError
 
 PAD = -1
+ClassWeight: TypeAlias = Literal["none", "balanced"] | Mapping[str, float]
+"""what `train.class_weight` may be"""
 _LEAST = np.finfo(np.float32).tiny  # of a row: 0 is padding
 
 
-def with_weights(rows: Raw, origin: str, weight: Any) -> Raw:
+def with_weights(rows: Raw, origin: str, weight: object) -> Raw:
     """`rows` with weights (N,) given apart, as `origin`.
 
     Raises:
       DataError: they are not one number a row.
     """
-    found = arrays.numbers(origin, "weight", weight).astype(np.float64)
-    if found.shape == (len(rows.x), 1):
-        found = found[:, 0]
-    if found.shape != (len(rows.x),):
+    weights = arrays.numbers(origin, "weight", weight).astype(np.float64)
+    if weights.shape == (len(rows.x), 1):
+        weights = weights[:, 0]
+    if weights.shape != (len(rows.x),):
         raise DataError(
-            f"{origin} has shape {found.shape}; expected one number for each of the "
+            f"{origin} has shape {weights.shape}; expected one number for each of the "
             f"{len(rows.x)} rows"
         )
-    return rows._replace(weight=found)
+    return rows._replace(weight=weights)
 
 
 def usable(part: Part, name: str, notes: list[str]) -> Part:
@@ -112,13 +114,13 @@ def of_batches(weight: np.ndarray | None, index: np.ndarray) -> np.ndarray:
     real = index != PAD
     if weight is None:
         return real.astype(np.float32)
-    found = np.where(real, weight[np.where(real, index, 0)], 0.0)
-    mean = found.sum(-1, keepdims=True) / np.maximum(real.sum(-1, keepdims=True), 1)
-    even = found / np.where(mean > 0, mean, 1.0)
+    weights = np.where(real, weight[np.where(real, index, 0)], 0.0)
+    mean = weights.sum(-1, keepdims=True) / np.maximum(real.sum(-1, keepdims=True), 1)
+    even = weights / np.where(mean > 0, mean, 1.0)
     return np.where(real, np.maximum(even, _LEAST), 0.0).astype(np.float32)
 
 
-def of_classes(given: Any, split: Split, classes: Sequence[int | str]) -> tuple[float, ...]:
+def of_classes(given: ClassWeight, split: Split, classes: Sequence[int | str]) -> tuple[float, ...]:
     """(K,) weights of classes, as scikit-learn's `compute_class_weight` has them; () for none.
 
     Args:
@@ -134,9 +136,9 @@ def of_classes(given: Any, split: Split, classes: Sequence[int | str]) -> tuple[
     if given == "balanced":
         from sklearn.utils.class_weight import compute_class_weight
 
-        found = np.unique(split.y)
-        made[found] = compute_class_weight(
-            "balanced", classes=found, y=split.y, sample_weight=split.weight
+        there = np.unique(split.y)
+        made[there] = compute_class_weight(
+            "balanced", classes=there, y=split.y, sample_weight=split.weight
         )
         return tuple(made.tolist())
     place = {str(label): number for number, label in enumerate(classes)}

@@ -6,7 +6,6 @@ is written, and whole numbers with leading zeros are names, not numbers.
 
 import re
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 # What counts as a number in text: `1_0`, `0x10` and digits of other scripts do not.
 NUMBER = r"^[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?$"
@@ -28,7 +27,7 @@ def is_code(text: str) -> bool:
     return _CODE.fullmatch(text) is not None
 
 
-def is_missing(value: Any) -> bool:
+def is_missing(value: object) -> bool:
     """None, NaN, what pandas writes for them (NA, NaT), and what numpy masks."""
     if value is None or type(value).__name__ in ("NAType", "NaTType", "MaskedConstant"):
         return True

@@ -86,14 +86,14 @@ def understood(
     if cell is None:
         return None
     mixed = _mixed_units(words) if cell is marked else ""
-    found = read_words(words, cell)._replace(note=mixed or note, mixed=bool(mixed))
+    read = read_words(words, cell)._replace(note=mixed or note, mixed=bool(mixed))
     other = next((f for f in _SWAPPED if cell.format.startswith(f)), None)
     if other and _all_fit(words, cell.format.replace(other, _SWAPPED[other])):
-        return found._replace(
+        return read._replace(
             note=f"dates such as {words[0]} are read as {cell.format}; "
             f"{cell.format.replace(other, _SWAPPED[other])} would fit as well"
         )
-    return found
+    return read
 
 
 def read_words(words: Iterable[str], cell: Cell) -> Parsed:

@@ -77,15 +77,13 @@ class Column(BaseModel):
         missing = np.isnan(x)
         if self.cell.kind == "text":
             codes = np.array([*(known.get(word, 0.0) for word in words), 0.0])
-            found = codes[np.where(missing, -1, x).astype(np.int64)]
+            made = codes[np.where(missing, -1, x).astype(np.int64)]
         else:
             values, place = np.unique(x[~missing], return_inverse=True)
             codes = np.array([known.get(name_of_number(value), 0.0) for value in values])
-            found = np.zeros(len(x))
-            found[~missing] = codes[place] if len(values) else 0.0
-        return (
-            np.where(missing, float(len(self.levels) + 1), found) if self.missing_level else found
-        )
+            made = np.zeros(len(x))
+            made[~missing] = codes[place] if len(values) else 0.0
+        return np.where(missing, float(len(self.levels) + 1), made) if self.missing_level else made
 
     def no_truths(self, x: np.ndarray) -> np.ndarray:
         """(N,) bool: raw cells of a column of truth values that are none."""

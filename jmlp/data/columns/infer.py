@@ -54,7 +54,7 @@ class _Facts(NamedTuple):
 
 def plans_of(raw: Raw, config: DataConfig) -> list[Plan]:
     """What every column of `raw` is taken for, in order."""
-    facts, found = _facts(raw.x), []
+    facts, plans = _facts(raw.x), []
     for place, name in enumerate(raw.feature_names):
         chosen = config.columns.get(name, ColumnConfig())
         cell = raw.cells[place] if raw.cells else Cell()
@@ -65,8 +65,8 @@ def plans_of(raw: Raw, config: DataConfig) -> list[Plan]:
             if kind == "category" and cell.kind != "text":
                 levels = len(_distinct(raw.x, place))
         counts = (int(facts.missing[place]), levels)
-        found.append(Plan(name, place, kind, why, cell, *counts, chosen))
-    return found
+        plans.append(Plan(name, place, kind, why, cell, *counts, chosen))
+    return plans
 
 
 def _check(raw: Raw, place: int, chosen: ColumnConfig, cell: Cell) -> None:
@@ -153,8 +153,8 @@ def _kind_of_text(words: Sequence[str], rows: int, most: int) -> tuple[Kind, str
 
 def _distinct(x: np.ndarray, place: int) -> np.ndarray:
     parts = [np.unique(rows[:, place]) for _, rows in chunks(x)]
-    found = np.unique(np.concatenate(parts))
-    return found[~np.isnan(found)]
+    values = np.unique(np.concatenate(parts))
+    return values[~np.isnan(values)]
 
 
 def cells_wanted(columns: Mapping[str, ColumnConfig]) -> dict[str, Cell]:

@@ -81,21 +81,22 @@ def _example(words: Sequence[str], plan: Plan, x: np.ndarray) -> str:
     )
 
 
-def config_text(found: Inspection, target: Sequence[str]) -> str:
+def config_text(inspection: Inspection, target: Sequence[str]) -> str:
     """A config in YAML to start from, with what was found in comments."""
-    names = list(target) or [_likely_target(found["columns"])]
-    width = max(len(_quoted(row["name"])) for row in found["columns"])
+    names = list(target) or [_likely_target(inspection["columns"])]
+    width = max(len(_quoted(row["name"])) for row in inspection["columns"])
     lines = [
-        f"# {Path(found['path']).name}: {found['rows']:,} rows. Train with: jmlp train THIS_FILE",
+        f"# {Path(inspection['path']).name}: {inspection['rows']:,} rows. "
+        "Train with: jmlp train THIS_FILE",
         "data:",
-        f"  path: {_quoted(found['path'])}",
+        f"  path: {_quoted(inspection['path'])}",
         f"  target: [{', '.join(map(_quoted, names))}]"
         + ("" if target else "  # a guess; set the one to predict"),
         "  # kind: number, category, boolean, datetime or exclude. Only what differs from what a",
         "  # column looks like needs to be said; the lines below say what it looks like.",
         "  columns:",
     ]
-    for row in found["columns"]:
+    for row in inspection["columns"]:
         if row["name"] in names:
             continue
         kind = row["kind"] if row["kind"] not in LEFT_OUT else "exclude"

@@ -100,11 +100,11 @@ def unseen_names(schema: Schema, part: Part, where: str = "") -> Iterator[str]:
     raw = part.raw
     columns = [column for column in schema.columns if column.kind == "category"]
     places = [raw.feature_names.index(column.name) for column in columns]
-    found: list[set[str]] = [set() for _ in columns]
+    unseen: list[set[str]] = [set() for _ in columns]
     for _, x in part.x() if columns else ():
-        for names, column, place in zip(found, columns, places, strict=True):
+        for names, column, place in zip(unseen, columns, places, strict=True):
             names.update(column.unseen(x[:, place], raw.words_of(place)))
-    for names, column in zip(found, columns, strict=True):
+    for names, column in zip(unseen, columns, strict=True):
         if names:
             yield (
                 f"column {column.name!r}: {len(names)} of its names{where} are rare or not in the "

@@ -47,28 +47,28 @@ class Values(NamedTuple):
 
 def words_of_numbers(x: np.ndarray) -> Values:
     """Numbers (N,), floats or integers, as the names of levels."""
-    found, place = np.unique(x[~np.isnan(x)], return_inverse=True)
+    values, place = np.unique(x[~np.isnan(x)], return_inverse=True)
     codes = np.full(len(x), np.nan)
     codes[~np.isnan(x)] = place
-    return Values(codes, TEXT, tuple(name_of_number(value) for value in found))
+    return Values(codes, TEXT, tuple(name_of_number(value) for value in values))
 
 
-def as_asked(found: Values, at: tuple[Find, str], cell: Cell | None) -> Values:
+def as_asked(values: Values, at: tuple[Find, str], cell: Cell | None) -> Values:
     """A column that is typed, as `cell` asks for it. Raises DataError where that makes no sense."""
-    if cell is None or cell.kind == found.cell.kind:
-        return found
-    if np.isnan(found.x).all():  # a column of None has no type of its own
-        return Values(found.x, cell)
+    if cell is None or cell.kind == values.cell.kind:
+        return values
+    if np.isnan(values.x).all():  # a column of None has no type of its own
+        return Values(values.x, cell)
     if cell.kind == "text":
-        return words_of_numbers(found.x)
-    if "datetime" in (cell.kind, found.cell.kind):
+        return words_of_numbers(values.x)
+    if "datetime" in (cell.kind, values.cell.kind):
         find, name = at
         what = {"datetime": "dates", "text": "text"}
         raise DataError(
-            f"{find(0)}, column {name!r}: has {what.get(found.cell.kind, 'numbers')}; expected "
+            f"{find(0)}, column {name!r}: has {what.get(values.cell.kind, 'numbers')}; expected "
             f"{what.get(cell.kind, 'numbers')}"
         )
-    return found
+    return values
 
 
 def values_of_words(
@@ -92,27 +92,27 @@ def values_of_words(
         return _codes(plain, place, cells)
     missing = missing_of(cells.missing_words)
     given = [word for word in plain if word.lower() not in missing]
-    found = None
+    numbers = None
     finite: list[str] = []
     if cell is None or cell == ANY_NUMBER:
         finite = [word for word in given if word.lower() not in _INFINITE]
-        found = understood(finite, cells.decimal, cells.thousands, cells.separator)
-        if cell is not None and found is not None and found.cell.kind != "number":
-            found = None
-        if cell is None and found is None and finite:
+        numbers = understood(finite, cells.decimal, cells.thousands, cells.separator)
+        if cell is not None and numbers is not None and numbers.cell.kind != "number":
+            numbers = None
+        if cell is None and numbers is None and finite:
             if cells.untyped:
                 _refuse_marks(finite, at, cells)
                 _refuse_mixed(plain, place, at, missing)
             return _codes(plain, place, cells)
-        cell = found.cell if found else NUMBER_CELL
-    known = dict(zip(finite, found.values, strict=True)) if found else {}
+        cell = numbers.cell if numbers else NUMBER_CELL
+    known = dict(zip(finite, numbers.values, strict=True)) if numbers else {}
     rest = [word for word in plain if word not in known and word.lower() not in missing]
     known |= dict(zip(rest, read_words(rest, cell).values, strict=True))
     read = [known.get(word, np.nan) for word in plain]
     for code, word in enumerate(plain):
         if read[code] != read[code] and word.lower() not in missing and (place == code).any():
             _refuse(word, int(np.flatnonzero(place == code)[0]), at, cell)
-    return Values(np.array([*read, np.nan])[place], cell, note=found.note if found else "")
+    return Values(np.array([*read, np.nan])[place], cell, note=numbers.note if numbers else "")
 
 
 def _codes(plain: Sequence[str], place: np.ndarray, cells: Cells) -> Values:
@@ -129,13 +129,13 @@ def _refuse_marks(words: Sequence[str], at: tuple[Find, str], cells: Cells) -> N
     """Refuses numbers that the marks which were said do not make numbers."""
     if (cells.decimal, cells.thousands) == ("auto", "auto"):
         return
-    found = understood(words)
-    if found is not None and found.cell.kind == "number":
+    numbers = understood(words)
+    if numbers is not None and numbers.cell.kind == "number":
         find, name = at
         raise DataError(
             f"{find(0)}, column {name!r}: {words[0]!r} is no number with "
             f"data.decimal={cells.decimal} and data.thousands={cells.thousands}, but would be with "
-            f"decimal={found.cell.decimal!r} and thousands={found.cell.thousands!r}"
+            f"decimal={numbers.cell.decimal!r} and thousands={numbers.cell.thousands!r}"
         )
 
 

@@ -1,5 +1,5 @@
 """Files of rows, one format a file: `csv`, `parquet`, `npz`, `idx` (MNIST's), scikit-learn's
 (`builtin`).
 
-Tables with typed columns, whatever file they come from: `arrow`.
+Tables with typed columns, whatever file they come from: `arrow`; which of them are read: `chosen`.
 """

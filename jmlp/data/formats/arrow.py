@@ -4,12 +4,11 @@ Cells of text are turned into numbers by one strict grammar: `1_0` and `0x10` ar
 around a number are not, and an empty cell, `NA`, `NaN`, `null`, `none` or `?` is a missing value.
 """
 
-import difflib
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any, NamedTuple
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 
@@ -31,16 +30,15 @@ from jmlp.data.columns.values import (
     words_of_numbers,
 )
 from jmlp.data.dataset import Columns, Raw
-from jmlp.data.frames import listed
+from jmlp.data.formats.chosen import Chosen
 from jmlp.data.words import CODE, NUMBER, is_code, is_number, label_words, missing_of
 from jmlp.errors import DataError
 
 _INFINITE = r"^[+-]?(inf|infinity)$"
 _YEAR_ONE = -62_135_596_800_000_000  # microseconds since 1970
-_UNNAMED = r"|Unnamed: \d+"  # pandas writes the first, and reads it as the second
 
 
-def arrow() -> tuple[Any, Any]:
+def arrow() -> tuple[ModuleType, ModuleType]:
     """(pyarrow, pyarrow.compute). Raises DataError if it is not installed."""
     try:
         import pyarrow
@@ -58,82 +56,6 @@ def is_text(kind: Any) -> bool:
     return (
         pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
     )
-
-
-class Chosen(NamedTuple):
-    """Which columns of a table are read."""
-
-    features: list[str]
-    targets: list[str]
-    notes: tuple[str, ...]
-    weight: tuple[str, ...] = ()
-    """the column of rows' weights, if there is one"""
-    carried: tuple[str, ...] = ()
-    """columns that predictions carry along"""
-
-
-def choose(
-    path: Path | str, names: Sequence[str], columns: Columns, index: Sequence[str] = ()
-) -> Chosen:
-    """Feature and target names, all of which exist.
-
-    Args:
-      index: columns that number or name the rows; features only if the user says so.
-    """
-    weight = (columns.weight,) if columns.weight and columns.labelled else ()
-    targets = columns.target if columns.labelled else ()
-    for name in (*columns.features, *columns.exclude, *columns.carry, *targets, *weight):
-        if name not in names:
-            near = difflib.get_close_matches(name, names, 1)
-            hint = f"; did you mean {near[0]!r}?" if near else "."
-            what = " to carry" if name in columns.carry else ""
-            raise DataError(f"{path}: no column {name!r}{what}{hint} It has: {listed(names)}")
-    index = [name for name in names if name in index or re.fullmatch(_UNNAMED, name)]
-    index = [n for n in index if n not in (*columns.features, *columns.target, *weight)]
-    said = ", ".join(repr(name) if name else "the first, without a name" for name in index)
-    notes = (f"{path}: left out as the index of a DataFrame: {said}",) if index else ()
-    names = [name for name in names if name not in index]
-    if not columns.labelled:  # a model of arrays knows no names: every column, in order
-        features = columns.features or [name for name in names if name not in columns.carry]
-        return Chosen(list(features), [], notes, carried=columns.carry)
-    if not columns.target:
-        raise DataError(
-            f"{path}: set data.target to the column to predict, e.g. --data.target={names[-1]}. "
-            f"It has: {listed(names)}"
-        )
-    beside = (*columns.target, *weight, *columns.exclude, *columns.carry)
-    features = columns.features or [name for name in names if name not in beside]
-    features = [name for name in features if name not in columns.exclude]
-    carried = [name for name in columns.carry if name in (*features, *columns.target, *weight)]
-    if carried:
-        what = "feature" if carried[0] in features else "target or weight"
-        raise DataError(
-            f"{path}: column {carried[0]!r} is in data.carry and a {what}: leave it out of one; "
-            f"jmlp predict --carry {carried[0]} carries any column"
-        )
-    both = [name for name in columns.target if name in features]
-    if both:
-        raise DataError(f"{path}: column {both[0]!r} is both a feature and a target")
-    if weight and weight[0] in (*features, *columns.target):
-        what = "feature" if weight[0] in features else "target"
-        raise DataError(f"{path}: column {weight[0]!r} is both the weight and a {what}")
-    if not features:
-        raise DataError(f"{path}: no feature columns besides the targets")
-    return Chosen(list(features), list(columns.target), notes, weight)
-
-
-def check_names(path: Path, names: Sequence[str]) -> None:
-    """Refuses columns without a name, but for the first, or two of one name."""
-    seen: set[str] = set()
-    for place, name in enumerate(names, start=1):
-        if not name and (place > 1 or len(names) == 1):
-            raise DataError(
-                f"{path}: column {place} has no name in the header; name it there. (Only a first "
-                "column may have none: pandas writes its index so, and it is left out.)"
-            )
-        if name in seen:
-            raise DataError(f"{path}: two columns are named {name!r}")
-        seen.add(name)
 
 
 TYPED = Cells()
@@ -154,15 +76,15 @@ def raw_of(
     """
     features, targets, notes, weight, carried = chosen
     x = np.empty((len(table), len(features)))
-    found = []
+    described_by = []
     for place, name in enumerate(features):
         values = as_values(table[name], (find, name), cells, columns.cell_of(name))
         x[:, place] = values.x
-        found.append(values._replace(x=x[:0, place]))
+        described_by.append(values._replace(x=x[:0, place]))
     y = targets_in(table, targets, find, cells, columns.truths)
     raw = Raw(x, y, find, tuple(features), tuple(targets), notes=notes)
     raw = raw._replace(weight=weights_in(table, weight, find, cells))
-    return described(raw._replace(carried={name: table[name] for name in carried}), found)
+    return described(raw._replace(carried={name: table[name] for name in carried}), described_by)
 
 
 def weights_in(
@@ -292,8 +214,8 @@ def _first(column: Any, cells: Cells) -> str | None:
 def _has_codes(column: Any) -> bool:
     """Whether some cell is a whole number with zeros in front: a code, not a quantity."""
     _, pc = arrow()
-    found = pc.match_substring_regex(pc.utf8_trim_whitespace(column), CODE)
-    return bool(pc.any(found).as_py())
+    are_codes = pc.match_substring_regex(pc.utf8_trim_whitespace(column), CODE)
+    return bool(pc.any(are_codes).as_py())
 
 
 def _of_time(column: Any) -> Values:
@@ -339,12 +261,12 @@ def _marked_target(words: Sequence[str | None], cells: Cells) -> list[float] | N
     """Numbers with currency, percent or thousands marks, if all words are."""
     missing = missing_of(cells.missing_words)
     given = [word for word in words if word and word.lower() not in missing]
-    found = understood(given, cells.decimal, cells.thousands, cells.separator)
-    if found is None or found.cell.kind != "number":
+    numbers = understood(given, cells.decimal, cells.thousands, cells.separator)
+    if numbers is None or numbers.cell.kind != "number":
         return None
-    if found.mixed:
-        raise DataError(f"the target has several units: {found.note}. Write it in one")
-    known = dict(zip(given, found.values, strict=True))
+    if numbers.mixed:
+        raise DataError(f"the target has several units: {numbers.note}. Write it in one")
+    known = dict(zip(given, numbers.values, strict=True))
     return [known.get(word or "", float("nan")) for word in words]
 
 

@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple, cast
 
 from jmlp.data.dataset import Columns, CsvFormat, RawSplits, memory_limit_bytes, reading
-from jmlp.data.formats.arrow import Cells, arrow, check_names, choose, raw_of
+from jmlp.data.formats.arrow import Cells, arrow, raw_of
+from jmlp.data.formats.chosen import check_names, choose
 from jmlp.data.formats.csv_stream import streamed
 from jmlp.data.frames import listed
 from jmlp.data.spool import Budget, free_bytes, spool_folder

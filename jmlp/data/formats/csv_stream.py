@@ -17,7 +17,6 @@ from jmlp.data.columns.cells import NUMBER_CELL
 from jmlp.data.columns.values import Cells, Find, Values
 from jmlp.data.dataset import Columns, Raw
 from jmlp.data.formats.arrow import (
-    Chosen,
     arrow,
     as_values,
     described,
@@ -25,6 +24,7 @@ from jmlp.data.formats.arrow import (
     targets_in,
     weights_in,
 )
+from jmlp.data.formats.chosen import Chosen
 from jmlp.data.spool import Budget, cuts, empty, release, spool_folder
 from jmlp.errors import DataError
 
@@ -55,7 +55,7 @@ def streamed(
                 raise DataError(f"{path}: has a header but no rows")
             x = empty((rows, len(features)), np.float64, Budget(0), str(path))
             done = _fill_numbers(x, stored, features, cells, columns)
-        found = []
+        columns_read = []
         for place, name in enumerate(features):
             values = Values(x[:0, place], NUMBER_CELL)
             if name not in done:
@@ -64,13 +64,13 @@ def streamed(
                 for cut in cuts(*x.shape):
                     x[cut, place] = values.x[cut]
                     release(x)
-            found.append(values._replace(x=x[:0, place]))
+            columns_read.append(values._replace(x=x[:0, place]))
         beside = {name: _column(file, name) for name in (*targets, *weight)}
         y = targets_in(beside, targets, find, cells, columns.truths)
         raw = Raw(x, y, find, tuple(features), tuple(targets), notes=notes)
         kept = {name: _column(file, name) for name in carried}
         raw = raw._replace(weight=weights_in(beside, weight, find, cells), carried=kept)
-    return described(raw, found)
+    return described(raw, columns_read)
 
 
 def _store(path: Path, blocks: Iterator[Any], wanted: Sequence[str], file: IO[bytes]) -> None:

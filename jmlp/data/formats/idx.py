@@ -48,8 +48,8 @@ def read(path: Path, columns: Columns) -> RawSplits:
 
 
 def _find(folder: Path, start: str) -> Path | None:
-    found = sorted(p for p in folder.iterdir() if p.name.startswith(start) and is_idx(p))
-    return found[0] if found else None
+    files = sorted(p for p in folder.iterdir() if p.name.startswith(start) and is_idx(p))
+    return files[0] if files else None
 
 
 def _listing(folder: Path) -> str:
@@ -126,6 +126,6 @@ def _parse(path: Path, file: IO[bytes] | gzip.GzipFile, most: int) -> np.ndarray
     while len(body) <= need and (chunk := file.read(min(_CHUNK, need + 1 - len(body)))):
         body += chunk
     if len(body) != need:
-        found = f"only {len(body):,}" if len(body) < need else "more"
-        raise DataError(f"{path}: {said}, but {found} follow")
+        there = f"only {len(body):,}" if len(body) < need else "more"
+        raise DataError(f"{path}: {said}, but {there} follow")
     return np.frombuffer(body, dtype).reshape(shape).astype(dtype.newbyteorder("="), copy=False)

@@ -68,35 +68,35 @@ def _carried(
     path: Path, arrays: Mapping[str, np.ndarray], x: str, names: Sequence[str]
 ) -> dict[str, object]:
     """Arrays beside the one called `x` (`id_test` beside `x_test`) that are carried along."""
-    found: dict[str, object] = {}
+    carried: dict[str, object] = {}
     for name in names:
         array = f"{name}{x[1:]}"
         if array.lower() not in arrays:
             raise DataError(f"{path}: no array {array!r} to carry")
-        found[name] = cells = arrays[array.lower()]
+        carried[name] = cells = arrays[array.lower()]
         if cells.shape != arrays[x].shape[:1]:
             raise DataError(
                 f"{path}: array {array!r} has shape {cells.shape}; to be carried it needs one "
                 f"value for each of the {len(arrays[x])} rows of {x}"
             )
-    return found
+    return carried
 
 
 def _members(
     path: Path, archive: zipfile.ZipFile, beside: Sequence[str]
 ) -> dict[str, zipfile.ZipInfo]:
     """The arrays that are read here, by their names in lower case: `X_train` is x_train."""
-    found: dict[str, zipfile.ZipInfo] = {}
+    members: dict[str, zipfile.ZipInfo] = {}
     suffixes = {suffix for of_split in _NAMES.values() for suffix in of_split}
     wanted = _WANTED | {f"{name.lower()}{suffix}" for name in beside for suffix in suffixes}
     for member in archive.infolist():
         name = member.filename.removesuffix(".npy")
         if name.lower() not in wanted:
             continue
-        other = found.setdefault(name.lower(), member)
+        other = members.setdefault(name.lower(), member)
         if other is not member:
             raise DataError(f"{path}: has both {other.filename!r} and {member.filename!r}")
-    return found
+    return members
 
 
 def _arrays(

@@ -16,17 +16,15 @@ from jmlp.data.columns.values import Values
 from jmlp.data.dataset import Columns, Raw, RawSplits, memory_limit_bytes, reading
 from jmlp.data.formats.arrow import (
     TYPED,
-    Chosen,
     arrow,
     as_values,
-    check_names,
-    choose,
     described,
     is_text,
     raw_of,
     targets_in,
     weights_in,
 )
+from jmlp.data.formats.chosen import Chosen, check_names, choose
 from jmlp.data.spool import Budget, cuts, empty, release
 from jmlp.errors import DataError
 
@@ -62,12 +60,12 @@ def read_files(path: Path, files: Sequence[Path], columns: Columns) -> RawSplits
         if table.rows > 0 and not budget.takes(table.rows * len(features) * 8):
             piece = min(max(budget.limit // 8, _PIECE[0]), _PIECE[1])
             _check_size(path, table.rows, 1 + len(targets))
-            x, found = _spooled(path, table, {n: kinds[n] for n in features}, piece, columns)
+            x, values = _spooled(path, table, {n: kinds[n] for n in features}, piece, columns)
             rest = _whole(table, {name: kinds[name] for name in beside})
             y = targets_in(rest, targets, table.find, truths=columns.truths)
             raw = Raw(x, y, table.find, tuple(features), tuple(targets), notes=notes)
             raw = raw._replace(weight=weights_in(rest, weight, table.find))
-            return RawSplits(described(raw._replace(carried=_carried(table, chosen)), found))
+            return RawSplits(described(raw._replace(carried=_carried(table, chosen)), values))
         _check_size(path, table.rows, len(kinds), table.packed)
         whole = _whole(table, kinds)
         raw = raw_of(whole, chosen._replace(carried=()), table.find, columns=columns)
@@ -251,7 +249,7 @@ def _spooled(
     if start != len(x):
         raise DataError(f"{path}: says {len(x)} rows but holds {start}")
     none = arrow()[0].chunked_array
-    found = {n: as_values(none([], kinds[n]), (table.find, n), TYPED, columns.cell_of(n))
+    values_of = {n: as_values(none([], kinds[n]), (table.find, n), TYPED, columns.cell_of(n))
              for n in numbers}  # fmt: skip
     for name in features:
         if name in numbers:
@@ -261,8 +259,8 @@ def _spooled(
         for cut in cuts(*x.shape):
             x[cut, features.index(name)] = values.x[cut]
             release(x)
-        found[name] = values._replace(x=x[:0, 0])
-    return x, [found[name] for name in features]
+        values_of[name] = values._replace(x=x[:0, 0])
+    return x, [values_of[name] for name in features]
 
 
 def _groups(table: _Table) -> Iterator[tuple[Any, int, int, Path]]:

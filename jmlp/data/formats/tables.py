@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from jmlp.data.dataset import Columns, RawSplits, memory_limit_bytes, reading
-from jmlp.data.formats.arrow import arrow, check_names, choose, raw_of
+from jmlp.data.formats.arrow import arrow, raw_of
+from jmlp.data.formats.chosen import check_names, choose
 from jmlp.errors import DataError
 
 CSV = (".csv", ".tsv", ".csv.gz", ".csv.zip", ".tsv.gz", ".tsv.zip")
