@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -76,8 +77,7 @@ def open_run(
 
     Args:
       config: replaces the run's own, with a mesh that is taken as it is.
-      which: `auto` (the best if the run selects it, else the newest), `best`,
-        `last`, or a step.
+      which: `auto` (the best if the run selects it, else the newest), `best`, `last`, or a step.
       model: the `nnx.Rngs -> nnx.Module` that the run was trained with, if it had its own.
       loss: what it was trained with, if it had its own. Without it the metrics have no loss.
       metrics: to evaluate besides those of the config, as for `train`.
@@ -91,45 +91,59 @@ def open_run(
     run_dir = expanded(run_dir)
     settings = for_reading(read_config(run_dir)) if config is None else parse_config(config)
     checkpoints = open_checkpoints(settings, run_dir / "checkpoints")
-
-    def pick() -> tuple[int, list[str], list[int]]:
-        step, lost, steps = first(_pick, run_dir, which, settings, checkpoints)
-        return step, lost, steps  # lists, on the way between processes
-
-    meta = _patiently(lambda: checkpoints.readable_meta(pick()[0]))
+    saved = _Saved(run_dir, which, checkpoints, settings, same_config=config is None)
+    meta = _patiently(saved.meta)
     if "model" in meta["custom"] and model is None:
-        raise RunDirError(
-            f"{run_dir} was trained from Python with its own model; "
-            "give it: jmlp.open_run(run_dir, model=...)"
-        )
+        give = "give it: jmlp.open_run(run_dir, model=...)"
+        raise RunDirError(f"{run_dir} was trained from Python with its own model; {give}")
     schema = _schema_of(meta, checkpoints.directory)
     averaged = bool(average_of(meta["digests"]))
     settings, programs = reading_programs(settings, schema, averaged, model, loss, metrics)
     if "loss" in meta["custom"] and loss is None:
         programs.drop_metric("loss")
+    return _patiently(lambda: saved.read(settings, programs))
 
-    own = settings if config is None else None
 
-    def accept(meta: Meta) -> None:
-        if own is not None:
-            check_config(own, meta["config"], f"{run_dir / 'config.yaml'}")
+@dataclass(frozen=True)
+class _Saved:
+    """Checkpoints of a run, which may go on writing and deleting them, and the one to take."""
 
-    def read() -> OpenRun:
-        step, lost, steps = pick()
-        found = checkpoints.restore(
+    run_dir: Path
+    which: str
+    checkpoints: Checkpoints
+    config: Config
+    same_config: bool
+    """`config` is the run's own, and a checkpoint must be of it"""
+
+    def _pick(self) -> tuple[int, list[str], list[int]]:
+        step, lost, steps = first(_pick, self.run_dir, self.which, self.config, self.checkpoints)
+        return step, lost, steps  # lists, on the way between processes
+
+    def meta(self) -> Meta:
+        return self.checkpoints.readable_meta(self._pick()[0])
+
+    def read(self, config: Config, programs: Programs) -> OpenRun:
+        """The weights as `programs` place them; `config` has the sizes of their mesh."""
+
+        def accept(meta: Meta) -> None:
+            if self.same_config:
+                check_config(config, meta["config"], f"{self.run_dir / 'config.yaml'}")
+
+        step, lost, steps = self._pick()
+        restored = self.checkpoints.restore(
             programs.abstract, programs.shardings, step=step, weights_only=True, accept=accept
         )
-        assert found is not None
-        problems = (*lost, *found.problems)
-        if which not in ("auto", "last") and found.step != step:
+        assert restored is not None
+        problems = (*lost, *restored.problems)
+        if self.which not in ("auto", "last") and restored.step != step:
             raise CheckpointError(
-                f"{run_dir}: {' '.join(problems)}\nAnother one can be used: --checkpoint=last is "
-                f"step {found.step}; there are {steps}"
+                f"{self.run_dir}: {' '.join(problems)}\nAnother one can be used: --checkpoint=last "
+                f"is step {restored.step}; there are {steps}"
             )
-        fingerprint = found.meta["data"]
-        return OpenRun(settings, schema, programs, found.state, found.step, problems, fingerprint)
-
-    return _patiently(read)
+        return OpenRun(
+            config, programs.schema, programs, restored.state, restored.step, problems,
+            restored.meta["data"],
+        )  # fmt: skip
 
 
 def _schema_of(meta: Meta, folder: Path) -> Schema:
@@ -297,9 +311,9 @@ def evaluate(run: Trained, data: object = None) -> dict[str, dict[str, float]]:
     return score(opened, splits(opened, data))
 
 
-def score(run: OpenRun, found: dict[str, Split]) -> dict[str, dict[str, float]]:
+def score(run: OpenRun, parts: dict[str, Split]) -> dict[str, dict[str, float]]:
     """Metrics of each split, over every row."""
-    return {name: run.programs.evaluate(run.state, split) for name, split in found.items()}
+    return {name: run.programs.evaluate(run.state, split) for name, split in parts.items()}
 
 
 def predict(run: Trained, x: object, *, carry: str | Sequence[str] | None = None) -> Predictions:

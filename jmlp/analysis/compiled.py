@@ -21,7 +21,7 @@ from jmlp.programs.train import TrainProgram
 from jmlp.sharding.layout import batch_sharding
 from jmlp.sharding.mesh import make_mesh
 from jmlp.training.setup import make_programs
-from jmlp.types import Device
+from jmlp.types import Device, Dtype
 
 
 class Compiled(NamedTuple):
@@ -57,16 +57,16 @@ def compile_plan(
     number = jax.ShapeDtypeStruct((), np.int32)
     compiled = train.run.lower(state, _source(work, train, resident), number, number).compile()
     memory: Any = compiled.memory_analysis()
-    found = collectives.collectives(compiled.as_text() or "")
+    sent = collectives.collectives(compiled.as_text() or "")
     kinds: dict[str, int] = {}
-    for one in found:
+    for one in sent:
         kinds[one.kind] = kinds.get(one.kind, 0) + one.times
     costs: Any = compiled.cost_analysis() or {}
     held = held_bytes(compiled)
     assert held is not None
     return Compiled(
         held, int(memory.argument_size_in_bytes), int(memory.temp_size_in_bytes),
-        costs.get("flops"), collectives.total(found) or 0, kinds,
+        costs.get("flops"), collectives.total(sent) or 0, kinds,
     )  # fmt: skip
 
 
@@ -78,7 +78,9 @@ def _source(work: Workload, train: TrainProgram, resident: bool) -> Source:
     target = () if classes else (schema.outputs,)
     of_target = np.int32 if classes else np.float32
 
-    def array(shape: tuple[int, ...], dtype: Any, sharding: Any) -> Any:  # stands for an array
+    def array(
+        shape: tuple[int, ...], dtype: Dtype, sharding: jax.sharding.Sharding
+    ) -> Any:  # stands for an array
         return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
 
     everywhere = placement.everywhere

@@ -114,9 +114,9 @@ def row(topology: str, name: str, devices: Sequence[Device], size: int) -> CommR
     program, shape, _, reducer = exchange(topology, name, devices, size)
     leaf, whole = (jax.ShapeDtypeStruct(s, jnp.float32) for s in (shape, (n, *shape)))
     lowered = program.lower(whole, jax.eval_shape(lambda: jax.random.key(0)))
-    found = collectives.collectives(lowered.compile().as_text() or "", lowered.as_text())
+    sent = collectives.collectives(lowered.compile().as_text() or "", lowered.as_text())
     operations = reducer.traffic([leaf], n)
-    kinds = Counter(f"{c.kind} {c.dtype}" for c in found)
+    kinds = Counter(f"{c.kind} {c.dtype}" for c in sent)
     return {
         "topology": topology,
         "reducer": name,
@@ -125,6 +125,6 @@ def row(topology: str, name: str, devices: Sequence[Device], size: int) -> CommR
         "steps": sum(op.steps for op in operations),
         "messages": sum(op.messages for op in operations),
         "bytes_predicted": round(sent_bytes(operations)),
-        "bytes_compiled": round(sum(c.sent_bytes * c.times for c in found)),
+        "bytes_compiled": round(sum(c.sent_bytes * c.times for c in sent)),
         "collectives": ", ".join(f"{count} {kind}" for kind, count in kinds.items()),
     }

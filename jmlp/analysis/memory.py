@@ -49,12 +49,12 @@ def of_setup(setup: Setup) -> Memory:
     started = programs.start(state, call.source, call.first, call.stop, dataset, plan, None)
     compiled = started.call  # the very program that trains
     assert isinstance(compiled, jax.stages.Compiled)
-    found = compiled.memory_analysis()
-    assert found is not None
+    needs = compiled.memory_analysis()
+    assert needs is not None
     return Memory(
         parameters=held(state.params),
         optimizer=held(state.opt_state),
         compressor=held(state.comm_state),
         rows=held(call.source),
-        temporaries=int(found.temp_size_in_bytes),
+        temporaries=int(needs.temp_size_in_bytes),
     )

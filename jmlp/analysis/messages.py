@@ -89,10 +89,10 @@ def rounds_of(all_reduce: AllReduce, n: int, size: int) -> Rounds:
 
     members = np.broadcast_to(2.0 ** np.arange(n)[:, None], (n, size)).astype(np.float32)
     places = np.broadcast_to(1.0 + np.arange(size), (n, size)).astype(np.float32)
-    found = jax.device_get((values(members), values(places)))
+    read = jax.device_get((values(members), values(places)))
     last = max((message.round for message in run.messages), default=0)
     held = np.zeros((last + 1, n, size), int)
-    for value, whose, where in zip(run.seen, *found, strict=True):
+    for value, whose, where in zip(run.seen, *read, strict=True):
         _note(held[value.round], whose, where)
     return Rounds(run.messages, np.maximum.accumulate(held))
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from jmlp.analysis.compiled import Compiled, compile_plan
 from jmlp.analysis.compilers import compiler_devices
@@ -32,9 +32,9 @@ class Sizes(NamedTuple):
 
 
 def plan(
-    config: Config | Mapping[str, Any] | Path | str,
+    config: Config | Mapping[str, object] | Path | str,
     on: str = "here",
-    data: Any = None,
+    data: object = None,
     *,
     sizes: Sizes | tuple[int, int, int] | None = None,
     also: Sequence[Also] = (),
@@ -64,7 +64,7 @@ def plan(
 
 
 def workload(
-    config: Config, data: Any = None, sizes: Sizes | tuple[int, int, int] | None = None
+    config: Config, data: object = None, sizes: Sizes | tuple[int, int, int] | None = None
 ) -> Workload:
     """What a config trains, of its data or of sizes."""
     if sizes is not None:
@@ -100,22 +100,22 @@ def _sized(config: Config, sizes: Sizes) -> Workload:
     return Workload(config, schema, sizes.rows)
 
 
-def as_json(found: Plans, compiled: Mapping[int, Compiled | str] | None = None) -> JsonObject:
+def as_json(plans: Plans, compiled: Mapping[int, Compiled | str] | None = None) -> JsonObject:
     """`{"plans": [...], "best": index}`, best first; `best` is None where nothing fits."""
-    rows: list[Json] = [_row(plan, found) for plan in found.plans]
+    rows: list[Json] = [_row(plan, plans) for plan in plans.plans]
     for index, program in (compiled or {}).items():
         row = rows[index]
         assert isinstance(row, dict)
         row["compiled"] = program if isinstance(program, str) else {**program._asdict()}
     return {
-        "plans": rows, "best": 0 if found.best else None, "on": found.target.text,
-        "hardware": found.target.hardware.name, "refused": {**found.refused},
-        "measured": found.target.hardware.measured,
+        "plans": rows, "best": 0 if plans.best else None, "on": plans.target.text,
+        "hardware": plans.target.hardware.name, "refused": {**plans.refused},
+        "measured": plans.target.hardware.measured,
     }  # fmt: skip
 
 
-def _row(plan: Plan, found: Plans) -> Json:
-    steps = found.work.steps_per_epoch
+def _row(plan: Plan, plans: Plans) -> Json:
+    steps = plans.work.steps_per_epoch
     mesh: JsonObject = {axis: size for axis, size in plan.config.mesh if size != 1}
     return {
         "step": plan.config.step, "mesh": mesh, "devices": plan.devices, "fits": plan.fits,
@@ -135,21 +135,21 @@ def _row(plan: Plan, found: Plans) -> Json:
     }  # fmt: skip
 
 
-def compile_best(found: Plans, most: int) -> dict[int, Compiled | str]:
+def compile_best(plans: Plans, most: int) -> dict[int, Compiled | str]:
     """Compiles the first plans that fit: by index, what the compiler says or why it does not."""
-    devices = compiler_devices(found.target)
+    devices = compiler_devices(plans.target)
     compiled: dict[int, Compiled | str] = {}
-    for index, one in enumerate(found.plans[:most]):
+    for index, one in enumerate(plans.plans[:most]):
         if isinstance(devices, str):
             compiled[index] = devices
             continue
-        rows = found.work.rows * found.work.row_bytes
+        rows = plans.work.rows * plans.work.row_bytes
         placed = one.config.data.placement
         resident = placed == "device" or (
             placed == "auto" and rows <= RESIDENT_SHARE * one.room_bytes
         )
         try:
-            compiled[index] = compile_plan(found.work, one.config, devices, resident)
+            compiled[index] = compile_plan(plans.work, one.config, devices, resident)
         except Exception as error:  # a compiler's refusal, of no common kind: out of memory, ...
             compiled[index] = f"not compiled: {str(error).splitlines()[0][:200]}"
     return compiled

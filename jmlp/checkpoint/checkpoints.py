@@ -127,12 +127,12 @@ class Checkpoints:
     def steps(self) -> list[int]:
         """Committed steps, oldest first."""
         try:
-            found = [path for path in self.directory.iterdir() if path.is_dir()]
+            folders = [path for path in self.directory.iterdir() if path.is_dir()]
         except FileNotFoundError:
             return []
         except OSError as error:
             raise RunDirError(f"{self.directory} cannot be read: {error.strerror}") from None
-        return sorted(int(path.name) for path in found if _STEP.fullmatch(path.name))
+        return sorted(int(path.name) for path in folders if _STEP.fullmatch(path.name))
 
     def best_step(self) -> int | None:
         """The best of the committed steps, by what was saved with each: the loop's own choice."""
@@ -170,13 +170,13 @@ class Checkpoints:
 
         step = int(state.step)
         params, training = to_leaves(state)
-        found, finite = jax.device_get(self._digest({**params, **training}))
+        digests, finite = jax.device_get(self._digest({**params, **training}))
         self._check_values(step, finite)
         body = dict(
             meta,
             metrics=metrics or {},
             best=self._best or "lower",
-            digests={name: value.tolist() for name, value in found.items()},
+            digests={name: value.tolist() for name, value in digests.items()},
             leaves=described(state),
             comm=resize.shapes(training),
             step=step,
@@ -340,8 +340,8 @@ class Checkpoints:
         for item, want, put in zip(("params", "training"), wanted, places, strict=True):
             folder = self.directory / str(step) / item
             leaves |= together(read_leaves, folder, want, put)
-        found, _ = jax.device_get(self._digest(leaves))
-        wrong = [name for name in leaves if not np.array_equal(found[name], expected[name])]
+        digests, _ = jax.device_get(self._digest(leaves))
+        wrong = [name for name in leaves if not np.array_equal(digests[name], expected[name])]
         if wrong:
             raise CheckpointError(f"changed since it was saved: {', '.join(sorted(wrong))}")
         if weights_only:

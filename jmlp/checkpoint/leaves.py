@@ -51,11 +51,11 @@ def read_leaves(
         )
         # One leaf at a time costs milliseconds and lets an error name its leaf.
         with _reading(name):
-            found = reader.restore(folder, args=args)
+            read = reader.restore(folder, args=args)
             # A leaf that Orbax does not find it hands back as it was asked for.
-            if not isinstance(found[name], jax.Array):
+            if not isinstance(read[name], jax.Array):
                 raise LookupError("it is missing")
-        leaves[name] = found[name]
+        leaves[name] = read[name]
     return leaves
 
 
@@ -124,10 +124,10 @@ def described(state: TrainState) -> dict[str, str]:
 
 def average_of(names: Iterable[str]) -> str:
     """Where `optim.AveragedWeights` lie in a checkpoint, e.g. `opt_state.3.`; "" if nowhere."""
-    found = set(names)
-    for name in found:
+    known = set(names)
+    for name in known:
         prefix, middle, path = name.partition("average.")
-        if middle and f"params.{path}" in found and f"{prefix}steps" in found:
+        if middle and f"params.{path}" in known and f"{prefix}steps" in known:
             return prefix
     return ""
 
@@ -146,11 +146,11 @@ def from_leaves(abstract: TrainState, leaves: Mapping[str, jax.Array]) -> TrainS
     """Puts leaves back where `to_leaves` took them from; what is absent stays abstract."""
 
     def pick(path: jax.tree_util.KeyPath, leaf: Shaped) -> Shaped:
-        found = leaves.get(path_of(path).replace("/", "."))
-        if found is None:
+        saved = leaves.get(path_of(path).replace("/", "."))
+        if saved is None:
             return leaf
         is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-        return jax.random.wrap_key_data(found) if is_key else found
+        return jax.random.wrap_key_data(saved) if is_key else saved
 
     return jax.tree_util.tree_map_with_path(pick, abstract)
 

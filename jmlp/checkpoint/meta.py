@@ -45,10 +45,10 @@ def seal(body: Mapping[str, object]) -> dict[str, str]:
 
 def unseal(sealed: object) -> Meta:
     """The body, seen to be what was sealed, with parts of the types that readers rely on."""
-    found = cast(dict[str, object], sealed) if isinstance(sealed, dict) else {}
-    if not isinstance(body := found.get("body"), str):
+    record = cast(dict[str, object], sealed) if isinstance(sealed, dict) else {}
+    if not isinstance(body := record.get("body"), str):
         raise ValueError("not a checkpoint's: it has no body")
-    if hashlib.sha256(body.encode(errors="replace")).hexdigest() != found.get("sha256"):
+    if hashlib.sha256(body.encode(errors="replace")).hexdigest() != record.get("sha256"):
         raise ValueError("changed since it was saved")
     meta = json.loads(body)
     for key, kind in _KINDS.items():

@@ -50,14 +50,14 @@ def carried(leaves: dict[str, jax.Array], wanted: Leaves, places: Places) -> dic
     """`leaves` with the compressor's as `wanted` has them; what cannot be, is left out."""
     kept = {name: leaf for name, leaf in leaves.items() if not name.startswith(PREFIX)}
     for name, want in wanted.items():
-        found = leaves.get(name)
-        if not name.startswith(PREFIX) or found is None or found.dtype != want.dtype:
+        saved = leaves.get(name)
+        if not name.startswith(PREFIX) or saved is None or saved.dtype != want.dtype:
             continue
-        if found.shape == want.shape:
-            kept[name] = found
-        elif found.shape[1:] == want.shape[1:]:
+        if saved.shape == want.shape:
+            kept[name] = saved
+        elif saved.shape[1:] == want.shape[1:]:
             spread = jax.jit(_mean_to, static_argnums=1, out_shardings=places[name])
-            kept[name] = spread(found, want.shape[0])
+            kept[name] = spread(saved, want.shape[0])
     return kept
 
 

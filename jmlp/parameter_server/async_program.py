@@ -34,7 +34,7 @@ from jmlp.programs.precision import in_32_bits
 from jmlp.programs.train import ModelFactory, ServerReport, Started, StepPlan, parts_of
 from jmlp.sharding import layout
 from jmlp.sharding.mesh import make_mesh
-from jmlp.types import Params
+from jmlp.types import Device, Params
 
 HELD, OWED = "held", "owed"
 """keys of `comm_state` in checkpoints: parameters that workers pulled, residuals; by worker"""
@@ -88,18 +88,12 @@ class AsyncProgram:
         rules: Sequence[layout.Rule] = (),
         loss: Loss | None = None,
     ):
-        devices = list(mesh.devices.flat)
-        self.workers = config.server.workers or len(devices)
+        self.workers = config.server.workers or mesh.size
         if config.server.backup >= self.workers:
-            raise ConfigError(
-                f"server.backup={config.server.backup} of {self.workers} workers leaves none"
-            )
-        home = devices[self.workers] if self.workers < len(devices) else devices[0]
-        own = [device for device in devices if device is not home or self.workers >= len(devices)]
+            workers = f"of {self.workers} workers leaves none"
+            raise ConfigError(f"server.backup={config.server.backup} {workers}")
         self._make_engine = ENGINES[config.server.engine]
-        if not self._make_engine.parallel:  # one thing after another: one device will do
-            own = [home]
-        self.devices = [own[i % len(own)] for i in range(self.workers)]
+        home, self.devices = _places(mesh, self.workers, self._make_engine.parallel)
         self.mesh = make_mesh(MeshConfig(data=1), [home])
         self.config, self.schema, self.strategy = config, schema, strategy_of(config)
         self.width = padded_size(config.train.batch_size, self.workers * config.optim.accumulate)
@@ -112,11 +106,7 @@ class AsyncProgram:
         def plain(seed: jax.Array, weights: Weights | None = None) -> TrainState:
             return init_state(make_model, tx, seed, weights)
 
-        if jax.tree.leaves(jax.eval_shape(plain, np.uint32(0)).model_state):
-            raise ConfigError(
-                "step=async trains modules without a state of their own: batch statistics and "
-                "random streams cannot be shared by workers that do not wait for each other"
-            )
+        _check_stateless(jax.eval_shape(plain, np.uint32(0)))
         self._init = lambda seed, weights=None: self._with_workers(plain(seed, weights))
         self.abstract = jax.eval_shape(self._init, np.uint32(0))
         everywhere = NamedSharding(self.mesh, PartitionSpec())
@@ -288,6 +278,24 @@ class AsyncProgram:
         if now is not None:
             report["virtual_seconds"] = now
         return report
+
+
+def _places(mesh: Mesh, workers: int, parallel: bool) -> tuple[Device, list[Device]]:
+    """The server's device and each worker's, where those work at the same time or in turn."""
+    devices = list(mesh.devices.flat)
+    home = devices[workers] if workers < len(devices) else devices[0]
+    own = [device for device in devices if device is not home or workers >= len(devices)]
+    if not parallel:  # one thing after another: one device will do
+        own = [home]
+    return home, [own[i % len(own)] for i in range(workers)]
+
+
+def _check_stateless(state: TrainState) -> None:
+    if jax.tree.leaves(state.model_state):
+        raise ConfigError(
+            "step=async trains modules without a state of their own: batch statistics and "
+            "random streams cannot be shared by workers that do not wait for each other"
+        )
 
 
 def _not_empty(residuals: Sequence[Residual]) -> list[Residual]:

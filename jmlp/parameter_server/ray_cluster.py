@@ -71,7 +71,7 @@ def start_ray(address: str | None = None) -> ModuleType:
     return ray
 
 
-def _connect(ray: Any, address: str | None) -> None:
+def _connect(ray: ModuleType, address: str | None) -> None:
     before = os.umask(0o077)  # the token's file is nobody else's business
     handler = signal.getsignal(signal.SIGTERM)  # Ray's own would end the run unsaved
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
@@ -103,22 +103,22 @@ def is_running() -> bool:
     return "ray" in sys.modules and sys.modules["ray"].is_initialized()
 
 
-def alive_hosts(ray: Any) -> list[RayHost]:
+def alive_hosts(ray: ModuleType) -> list[RayHost]:
     """Hosts of the cluster that are there, this one first, then by address."""
     here = ray.get_runtime_context().get_node_id()
-    found = [
+    hosts = [
         RayHost(node["NodeID"], node["NodeManagerHostname"], node["NodeManagerAddress"])
         for node in ray.nodes()
         if node["Alive"]
     ]
-    return sorted(found, key=lambda host: (host.number != here, _in_order(host.address)))
+    return sorted(hosts, key=lambda host: (host.number != here, _in_order(host.address)))
 
 
 def _in_order(address: str) -> tuple[list[int], str]:
     return [int(part) for part in address.split(".") if part.isdigit()], address
 
 
-def hosts_for(ray: Any, config: ServerConfig) -> list[RayHost]:
+def hosts_for(ray: ModuleType, config: ServerConfig) -> list[RayHost]:
     """The hosts over which a run's actors go.
 
     Raises:
@@ -146,17 +146,17 @@ def on(host: RayHost, soft: bool = True) -> dict[str, Any]:
 
 def installed() -> dict[str, str]:
     """What must be the same on all hosts for a run to be one: jmlp's own files, and jax."""
-    found = importlib.util.find_spec("jmlp")
-    if found is None or found.origin is None:
+    spec = importlib.util.find_spec("jmlp")
+    if spec is None or spec.origin is None:
         return {"jmlp": "none"}
-    folder, digest = Path(found.origin).parent, hashlib.sha256()
+    folder, digest = Path(spec.origin).parent, hashlib.sha256()
     for file in sorted(folder.rglob("*.py")):
         digest.update(str(file.relative_to(folder)).encode() + b"\0" + file.read_bytes())
     versions = {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "numpy")}
     return {"jmlp": f"files {digest.hexdigest()[:12]}", **versions}
 
 
-def _check_installed(ray: Any, hosts: Sequence[RayHost]) -> None:
+def _check_installed(ray: ModuleType, hosts: Sequence[RayHost]) -> None:
     # By value: a host without jmlp has to be able to say so.
     source = _by_value(ray, installed)
     asked = [ray.remote(num_cpus=0, **on(host, soft=False))(source).remote() for host in hosts[1:]]
@@ -184,7 +184,7 @@ def refuse_unlike(host: RayHost, ours: dict[str, str], theirs: dict[str, str]) -
         )
 
 
-def _by_value(ray: Any, function: Any) -> Any:
+def _by_value(ray: ModuleType, function: Any) -> Any:
     """A copy of a function of this module that needs no jmlp where it runs."""
     copy = type(function)(
         function.__code__,

@@ -67,12 +67,12 @@ def prune(path: Path, limit_bytes: int) -> None:
     entries = []
     for entry in path.glob("*-cache"):
         try:
-            found = entry.stat()
-            if found.st_mtime >= checked and not _whole(entry.read_bytes()):
+            status = entry.stat()
+            if status.st_mtime >= checked and not _whole(entry.read_bytes()):
                 entry.unlink()
             else:  # being looked at here is no use that keeps an entry
-                os.utime(entry, ns=(found.st_atime_ns, found.st_mtime_ns))
-                entries.append((max(found.st_atime, found.st_mtime), found.st_size, entry))
+                os.utime(entry, ns=(status.st_atime_ns, status.st_mtime_ns))
+                entries.append((max(status.st_atime, status.st_mtime), status.st_size, entry))
         except FileNotFoundError:  # another run tidies up as well
             continue
     stamp.touch()

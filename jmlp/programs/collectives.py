@@ -73,15 +73,15 @@ def bytes_per_step(hlo: str) -> int | None:
     return total(collectives(hlo))
 
 
-def total(found: Sequence[Collective]) -> int | None:
+def total(operations: Sequence[Collective]) -> int | None:
     """Bytes one device sends in all of them; None if there are none."""
-    return round(sum(c.sent_bytes * c.times for c in found)) if found else None
+    return round(sum(c.sent_bytes * c.times for c in operations)) if operations else None
 
 
-def warnings(found: Sequence[Collective]) -> list[str]:
+def warnings(operations: Sequence[Collective]) -> list[str]:
     """A line for each type that the backend sends wider than was asked for."""
     wide: dict[tuple[str, str, str], float] = defaultdict(float)
-    for c in found:
+    for c in operations:
         if c.logical:
             wide[c.kind, c.logical, c.dtype] += c.sent_bytes * c.times
     return [
@@ -106,10 +106,10 @@ class WireRow(TypedDict):
     """the type that was asked for; another than `dtype` where the backend widened it"""
 
 
-def grouped(found: Sequence[Collective]) -> list[WireRow]:
+def grouped(operations: Sequence[Collective]) -> list[WireRow]:
     """The collectives of a step, equal ones together, most bytes first."""
     rows: dict[tuple[str | float, ...], WireRow] = {}
-    for c in found:
+    for c in operations:
         key = (c.kind, c.dtype, c.shape, c.group, c.logical, c.sent_bytes)
         row = rows.setdefault(
             key,
@@ -135,8 +135,8 @@ class Wire(NamedTuple):
 
 def read_wire(hlo: str, lowered: str = "") -> Wire:
     """What one training step sends. Arguments as of `collectives`."""
-    found = collectives(hlo, lowered)
-    return Wire(total(found), grouped(found), warnings(found))
+    operations = collectives(hlo, lowered)
+    return Wire(total(operations), grouped(operations), warnings(operations))
 
 
 class _Reader:
@@ -175,10 +175,10 @@ class _Reader:
         branches = _BRANCHES.search(line)
         if branches:  # jmlp puts the branch of the steady state last
             return [branches[1].split(",")[-1].strip().lstrip("%")]
-        found = _CALLED.findall(line)
-        if " conditional(" in line and len(found) == 2:
-            return [max(found, key=lambda name: self._bytes(name))]
-        return found
+        names = _CALLED.findall(line)
+        if " conditional(" in line and len(names) == 2:
+            return [max(names, key=lambda name: self._bytes(name))]
+        return names
 
     def _bytes(self, name: str) -> float:
         seen, self._seen = self._seen, set()
@@ -258,7 +258,7 @@ def _computations(hlo: str) -> tuple[str, dict[str, list[str]]]:
 
 def _asked_for(lowered: str) -> dict[tuple[str, int], set[str]]:
     """Types by (kind, elements of the result), from a StableHLO text."""
-    found: dict[tuple[str, int], set[str]] = defaultdict(set)
+    asked: dict[tuple[str, int], set[str]] = defaultdict(set)
     for match in _STABLE.finditer(lowered):
         # The type follows the attributes, or the region of a reduction.
         arrow = re.compile(r": \((?:tensor<[^>]*>(?:, )?)+\) -> \(?(.*)").search(
@@ -268,8 +268,8 @@ def _asked_for(lowered: str) -> dict[tuple[str, int], set[str]]:
             for dims, dtype in _TENSOR.findall(arrow[1].split("\n")[0]):
                 elements = math.prod(int(d) for d in dims.split("x") if d)
                 name = re.sub(r"^i(\d)", r"s\1", dtype).replace("ui", "u")
-                found[match[1].replace("_", "-"), elements].add(name)
-    return found
+                asked[match[1].replace("_", "-"), elements].add(name)
+    return asked
 
 
 def _results_of_start(kind: str, shapes: list[tuple[str, str]]) -> list[tuple[str, str]]:

@@ -17,13 +17,13 @@ _FLAGS = ("jax_default_matmul_precision", "jax_threefry_partitionable")
 
 def versions() -> dict[str, str]:
     """Installed versions of what jmlp is made of; missing ones are left out."""
-    found = {"python": platform.python_version()}
+    known = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
-            found[name] = version(name)
+            known[name] = version(name)
         except PackageNotFoundError:
             continue
-    return found
+    return known
 
 
 def cpu_model() -> str:

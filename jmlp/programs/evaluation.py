@@ -161,10 +161,10 @@ class Evaluation:
 
     def bound(self, state: TrainState) -> Outputs:
         """`outputs` of one state, whose weights are looked up once: for many calls."""
-        found = evaluated(state)
-        leaves, tree = jax.tree.flatten(found)
+        weights = evaluated(state)
+        leaves, tree = jax.tree.flatten(weights)
         if tree not in self._forwards:
-            self._forwards[tree] = self._forward_of(found)
+            self._forwards[tree] = self._forward_of(weights)
         forward = self._forwards[tree]
         parts = layout.batch_parts(self.placement.mesh)
         alone = self.placement.mesh.size == 1
@@ -268,19 +268,19 @@ def values_of(
     Raises:
       ConfigError: a metric of one's own fails.
     """
-    held, found = held_of(schema, split), dict[str, float]()
+    held, values = held_of(schema, split), dict[str, float]()
     y_true, outputs, finite = split.y, np.zeros(0), True
     if estimates is not None:
         y_true, outputs = in_own_units(schema, split.y, estimates)
         finite = bool(np.isfinite(outputs).all())
     for metric in metrics:
         if metric.sums is not None and metric.value is not None:
-            found[metric.name] = float(metric.value(dict(totals[metric.sums]), held))
+            values[metric.name] = float(metric.value(dict(totals[metric.sums]), held))
         else:
             unknown = metric.undefined(held) or not finite
             of_rows = y_true, outputs, split.weight
-            found[metric.name] = float("nan") if unknown else on_host(metric, *of_rows)
-    return found
+            values[metric.name] = float("nan") if unknown else on_host(metric, *of_rows)
+    return values
 
 
 def held_of(schema: Schema, split: Split) -> Held:

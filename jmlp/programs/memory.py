@@ -1,9 +1,7 @@
 """What a compiled program holds on one device, by the compiler's own account."""
 
-from typing import Any
 
-
-def held_bytes(program: Any) -> int | None:
+def held_bytes(program: object) -> int | None:
     """Arguments, results that are not in an argument's place, and temporaries.
 
     None of what is no compiled program, as under a parameter server.

@@ -54,9 +54,9 @@ def predict_rows(
     if carry is None:
         carry = data.carry if from_file or table_of("x", x) is not None else ()
     names = tuple(dict.fromkeys([carry] if isinstance(carry, str) else carry))
-    found = read_features(str(x), schema, names) if from_file else features_of(x, schema, names)
-    outputs = programs.outputs_of(state)(found.x).astype(np.float64)
-    valid = found.valid & _finite(outputs, found.valid)
+    features = read_features(str(x), schema, names) if from_file else features_of(x, schema, names)
+    outputs = programs.outputs_of(state)(features.x).astype(np.float64)
+    valid = features.valid & _finite(outputs, features.valid)
     missing = len(valid) - int(np.count_nonzero(valid))
     if missing:
         outputs[~valid] = np.nan
@@ -66,7 +66,7 @@ def predict_rows(
             column[~valid] = None if column.dtype == object else np.nan
         elif column.dtype == object and all(isinstance(label, int) for label in schema.classes):
             columns[name] = column.astype(np.int64)
-    return Predictions(beside(columns, found.carried), missing, found.carried)
+    return Predictions(beside(columns, features.carried), missing, features.carried)
 
 
 def _finite(outputs: np.ndarray, usable: np.ndarray) -> np.ndarray:

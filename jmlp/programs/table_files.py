@@ -13,14 +13,14 @@ from jmlp.errors import ConfigError
 from jmlp.programs.predictions import Predictions
 
 
-def _write_csv(path: Path, found: Predictions) -> None:
+def _write_csv(path: Path, predictions: Predictions) -> None:
     cells = [
-        _carried(values) if name in found.carried else map(_predicted, values.tolist())
-        for name, values in found.columns.items()
+        _carried(values) if name in predictions.carried else map(_predicted, values.tolist())
+        for name, values in predictions.columns.items()
     ]
     with open(path, "w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(found.columns)
+        writer.writerow(predictions.columns)
         writer.writerows(zip(*cells, strict=True))
 
 
@@ -36,11 +36,11 @@ def _predicted(value: object) -> object:
     return f"{value:.9g}" if isinstance(value, float) else value
 
 
-def _write_npz(path: Path, found: Predictions) -> None:
+def _write_npz(path: Path, predictions: Predictions) -> None:
     # As numpy.savez does, which has parameters that a column may be called by: file.
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
-        for name, values in found.columns.items():
-            plain = _without_objects(values, name in found.carried)
+        for name, values in predictions.columns.items():
+            plain = _without_objects(values, name in predictions.carried)
             with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
                 npy.write_array(file, plain, allow_pickle=False)
 
@@ -55,14 +55,14 @@ def _without_objects(values: np.ndarray, carried: bool) -> np.ndarray:
     return np.array(["" if cell is None else str(cell) for cell in cells])
 
 
-def _write_parquet(path: Path, found: Predictions) -> None:
+def _write_parquet(path: Path, predictions: Predictions) -> None:
     try:
         import pyarrow as pa
         import pyarrow.parquet as pq
     except ImportError:
         raise ConfigError("Parquet needs pyarrow: pip install 'jmlp[tabular]'") from None
-    plain = {name: values.tolist() for name, values in found.columns.items()}
-    pq.write_table(pa.table({**plain, **found.carried}), path)
+    plain = {name: values.tolist() for name, values in predictions.columns.items()}
+    pq.write_table(pa.table({**plain, **predictions.carried}), path)
 
 
 WRITERS: dict[str, Callable[[Path, Predictions], None]] = {

@@ -8,6 +8,7 @@ loop change how many steps it sends at a time.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple, NotRequired, Protocol, TypedDict
@@ -251,3 +252,9 @@ def parts_of(make_model: ModelFactory) -> tuple[nnx.GraphDef, tuple[type, ...]]:
     """A model's graphdef, and the makes of module in it that keep batch statistics."""
     model = nnx.eval_shape(lambda: make_model(nnx.Rngs(0)))
     return nnx.graphdef(model), statistics(model)
+
+
+def program_kind(strategy: Strategy) -> Callable[..., TrainingProgram]:
+    """What makes the program of a way to train: `TrainProgram`, or one of its own."""
+    module, _, name = strategy.program.partition(":")
+    return getattr(importlib.import_module(module), name) if module else TrainProgram

@@ -5,6 +5,8 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -55,55 +57,73 @@ def begin(
       RunDirError: the run in `directory` was trained on other data, or with another loss.
       CheckpointError, MismatchError: as `Checkpoints.restore`.
     """
-    config, dataset, programs, plan = setup
     restored = None
     if checkpoints and directory:
-
-        def accept(meta: Meta) -> None:
-            check_config(config, meta["config"], "its config.yaml")
-            _check_loss(directory, "loss" in meta["custom"], "loss" in custom)
-            if meta["data"] != dataset.fingerprint:
-                raise RunDirError(
-                    f"{directory.path} was trained on other data: its rows have fingerprint "
-                    f"{meta['data'][:12]}, these {dataset.fingerprint[:12]}. "
-                    "Bring the old file back, or choose another --run-dir."
-                )
-
+        accept = partial(_check_same_run, setup, directory, "loss" in custom)
         restored = _restored(setup, checkpoints, accept, go_on, report)
     if restored is None:
-        report.note(f"{len(dataset.train.x)} training rows; starting at step 0")
-        state = programs.init(config.seed)
-        if weights := fitted_weights(programs, state, dataset.train):
-            state = programs.init(config.seed, weights)
-        if config.train.init_from:
-            weights, said = weights_from(config.train, state, dataset.schema)
-            state = programs.init(config.seed, weights)
-            report.note(said)
-        return Begin(state, Progress(), -1)
+        return _afresh(setup, report)
     assert checkpoints and directory
-    for problem in restored.problems:
-        report.warn(problem)
     if restored.problems:
-        first(checkpoints.set_aside, restored.step, directory.damaged)
-        report.warn(f"going on from step {restored.step}, which verifies")
+        _set_aside(restored, checkpoints, directory, report)
     for change in differences(restored.meta["environment"], describe()):
         report.warn(f"{change}: the run continues, but no longer bit for bit")
-    report.note(f"continuing at step {restored.step} of {plan.total}")
+    report.note(f"continuing at step {restored.step} of {setup.plan.total}")
     state = _with_comm_state(restored, setup, report, go_on)
-    try:
-        progress = Progress(**restored.meta["progress"])
-    except TypeError as error:
-        raise CheckpointError(
-            f"checkpoint {restored.step} in {checkpoints.directory}: progress is not as jmlp saves "
-            f"it: {error}"
-        ) from None
+    progress = _progress_of(restored, checkpoints.directory)
     # What stopped it, and what a server's workers were at, were of the run as it was; but not where
     # the same call comes again, and goes on with what went on already.
-    if goes_on(config, restored.meta["config"]) or (go_on and "tx" in custom):
+    if goes_on(setup.config, restored.meta["config"]) or (go_on and "tx" in custom):
         progress.stopped_early, progress.stale = False, 0
         if progress.server is not None:  # but not how far they are in the order of rows
             progress.server = {**progress.server, "anew": True}
     return Begin(state, progress, restored.step)
+
+
+def _check_same_run(setup: Setup, directory: RunDir, own_loss: bool, meta: Meta) -> None:
+    """Refuses a checkpoint of another config, loss or data."""
+    check_config(setup.config, meta["config"], "its config.yaml")
+    _check_loss(directory, "loss" in meta["custom"], own_loss)
+    mine = setup.dataset.fingerprint
+    if meta["data"] != mine:
+        raise RunDirError(
+            f"{directory.path} was trained on other data: its rows have fingerprint "
+            f"{meta['data'][:12]}, these {mine[:12]}. "
+            "Bring the old file back, or choose another --run-dir."
+        )
+
+
+def _afresh(setup: Setup, report: Reporter) -> Begin:
+    """Step 0, at weights that are drawn, follow from the rows, or are another run's."""
+    config, dataset, programs, _ = setup
+    report.note(f"{len(dataset.train.x)} training rows; starting at step 0")
+    state = programs.init(config.seed)
+    if weights := fitted_weights(programs, state, dataset.train):
+        state = programs.init(config.seed, weights)
+    if config.train.init_from:
+        weights, said = weights_from(config.train, state, dataset.schema)
+        state = programs.init(config.seed, weights)
+        report.note(said)
+    return Begin(state, Progress(), -1)
+
+
+def _set_aside(
+    restored: Restored, checkpoints: Checkpoints, directory: RunDir, report: Reporter
+) -> None:
+    """Moves checkpoints that did not verify out of the way, and says so."""
+    for problem in restored.problems:
+        report.warn(problem)
+    first(checkpoints.set_aside, restored.step, directory.damaged)
+    report.warn(f"going on from step {restored.step}, which verifies")
+
+
+def _progress_of(restored: Restored, folder: Path) -> Progress:
+    try:
+        return Progress(**restored.meta["progress"])
+    except TypeError as error:
+        raise CheckpointError(
+            f"checkpoint {restored.step} in {folder}: progress is not as jmlp saves it: {error}"
+        ) from None
 
 
 def _restored(
@@ -124,16 +144,16 @@ def _restored(
         state._replace(opt_state=(), comm_state=())
         for state in (programs.abstract, programs.shardings)
     )
-    found = checkpoints.restore(bare, places, accept=accept, weights_only=True)
-    if found is None:
+    restored = checkpoints.restore(bare, places, accept=accept, weights_only=True)
+    if restored is None:
         return None
     report.note(_AFRESH)
     if setup.config.comm.reducer.error_feedback:
         report.warn(_LOST)
     # Of these weights: what the optimizer keeps of them, such as their average, begins there.
-    weights = found.state.params, found.state.model_state
+    weights = restored.state.params, restored.state.model_state
     fresh = programs.init(setup.config.seed, weights)
-    return found._replace(state=_at_step(setup, fresh, found.step))
+    return restored._replace(state=_at_step(setup, fresh, restored.step))
 
 
 _AFRESH = "the optimizer's state does not fit the new optimizer: it starts afresh"

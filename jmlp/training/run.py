@@ -7,6 +7,7 @@ import json
 import threading
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import jax
@@ -18,6 +19,7 @@ from jmlp.checkpoint.checkpoints import Checkpoints
 from jmlp.compress import choice
 from jmlp.config import Config, flatten, parse_config
 from jmlp.config.fields import expanded
+from jmlp.data.dataset import Dataset
 from jmlp.distributed.agreement import first, gather_texts, is_first, peers, together
 from jmlp.distributed.forks import refuse_forked
 from jmlp.errors import ConfigError, RunDirError
@@ -36,6 +38,7 @@ from jmlp.training.loop import Loop, Result
 from jmlp.training.no_effect import without_effect
 from jmlp.training.run_dir import Follower, RunDir, to_json, write_atomically
 from jmlp.training.setup import (
+    Chosen,
     ModelFactory,
     Setup,
     chosen,
@@ -81,17 +84,16 @@ def train(
       metrics: functions `(y_true, outputs) -> float`, and `jmlp.metrics.Metric`s, beside
         `train.metrics`; outputs are logits, or values in the targets' units. Where rows have
         weights, a function is given them as `sample_weight`.
-      verbose: notes, evaluations and a bar: on stderr, in a notebook below its cell. None: on a
-        terminal and in a notebook. What was decided about the data is logged in any case, by
-        `logging.getLogger("jmlp")` at INFO, and stands in `result.setup.dataset.notes`.
+      verbose: notes, evaluations and a bar, on stderr or below the cell; None: on a terminal and
+        in a notebook. Notes on the data are always logged, by `logging.getLogger("jmlp")` at
+        INFO, and stand in `result.setup.dataset.notes`.
       report: who is told, in place of that.
       show_wire: report every collective of the compiled step; `summary["wire"]` has them.
       callbacks: told of the run's events, after those of `config.train.callbacks`: instances of
         `jmlp.Callback`, and names in `jmlp.training.callbacks.CALLBACKS`.
       go_on: the run in `run_dir` may go on with other epochs, steps, early stopping, frozen
-        layers or `optim`. Kept are weights, the step, the order of rows, the best checkpoint
-        and, where it fits the new optimizer, its state; the schedule is that of a run which
-        had the new settings from its start.
+        layers or `optim`. Weights, step, order of rows, best checkpoint and, where it fits, the
+        optimizer's state are kept; the schedule is as if the new settings had held from the start.
 
     Raises:
       ConfigError, DataError, RunDirError: what was asked for cannot be done.
@@ -103,48 +105,87 @@ def train(
     """
     refuse_forked()
     report = Spared((report or Reporter.heard(verbose)) if is_first() else Reporter.silent())
-    with ExitStack() as stack:
-        stack.enter_context(stop_on_signal(hand_on=True))
-        stack.enter_context(_alone())
-        # Not the caller's np.seterr: underflow is nothing that should end a run.
-        stack.enter_context(np.errstate(all="warn", under="ignore"))
+    call = _Call(
+        config, data, run_dir, model, tx, rules, loss, metrics, show_wire, callbacks, go_on, report
+    )
+    with _training() as stack:
+        return call.make_loop(stack).fit()
+
+
+@dataclass(frozen=True)
+class _Call:
+    """A call of `train`: its arguments by their names, and the way from them to a loop."""
+
+    config: Config | Mapping[str, object] | Path | str
+    data: object
+    run_dir: Path | str | None
+    model: ModelFactory | None
+    tx: optax.GradientTransformation | None
+    rules: Sequence[layout.Rule] | None
+    loss: LossLike
+    metrics: MetricsLike
+    show_wire: bool
+    callbacks: Iterable[str | Callback]
+    go_on: bool
+    report: Spared
+
+    def make_loop(self, stack: ExitStack) -> Loop:
+        """All that comes before the first step; what must be held meanwhile is in `stack`."""
         stack.enter_context(peers())
-        own = given(model, tx, rules)
-        planned = together(chosen, parse_config(config), data, loss, own)
-        if planned.plans:
-            report.note(f"step=auto, mesh=auto: {auto.why(planned.plans)}")
+        planned = self._planned()
         config, mesh = together(_resolved, planned.config)
         directory = None
-        if run_dir is not None:
-            directory, config = _enter(stack, expanded(run_dir), config, go_on, report)
-        report.note("loading data and models ...")
-        setup = together(
-            make_setup, config, mesh, data, model=model, tx=tx, rules=rules, loss=loss,
-            metrics=metrics, dataset=planned.dataset,
-        )  # fmt: skip
-        for note in choices_of(config, setup):
-            report.note(note)
-        _check_same(setup)
+        if self.run_dir is not None:
+            path = expanded(self.run_dir)
+            directory, config = _enter(stack, path, config, self.go_on, self.report)
+        setup = self._setup(config, mesh, planned.dataset)
         if config.train.epochs == "auto":
-            _tell_epochs(setup, directory, go_on, report)
+            _tell_epochs(setup, directory, self.go_on, self.report)
         if directory:
             together(_adopt, directory, setup)
-        _check_threads(config, report)
-        _check_smoothing(setup, report)
-        _say_what_does_nothing(setup, tx is not None, report)
-        if tx is None:
-            _check_momentum(config, report)
+        self._warn(config, setup)
         checkpoints = _keep_checkpoints(stack, directory, setup) if directory else None
-        python = {"model": model, "tx": tx, "loss": loss}
-        custom = [name for name, value in python.items() if value is not None]
         loop = together(
-            Loop, setup, report, directory, checkpoints, custom, show_wire, callbacks, go_on
-        )
+            Loop, setup, self.report, directory, checkpoints, self._custom(), self.show_wire,
+            self.callbacks, self.go_on,
+        )  # fmt: skip
         if planned.plans:
             loop.predicted = auto.Predicted(planned.plans.plans[0])
             if directory and is_first():
                 _write_plan(directory, loop.predicted, planned.plans)
-        return loop.fit()
+        return loop
+
+    def _planned(self) -> Chosen:
+        own = given(self.model, self.tx, self.rules)
+        planned = together(chosen, parse_config(self.config), self.data, self.loss, own)
+        if planned.plans:
+            self.report.note(f"step=auto, mesh=auto: {auto.why(planned.plans)}")
+        return planned
+
+    def _setup(self, config: Config, mesh: Mesh, dataset: Dataset | None) -> Setup:
+        """Data and programs, the same on all processes."""
+        self.report.note("loading data and models ...")
+        setup = together(
+            make_setup, config, mesh, self.data, model=self.model, tx=self.tx, rules=self.rules,
+            loss=self.loss, metrics=self.metrics, dataset=dataset,
+        )  # fmt: skip
+        for note in choices_of(config, setup):
+            self.report.note(note)
+        _check_same(setup)
+        return setup
+
+    def _warn(self, config: Config, setup: Setup) -> None:
+        """Says what of the config does not what it seems to."""
+        _check_threads(config, self.report)
+        _check_smoothing(setup, self.report)
+        _say_what_does_nothing(setup, self.tx is not None, self.report)
+        if self.tx is None:
+            _check_momentum(config, self.report)
+
+    def _custom(self) -> list[str]:
+        """What of one's own a checkpoint has to name."""
+        python = {"model": self.model, "tx": self.tx, "loss": self.loss}
+        return [name for name, value in python.items() if value is not None]
 
 
 def train_setup(setup: Setup, callbacks: Iterable[Callback] = ()) -> Result:
@@ -153,11 +194,23 @@ def train_setup(setup: Setup, callbacks: Iterable[Callback] = ()) -> Result:
     Where another thread of this process trains, it waits for its end.
     """
     refuse_forked()
+    with _training(wait=True):
+        return Loop(setup, Reporter.quiet(), callbacks=callbacks).fit()
+
+
+@contextmanager
+def _training(wait: bool = False) -> Generator[ExitStack, None, None]:
+    """What holds while a run trains; and room for what else it holds.
+
+    Args:
+      wait: for the end of another training in this process.
+    """
     with ExitStack() as stack:
         stack.enter_context(stop_on_signal(hand_on=True))
-        stack.enter_context(_alone(wait=True))
+        stack.enter_context(_alone(wait))
+        # Not the caller's np.seterr: underflow is nothing that should end a run.
         stack.enter_context(np.errstate(all="warn", under="ignore"))
-        return Loop(setup, Reporter.quiet(), callbacks=callbacks).fit()
+        yield stack
 
 
 _one = threading.RLock()

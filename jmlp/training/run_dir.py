@@ -18,6 +18,7 @@ import shutil
 import time
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
 from socket import gethostname
@@ -57,6 +58,55 @@ def _may_go_on(name: str, keys: Mapping[str, Key]) -> bool:
     parts = name.split(".")
     above = (".".join(parts[:depth]) for depth in range(1, len(parts) + 1))
     return any(keys[at].may_go_on for at in above if at in keys)
+
+
+@dataclass(frozen=True)
+class _Difference:
+    """A key whose value is another than the run's."""
+
+    key: str
+    old: object
+    new: object
+    strict: bool
+    """it may not change"""
+    free: bool
+    """but where the run goes on as another"""
+    own: bool
+    """devices, or workers, have runs of their own: their number matters"""
+
+    def __str__(self) -> str:
+        if self.strict:
+            return f"going on with {self.key}: {self.old!r} -> {self.new!r}"
+        what = (
+            "from here on a run of another number of workers"
+            if self.own and self.key.startswith("mesh.")
+            else "same run within float32 rounding"
+        )
+        return f"continuing with {self.key}: {self.old!r} -> {self.new!r}: {what}"
+
+
+def _differences(saved: Config, config: Config) -> list[_Difference]:
+    """In what a run's config differs; first what `config` says, then what it no longer does."""
+    old, new, keys = flatten(saved), flatten(config), keys_of(Config)
+    # Entries of a mapping, which are no keys of their own, may be there alone.
+    both = [*new, *(key for key in old if key not in new and key not in keys)]
+    differ = [key for key in both if old.get(key) != new.get(key) and key not in _FOLLOWS]
+    differ = [key for key in differ if (key, old.get(key), new.get(key)) not in _ALIKE]
+    # What a recipe says of the task, which only the data tell, is as it was.
+    # So with epochs that follow from the rows: they are compared when those are read.
+    unknown = {*late(config), *["train.epochs"] * (config.train.epochs == "auto")}
+    mine = strategy_of(config)
+    own = mine.own_runs or strategy_of(saved).own_runs
+
+    def strict(key: str) -> bool:
+        fixed = key in mine.fixed_keys or (own and key == "step")
+        return fixed or not _may_change(key, keys)
+
+    return [
+        _Difference(key, old.get(key), new.get(key), strict(key), _may_go_on(key, keys), own)
+        for key in differ
+        if key not in unknown
+    ]
 
 
 class RunDir:
@@ -144,7 +194,6 @@ class RunDir:
         Raises:
           RunDirError: another key differs.
         """
-        changed: list[str] = []
         begun = any(path.name.isdecimal() for path in self.checkpoints.glob("[0-9]*"))
         if go_on and not begun:
             raise RunDirError(f"{self.path} has no checkpoint to continue from: leave that out")
@@ -153,46 +202,19 @@ class RunDir:
                 f"{self.path} has checkpoints, but its config.yaml is missing. Bring that back to "
                 f"continue the run, or use --run-dir={self._free_name()} for a new one."
             )
-        if begun:
-            old, new = flatten(read_config(self.path)), flatten(config)
-            keys = keys_of(Config)
-            # Entries of a mapping, which are no keys of their own, may be there alone.
-            both = [*new, *(key for key in old if key not in new and key not in keys)]
-            differ = [key for key in both if old.get(key) != new.get(key) and key not in _FOLLOWS]
-            differ = [key for key in differ if (key, old.get(key), new.get(key)) not in _ALIKE]
-            # What a recipe says of the task, which only the data tell, is as it was.
-            # So with epochs that follow from the rows: they are compared when those are read.
-            unknown = {*late(config), *["train.epochs"] * (config.train.epochs == "auto")}
-            differ = [key for key in differ if key not in unknown]
-            mine = strategy_of(config)
-            own = mine.own_runs or strategy_of(read_config(self.path)).own_runs
-            strict = [k for k in differ if not _may_change(k, keys) or (own and k == "step")]
-            strict += [k for k in differ if k in mine.fixed_keys and k not in strict]
-            free = [k for k in strict if _may_go_on(k, keys)]
-            refused = [k for k in strict if not (go_on and k in free)]
-            if refused:
-                lines = "\n".join(
-                    f"  {k}: {old.get(k)!r} there, {new.get(k)!r} now" for k in refused
-                )
-                raise RunDirError(
-                    f"{self.path} holds a run with another config:\n{lines}\n"
-                    f"Use the old values to continue it, or --run-dir={self._free_name()} "
-                    "for a new run."
-                    + (" To go on with the new values: --continue." if refused == free else "")
-                )
-            for key in differ:
-                if key in strict:
-                    changed.append(f"going on with {key}: {old.get(key)!r} -> {new.get(key)!r}")
-                    continue
-                what = (
-                    "from here on a run of another number of workers"
-                    if own and key.startswith("mesh.")
-                    else "same run within float32 rounding"
-                )
-                changed.append(
-                    f"continuing with {key}: {old.get(key)!r} -> {new.get(key)!r}: {what}"
-                )
-        return changed
+        if not begun:
+            return []
+        differ = _differences(read_config(self.path), config)
+        refused = [one for one in differ if one.strict and not (go_on and one.free)]
+        if refused:
+            lines = "\n".join(f"  {k.key}: {k.old!r} there, {k.new!r} now" for k in refused)
+            way_out = " To go on with the new values: --continue."
+            raise RunDirError(
+                f"{self.path} holds a run with another config:\n{lines}\n"
+                f"Use the old values to continue it, or --run-dir={self._free_name()} "
+                "for a new run." + (way_out if all(k.free for k in refused) else "")
+            )
+        return [str(one) for one in differ]
 
     def adopt(self, config: Config) -> None:
         """Writes config.yaml, every default written out."""

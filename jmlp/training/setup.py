@@ -4,10 +4,9 @@
 write their own.
 """
 
-import importlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +27,7 @@ from jmlp.distributed.agreement import same_file
 from jmlp.distributed.forks import refuse_forked
 from jmlp.errors import ConfigError
 from jmlp.losses import Loss, LossLike, check_loss, loss_of, targets_of
-from jmlp.losses.members import clipped, of_members
+from jmlp.losses.members import as_trained
 from jmlp.metrics import (
     Held,
     Metric,
@@ -49,13 +48,11 @@ from jmlp.programs.bundle import Programs
 from jmlp.programs.cache import start_cache
 from jmlp.programs.evaluation import held_of
 from jmlp.programs.precision import in_32_bits
-from jmlp.programs.train import TrainingProgram, TrainProgram
+from jmlp.programs.train import ModelFactory, program_kind
 from jmlp.sharding import layout
 from jmlp.sharding.mesh import make_mesh
 from jmlp.training.patterns import check_patterns
 from jmlp.training.plan import RunPlan, epochs_of, make_plan
-
-ModelFactory = Callable[[nnx.Rngs], Any]
 
 
 class Setup(NamedTuple):
@@ -86,7 +83,7 @@ class Chosen(NamedTuple):
 
 
 def chosen(
-    config: Config, data: Any = None, loss: LossLike = None, own: Sequence[str] = ()
+    config: Config, data: object = None, loss: LossLike = None, own: Sequence[str] = ()
 ) -> Chosen:
     """The config with the plan for the devices here in it, if it asks for one.
 
@@ -154,15 +151,12 @@ def make_programs(
       updates: of the optimizer in all, over which its schedule goes; None: one a step.
     """
     start_cache()
-    hidden = config.model.hidden
 
-    def make_mlp(rngs: nnx.Rngs) -> Any:
+    def make_mlp(rngs: nnx.Rngs) -> nnx.Module:
         return mlp_of(schema, config.model, chosen.outputs(schema), total_steps, rngs)
 
     if model is None and rules is None:
-        rules = layout.mlp_rules(hidden, mesh.shape["model"])
-        if strategy_of(config).by_compiler(config):
-            rules += layout.TABLE_RULES
+        rules = strategy_of(config).rules(config, mesh.shape["model"])
     freeze = config.train.freeze
     if tx is None:
         tx = make_optimizer(config.optim, updates or total_steps, freeze)
@@ -173,14 +167,13 @@ def make_programs(
     config = config.model_copy(update={"train": ends})
     chosen = loss_of(config.train.loss, schema, loss)
     check_loss(chosen, schema)
-    chosen = clipped(chosen, schema)
-    if model is None:
-        chosen = of_members(chosen, schema, getattr(config.model, "members", 1))
+    members = getattr(config.model, "members", 1) if model is None else 1
+    chosen = as_trained(chosen, schema, members)
     measured = metrics_of(config.train.metrics, schema, metrics, chosen)
     check_metrics(measured, schema, chosen)
-    module, _, name = strategy_of(config).program.partition(":")
-    kind = getattr(importlib.import_module(module), name) if module else TrainProgram
-    train: TrainingProgram = kind(model or make_mlp, tx, mesh, config, schema, rules or (), chosen)
+    train = program_kind(strategy_of(config))(
+        model or make_mlp, tx, mesh, config, schema, rules or (), chosen
+    )
     programs = Programs(train, chosen, measured)
     if model is not None:
         _check_outputs(programs, schema)
@@ -191,25 +184,25 @@ def _check_outputs(programs: Programs, schema: Schema) -> None:
     """Refuses a module of one's own whose outputs would be broadcast, or read as other classes."""
     rows = 7
     x = jax.ShapeDtypeStruct((rows, schema.features), dtype_of(schema))
-    found = jax.eval_shape(programs.forward, programs.abstract, x)
+    made = jax.eval_shape(programs.forward, programs.abstract, x)
     outputs = programs.evaluation.loss.outputs(schema)
-    if found.shape == (rows, outputs) and jnp.issubdtype(found.dtype, jnp.floating):
+    if made.shape == (rows, outputs) and jnp.issubdtype(made.dtype, jnp.floating):
         return
     if schema.task == "classification":
         named = ", ".join(map(repr, schema.classes[:10])) + ", ..." * (schema.outputs > 10)
         what = f"{schema.outputs} classes ({named})"
     else:
         what = f"{schema.outputs} target{'s' * (schema.outputs > 1)} to regress"
-    shape = str(found.shape).replace(f"({rows},", "(B,")
+    shape = str(made.shape).replace(f"({rows},", "(B,")
     raise ConfigError(
-        f"model: of rows (B, {schema.features}) it makes {found.dtype} outputs of shape {shape}; "
+        f"model: of rows (B, {schema.features}) it makes {made.dtype} outputs of shape {shape}; "
         f"the data has {what}, which wants floats of shape (B, {outputs})"
     )
 
 
 def prepare(
-    config: Config | Mapping[str, Any] | Path | str,
-    data: Any = None,
+    config: Config | Mapping[str, object] | Path | str,
+    data: object = None,
     *,
     model: ModelFactory | None = None,
     tx: optax.GradientTransformation | None = None,
@@ -236,7 +229,7 @@ def given(model: object, tx: object, rules: object) -> list[str]:
 def make_setup(
     config: Config,
     mesh: Mesh,
-    data: Any = None,
+    data: object = None,
     *,
     model: ModelFactory | None = None,
     tx: optax.GradientTransformation | None = None,
@@ -267,14 +260,19 @@ def make_setup(
         )  # fmt: skip
 
     if choice.is_asked(config.comm):
-        dense = config.comm.model_copy(update={"reducer": ReducerConfig()})
-        shapes = programs_of(config.model_copy(update={"comm": dense})).abstract.params
-        priced = choice.price(config.comm, mesh, jax.tree.leaves(shapes))
-        config = config.model_copy(update={"comm": choice.chosen(config.comm, priced)})
+        config = _with_reducer(config, mesh, programs_of)
     programs = programs_of(config)
     _check_statistics(config, programs.train.statistics)
     check_patterns("train.freeze", config.train.freeze, programs.abstract.params)
     return Setup(config, dataset, programs, plan)
+
+
+def _with_reducer(config: Config, mesh: Mesh, make: Callable[[Config], Programs]) -> Config:
+    """`config` with the reducer and the buckets that take least time on `mesh`."""
+    dense = config.comm.model_copy(update={"reducer": ReducerConfig()})
+    shapes = make(config.model_copy(update={"comm": dense})).abstract.params
+    priced = choice.price(config.comm, mesh, jax.tree.leaves(shapes))
+    return config.model_copy(update={"comm": choice.chosen(config.comm, priced)})
 
 
 def resolved(config: Config, loaded: Dataset) -> tuple[Config, Dataset]:
@@ -287,7 +285,7 @@ def resolved(config: Config, loaded: Dataset) -> tuple[Config, Dataset]:
     return config, dataset
 
 
-def load_dataset(config: Config, data: Any = None, loss: LossLike = None) -> Dataset:
+def load_dataset(config: Config, data: object = None, loss: LossLike = None) -> Dataset:
     """The rows of a config, with what its classes weigh. Arguments as of `train`."""
     targets = targets_of(config.train.loss, loss)
     loaded = load(config.data, config.data.split_seed, data, targets)
@@ -299,25 +297,25 @@ def _weighed(dataset: Dataset, config: Config) -> Dataset:
     given, schema = config.train.class_weight, dataset.schema
     if given != "none" and schema.task != "classification":
         raise ConfigError(f"train.class_weight is for classification; this is a {schema.task}")
-    found = of_classes(given, dataset.train, schema.classes)
-    return dataset._replace(schema=schema.model_copy(update={"class_weight": found}))
+    weights = of_classes(given, dataset.train, schema.classes)
+    return dataset._replace(schema=schema.model_copy(update={"class_weight": weights}))
 
 
 def fitted(dataset: Dataset, config: Config) -> Dataset:
     """`dataset` with what the model wants of the training rows in its schema."""
     train, schema = dataset.train, dataset.schema
-    chosen, found = config.model.number_embedding, {}
+    chosen, update = config.model.number_embedding, {}
     bins = NUMBER_EMBEDDINGS[chosen.name].bins(chosen)
     # A dataset by hand, or a fit that goes on, may have been fitted before.
     if bins and not schema.edges:
-        found["edges"] = edges_of(schema, train.x, bins)
+        update["edges"] = edges_of(schema, train.x, bins)
     if config.train.clip_predictions and not schema.y_range:
         if schema.task != "regression":
             raise ConfigError(
                 f"train.clip_predictions is for a regression; this is a {schema.task}"
             )
-        found["y_range"] = target_range(train)
-    return dataset._replace(schema=schema.model_copy(update=found)) if found else dataset
+        update["y_range"] = target_range(train)
+    return dataset._replace(schema=schema.model_copy(update=update)) if update else dataset
 
 
 def _check_statistics(config: Config, makes: tuple[type, ...]) -> None:

@@ -37,12 +37,12 @@ _BATCH = 100  # parameters or tags a call, by the same
 
 def numbers_at(view: RunView, metrics: Metrics) -> dict[str, float]:
     """What is logged of an evaluation: `epoch`, `train/loss`, `val/accuracy`, ..."""
-    found: dict[str, float] = {"epoch": view.epoch}
+    numbers: dict[str, float] = {"epoch": view.epoch}
     for event in events_of(view, metrics):
         for name, value in numbers_of(event).items():
             if name not in ("step", "epoch", "seconds") and value is not None:
-                found[f"{event['split']}/{name}"] = float(value)
-    return found
+                numbers[f"{event['split']}/{name}"] = float(value)
+    return numbers
 
 
 def flat_summary(summary: Summary) -> Iterator[tuple[str, float | str]]:
@@ -63,10 +63,10 @@ def kept_id(run_dir: Path | None, tracker: str) -> str | None:
     if run_dir is None:
         return None
     try:
-        found = json.loads((run_dir / "trackers.json").read_text())[tracker]
+        identity = json.loads((run_dir / "trackers.json").read_text())[tracker]
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return None
-    return found if isinstance(found, str) else None
+    return identity if isinstance(identity, str) else None
 
 
 def keep_id(run_dir: Path | None, tracker: str, name: str) -> None:
@@ -75,8 +75,8 @@ def keep_id(run_dir: Path | None, tracker: str, name: str) -> None:
         return
     known: dict[str, str] = {}
     with suppress(OSError, ValueError, RecursionError):
-        found = json.loads((run_dir / "trackers.json").read_text())
-        known = found if isinstance(found, dict) else {}
+        saved = json.loads((run_dir / "trackers.json").read_text())
+        known = saved if isinstance(saved, dict) else {}
     write_atomically(run_dir / "trackers.json", to_json({**known, tracker: name}) + "\n")
 
 
@@ -196,9 +196,9 @@ class MLflow(Callback):
         name = kept_id(view.run_dir, self.name)
         if name:
             with suppress(MlflowException):  # of another server: a new run there
-                found = client.get_run(name)
+                run = client.get_run(name)
                 client.update_run(name, status="RUNNING")
-                return found
+                return run
         called = self._experiment or os.environ.get("MLFLOW_EXPERIMENT_NAME") or "jmlp"
         there = client.get_experiment_by_name(called)
         place = (local / "artifacts").as_uri() if local else None
@@ -226,8 +226,8 @@ class MLflow(Callback):
 
         assert self._client is not None
         now = int(time.time() * 1000)
-        found = [Metric(_plain(key), value, now, step) for key, value in numbers.items()]
-        self._client.log_batch(self._id, metrics=found)
+        metrics = [Metric(_plain(key), value, now, step) for key, value in numbers.items()]
+        self._client.log_batch(self._id, metrics=metrics)
 
     def on_evaluation(self, view: RunView, metrics: Metrics) -> None:
         if self._client is not None:
@@ -237,9 +237,9 @@ class MLflow(Callback):
         if self._client is None:
             return
         if not summary["interrupted"]:
-            found = dict(flat_summary(summary))
-            words = {key: value for key, value in found.items() if isinstance(value, str)}
-            numbers = {key: float(found[key]) for key in found.keys() - words.keys()}
+            flat = dict(flat_summary(summary))
+            words = {key: value for key, value in flat.items() if isinstance(value, str)}
+            numbers = {key: float(flat[key]) for key in flat.keys() - words.keys()}
             self._log(view.step, numbers)
             for key, value in words.items():
                 self._client.set_tag(self._id, _plain(key), value)

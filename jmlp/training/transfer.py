@@ -10,6 +10,7 @@ as the head where there are other classes, starts afresh and is said.
 import json
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -65,49 +66,63 @@ def weights_from(
     run_dir = Path(str(config.init_from))
     is_file = run_dir.suffix == ".safetensors"
     source = _of_torch(expanded(run_dir), state) if is_file else _saved(run_dir)
-    saved, others = source.arrays, _others(source, schema)
-    taken: list[str] = []
-    fresh: list[str] = []
-    why: dict[str, None] = {}
-
-    def pick(path: jax.tree_util.KeyPath, leaf: jax.Array) -> jax.Array:
-        name = path_of(path)
-        wanted = next((p for p in config.init_layers if re.search(p, name)), None)
-        found = saved.get(name) if wanted or not config.init_layers else None
-        said = "" if wanted or found is None else others(name)
-        if found is not None and found.shape == leaf.shape and not said:
-            taken.append(name)
-            return _placed(found, leaf)
-        shape = "is absent" if found is None else f"has shape {found.shape}"
-        if wanted:
-            raise ConfigError(
-                f"train.init_layers: {wanted!r} matches {name} {leaf.shape}, which {shape} in "
-                f"{run_dir}. Name layers that are alike, or leave it out"
-            )
-        fresh.append(name)
-        why.update(dict.fromkeys([said] if said else []))
-        return leaf
-
-    params = jax.tree_util.tree_map_with_path(pick, state.params)
-    reasons = "".join(f"; {reason}" for reason in why)
-    if not taken:
+    picks = _Picks(config.init_layers, run_dir, source, _others(source, schema))
+    params = jax.tree_util.tree_map_with_path(picks.parameter, state.params)
+    if not picks.taken:
+        some = ", ".join(f"{name} {a.shape}" for name, a in list(source.arrays.items())[:4])
         raise ConfigError(
             f"train.init_from: {run_dir} has no array of the name and shape of this model's; it "
-            f"has {', '.join(f'{n} {a.shape}' for n, a in list(saved.items())[:4])}, ...{reasons}"
+            f"has {some}, ...{picks.reasons()}"
         )
-
-    def keep(path: jax.tree_util.KeyPath, leaf: jax.Array) -> jax.Array:
-        # Running statistics go with the weights that made them.
-        found = saved.get(path_of(path)) if _goes_with(path_of(path), taken, fresh) else None
-        return leaf if found is None or found.shape != leaf.shape else _placed(found, leaf)
-
-    model_state = jax.tree_util.tree_map_with_path(keep, state.model_state)
-    said = f"{source.origin}: {len(taken)} arrays"
+    model_state = jax.tree_util.tree_map_with_path(picks.statistic, state.model_state)
+    said, fresh = f"{source.origin}: {len(picks.taken)} arrays", picks.fresh
     if fresh:
-        said += f"; afresh: {_listed(fresh)}{reasons}"
+        said += f"; afresh: {_listed(fresh)}{picks.reasons()}"
     if held := [name for name in fresh if any(re.search(p, name) for p in config.freeze)]:
         said += f"; train.freeze holds {_listed(held)} at random first weights"
     return (params, model_state), said
+
+
+@dataclass
+class _Picks:
+    """Which arrays are taken, leaf by leaf of a state, and which start afresh."""
+
+    layers: Sequence[str]
+    """patterns of what is wanted; none: all that fits"""
+    origin: Path
+    source: _Source
+    others: Callable[[str], str]
+    taken: list[str] = field(default_factory=list)
+    fresh: list[str] = field(default_factory=list)
+    why: dict[str, None] = field(default_factory=dict)
+    """why parameters that are there start afresh, in order"""
+
+    def parameter(self, path: jax.tree_util.KeyPath, leaf: jax.Array) -> jax.Array:
+        name = path_of(path)
+        wanted = next((p for p in self.layers if re.search(p, name)), None)
+        there = self.source.arrays.get(name) if wanted or not self.layers else None
+        said = "" if wanted or there is None else self.others(name)
+        if there is not None and there.shape == leaf.shape and not said:
+            self.taken.append(name)
+            return _placed(there, leaf)
+        shape = "is absent" if there is None else f"has shape {there.shape}"
+        if wanted:
+            raise ConfigError(
+                f"train.init_layers: {wanted!r} matches {name} {leaf.shape}, which {shape} in "
+                f"{self.origin}. Name layers that are alike, or leave it out"
+            )
+        self.fresh.append(name)
+        self.why.update(dict.fromkeys([said] if said else []))
+        return leaf
+
+    def statistic(self, path: jax.tree_util.KeyPath, leaf: jax.Array) -> jax.Array:
+        """Running statistics go with the weights that made them."""
+        name = path_of(path)
+        there = self.source.arrays.get(name) if _goes_with(name, self.taken, self.fresh) else None
+        return leaf if there is None or there.shape != leaf.shape else _placed(there, leaf)
+
+    def reasons(self) -> str:
+        return "".join(f"; {reason}" for reason in self.why)
 
 
 def _goes_with(name: str, taken: Sequence[str], fresh: Sequence[str]) -> bool:
