@@ -20,12 +20,17 @@ from jmlp.data.load import labelled_of, load
 from jmlp.errors import ConfigError
 from jmlp.estimators import fitting, parameters
 from jmlp.losses import targets_of
+from jmlp.types import ArrayLike, Labels, MatrixLike
+
+# scikit-learn's signatures are inferred from defaults and say too little.
+_validated: Any = validate_data
+_indexable: Any = indexable
 
 
 class Rows(NamedTuple):
     """Rows to fit, checked: targets as the loss takes them."""
 
-    x: Any
+    x: MatrixLike | None
     """(N, F): an array, or a DataFrame as it was given"""
     y: np.ndarray
     weight: np.ndarray | None
@@ -65,9 +70,9 @@ class BaseMLP(BaseEstimator):
     beta_2: float
     epsilon: float
     n_iter_no_change: float
-    mesh: Mapping[str, Any] | None
+    mesh: Mapping[str, object] | None
     step: str
-    config: Mapping[str, Any] | None
+    config: Mapping[str, object] | None
 
     def __init__(self, given: Mapping[str, object]):
         """Keeps parameters as they are.
@@ -80,12 +85,12 @@ class BaseMLP(BaseEstimator):
     # What a classifier and a regressor say differently.
 
     def _targets(
-        self, y: Any, weight: np.ndarray | None, going_on: bool, classes: Any
+        self, y: Any, weight: np.ndarray | None, going_on: bool, classes: Labels | None
     ) -> tuple[np.ndarray, np.ndarray | None]:
         """Targets as the loss takes them, and weights of the rows."""
         raise NotImplementedError
 
-    def _kind(self) -> tuple[dict[str, Any], str]:
+    def _kind(self) -> tuple[dict[str, object], str]:
         """The config's `data` section, and the name of the loss."""
         raise NotImplementedError
 
@@ -97,7 +102,7 @@ class BaseMLP(BaseEstimator):
 
     # Fitting.
 
-    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
+    def fit(self, X: MatrixLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> Self:
         """Trains on all rows, afresh; with `warm_start` from the weights so far.
 
         Args:
@@ -109,7 +114,13 @@ class BaseMLP(BaseEstimator):
         return self._fit(X, y, sample_weight, going_on, 0)
 
     def _fit(
-        self, X: Any, y: Any, sample_weight: Any, going_on: bool, epochs: int, classes: Any = None
+        self,
+        X: MatrixLike,
+        y: ArrayLike,
+        sample_weight: ArrayLike | None,
+        going_on: bool,
+        epochs: int,
+        classes: Labels | None = None,
     ) -> Self:
         """Args: epochs: of a `partial_fit`; 0: as `max_iter` and the stopping say."""
         made = self._prepared(X, y, sample_weight, going_on, epochs, classes)
@@ -119,9 +130,15 @@ class BaseMLP(BaseEstimator):
         return self
 
     def _prepared(
-        self, X: Any, y: Any, sample_weight: Any, going_on: bool = False, epochs: int = 0,
-        classes: Any = None, load_rows: LoadRows | None = None,
-    ) -> Prepared:  # fmt: skip
+        self,
+        X: MatrixLike,
+        y: ArrayLike,
+        sample_weight: ArrayLike | None,
+        going_on: bool = False,
+        epochs: int = 0,
+        classes: Labels | None = None,
+        load_rows: LoadRows | None = None,
+    ) -> Prepared:
         """What a fit is given. Args: load_rows: in place of `_dataset`, where rows are at hand."""
         parameters.check(self)
         rows = self._checked(X, y, sample_weight, going_on, classes)
@@ -147,7 +164,7 @@ class BaseMLP(BaseEstimator):
             y, weight = held_out.y[kept], held_out.weight
             # The rows are kept once, as the model takes them.
             truth = Rows(None, y, None if weight is None else weight[kept])
-            stopping.score = lambda found: self._score_of(found, dataset.schema, truth)
+            stopping.score = lambda estimates: self._score_of(estimates, dataset.schema, truth)
         return Prepared(config, dataset, stopping)
 
     def _end(
@@ -167,17 +184,24 @@ class BaseMLP(BaseEstimator):
                 stacklevel=4,
             )
 
-    def _checked(self, X: Any, y: Any, sample_weight: Any, going_on: bool, classes: Any) -> Rows:
+    def _checked(
+        self,
+        X: MatrixLike,
+        y: ArrayLike,
+        sample_weight: ArrayLike | None,
+        going_on: bool,
+        classes: Labels | None,
+    ) -> Rows:
         if is_frame(X):  # jmlp reads its columns
             if y is None:
                 raise ValueError(
                     f"{type(self).__name__} requires y to be passed, but the target y is None"
                 )
-            validate_data(self, X, reset=not going_on, skip_check_array=True)
+            _validated(self, X, reset=not going_on, skip_check_array=True)
             _check_numbered(X)
-            X, y = indexable(X, y)
+            X, y = _indexable(X, y)
         else:
-            X, y = validate_data(
+            X, y = _validated(
                 self, X, y, reset=not going_on, multi_output=True, y_numeric=False,
                 dtype="numeric", ensure_all_finite=self._finite(),
             )  # fmt: skip
@@ -190,8 +214,9 @@ class BaseMLP(BaseEstimator):
 
     def _finite(self) -> bool:
         """Whether NaN is refused; what `data.missing` says otherwise is jmlp's affair."""
-        data = (self.config or {}).get("data") or {}
-        return data.get("missing", "auto") in ("auto", "error")
+        data = (self.config or {}).get("data")
+        missing = data.get("missing", "auto") if isinstance(data, Mapping) else "auto"
+        return missing in ("auto", "error")
 
     def _seed(self, before: fitting.Fitted | None) -> int:
         """An int is jmlp's seed; each partial_fit has another order of its rows."""
@@ -232,7 +257,7 @@ class BaseMLP(BaseEstimator):
             )
         return min(int(size), rows)
 
-    def _dataset(self, config: Any, rows: Rows, before: fitting.Fitted | None) -> Dataset:
+    def _dataset(self, config: Config, rows: Rows, before: fitting.Fitted | None) -> Dataset:
         """The rows as the model takes them, by the statistics of the first fit if it goes on."""
         if before is None:
             given = {"x": rows.x, "y": rows.y}
@@ -262,23 +287,21 @@ class BaseMLP(BaseEstimator):
         self.validation_scores_ = [*scores, *stopping.scores] if self.early_stopping else None
         self.best_validation_score_ = stopping.best_score if self.early_stopping else None
 
-    def _estimates(self, X: Any) -> np.ndarray:
+    def _estimates(self, X: MatrixLike) -> np.ndarray:
         """(N, K) of raw rows."""
         check_is_fitted(self, "_fitted")
         if not hasattr(self, "feature_names_in_") and self._finite():
-            found = self._fitted.plain_estimates(X)  # whose checks are those of `validate_data`
-            if found is not None:
-                return found
+            plain = self._fitted.plain_estimates(X)  # whose checks are those of `validate_data`
+            if plain is not None:
+                return plain
         if is_frame(X):
-            validate_data(self, X, reset=False, skip_check_array=True)
+            _validated(self, X, reset=False, skip_check_array=True)
         else:
-            X = validate_data(
-                self, X, reset=False, dtype="numeric", ensure_all_finite=self._finite()
-            )
+            X = _validated(self, X, reset=False, dtype="numeric", ensure_all_finite=self._finite())
         return self._fitted.estimates(X)
 
 
-def _check_numbered(frame: Any) -> None:
+def _check_numbered(frame: object) -> None:
     """Refuses columns numbered from 0 on that stand in another order.
 
     jmlp goes by such numbers, an array that is predicted later by the order.

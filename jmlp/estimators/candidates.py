@@ -49,7 +49,7 @@ from jmlp.programs.precision import in_32_bits
 from jmlp.sharding.mesh import make_mesh
 from jmlp.training.plan import RunPlan, make_plan
 from jmlp.training.setup import Setup, make_setup, resolved
-from jmlp.types import PyTree
+from jmlp.types import ArrayLike, MatrixLike, PyTree
 
 _OUTPUT_BYTES = 64 << 20  # of members' outputs that are kept at a time
 _programs: OrderedDict[Hashable, PopulationProgram] = OrderedDict()
@@ -81,7 +81,12 @@ class RowsOnce:
         self._held_out: dict[Hashable, np.ndarray] = {}
 
     def prepared(
-        self, estimator: BaseMLP, split: int, X: object, y: object, sample_weight: object = None
+        self,
+        estimator: BaseMLP,
+        split: int,
+        X: MatrixLike,
+        y: ArrayLike,
+        sample_weight: ArrayLike | None = None,
     ) -> Fit:
         """A fit of the estimator to the training rows of a split. Raises what `fit` would."""
         keys: list[Hashable] = []
@@ -259,9 +264,9 @@ class ByTolerance:
 
 def _stacked(parts: Sequence[np.ndarray | None]) -> np.ndarray:
     """(orders, N, F) of arrays of N rows or less."""
-    found = [part for part in parts if part is not None]
-    most = padded(max(map(len, found)))
-    return np.stack([np.pad(part, [(0, most - len(part)), (0, 0)]) for part in found])
+    there = [part for part in parts if part is not None]
+    most = padded(max(map(len, there)))
+    return np.stack([np.pad(part, [(0, most - len(part)), (0, 0)]) for part in there])
 
 
 def _train(
@@ -311,8 +316,8 @@ def _diverged(course: Course, plan: RunPlan) -> TrainingError:
 def _weights(states: PyTree, member: int, config: Config, setup: Setup) -> Weights:
     """Those to predict with, of one member, at its own widths."""
     mine = jax.tree.map(lambda leaf: np.asarray(leaf)[member], states)
-    found = jax.tree.map(np.asarray, evaluated(mine))
-    leaves, structure = leaves_of_tree(found), jax.tree.structure(found)
+    weights = jax.tree.map(np.asarray, evaluated(mine))
+    leaves, structure = leaves_of_tree(weights), jax.tree.structure(weights)
     own = true_leaves(leaves, config, setup)
     return Weights(*jax.tree.unflatten(structure, list(own.values())))
 

@@ -16,6 +16,7 @@ from sklearn.utils.validation import column_or_1d
 from jmlp.data.dataset import Schema
 from jmlp.data.words import is_missing
 from jmlp.estimators.base import BaseMLP, Rows
+from jmlp.types import ArrayLike, Labels, MatrixLike
 
 
 class MLPClassifier(ClassifierMixin, BaseMLP):
@@ -69,7 +70,7 @@ class MLPClassifier(ClassifierMixin, BaseMLP):
       validation_scores_, best_validation_score_: with `early_stopping`, else None.
     """
 
-    class_weight: Mapping[Any, float] | str | None
+    class_weight: Mapping[int, float] | Mapping[str, float] | str | None
 
     def __init__(
         self,
@@ -94,10 +95,10 @@ class MLPClassifier(ClassifierMixin, BaseMLP):
         beta_2: float = 0.999,
         epsilon: float = 1e-8,
         n_iter_no_change: float = 10,
-        class_weight: Mapping[Any, float] | str | None = None,
-        mesh: Mapping[str, Any] | None = None,
+        class_weight: Mapping[int, float] | Mapping[str, float] | str | None = None,
+        mesh: Mapping[str, object] | None = None,
         step: str = "sharded",
-        config: Mapping[str, Any] | None = None,
+        config: Mapping[str, object] | None = None,
     ):
         super().__init__(locals())
 
@@ -107,7 +108,13 @@ class MLPClassifier(ClassifierMixin, BaseMLP):
         tags.classifier_tags.multi_label = True
         return tags
 
-    def partial_fit(self, X: Any, y: Any, classes: Any = None, sample_weight: Any = None) -> Self:
+    def partial_fit(
+        self,
+        X: MatrixLike,
+        y: ArrayLike,
+        classes: Labels | None = None,
+        sample_weight: ArrayLike | None = None,
+    ) -> Self:
         """One epoch over these rows, from where the weights and the optimizer are.
 
         Inputs stay scaled by the statistics of the rows of the first call.
@@ -136,28 +143,28 @@ class MLPClassifier(ClassifierMixin, BaseMLP):
             )
         return self._fit(X, y, sample_weight, going_on, 1, classes)
 
-    def predict(self, X: Any) -> np.ndarray:
+    def predict(self, X: MatrixLike) -> np.ndarray:
         """(N,) labels, or (N, K) 0 and 1 of a multi-label model."""
-        found = self._estimates(X)
+        estimates = self._estimates(X)
         if self._labels:
-            return (found > 0.5).astype(np.int64)
-        return self.classes_[_places(found)]
+            return (estimates > 0.5).astype(np.int64)
+        return self.classes_[_places(estimates)]
 
-    def predict_proba(self, X: Any) -> np.ndarray:
+    def predict_proba(self, X: MatrixLike) -> np.ndarray:
         """(N, K) float64 probabilities of `classes_`, or of each label."""
-        found = self._estimates(X)
-        return found if self._labels else np.exp(_log_chances(found))
+        estimates = self._estimates(X)
+        return estimates if self._labels else np.exp(_log_chances(estimates))
 
-    def predict_log_proba(self, X: Any) -> np.ndarray:
+    def predict_log_proba(self, X: MatrixLike) -> np.ndarray:
         """(N, K) logarithms of `predict_proba`."""
-        found = self._estimates(X)
+        estimates = self._estimates(X)
         if not self._labels:
-            return _log_chances(found)
+            return _log_chances(estimates)
         with np.errstate(divide="ignore"):
-            return np.log(found)
+            return np.log(estimates)
 
     def _targets(
-        self, y: Any, weight: np.ndarray | None, going_on: bool, classes: Any
+        self, y: Any, weight: np.ndarray | None, going_on: bool, classes: Labels | None
     ) -> tuple[np.ndarray, np.ndarray | None]:
         y = y.toarray() if issparse(y) else np.asarray(y)
         if y.ndim == 2 and y.shape[1] == 1:
@@ -176,14 +183,16 @@ class MLPClassifier(ClassifierMixin, BaseMLP):
         if self.class_weight is not None:
             given = compute_sample_weight(self.class_weight, y)
             weight = given if weight is None else weight * given
-        found = self._known(y, labels, going_on, classes)
-        two = not labels and len(found) == 2
-        self._labels, self.classes_ = labels, found
-        self.n_outputs_ = 1 if two else len(found)
+        known = self._known(y, labels, going_on, classes)
+        two = not labels and len(known) == 2
+        self._labels, self.classes_ = labels, known
+        self.n_outputs_ = 1 if two else len(known)
         self.out_activation_ = "logistic" if two or labels else "softmax"
-        return (y.astype(np.float64) if labels else np.searchsorted(found, y)), weight
+        return (y.astype(np.float64) if labels else np.searchsorted(known, y)), weight
 
-    def _known(self, y: np.ndarray, labels: bool, going_on: bool, classes: Any) -> np.ndarray:
+    def _known(
+        self, y: np.ndarray, labels: bool, going_on: bool, classes: Labels | None
+    ) -> np.ndarray:
         """The classes that y is of, in order."""
         here = np.arange(y.shape[1]) if labels else np.unique(y)
         if going_on and self._labels != labels:
@@ -201,7 +210,7 @@ class MLPClassifier(ClassifierMixin, BaseMLP):
             raise ValueError(_CHANGED.format(known, here))
         return known
 
-    def _kind(self) -> tuple[dict[str, Any], str]:
+    def _kind(self) -> tuple[dict[str, object], str]:
         if self._labels:
             return {"task": "multilabel"}, "multilabel_cross_entropy"
         loss = "binary_cross_entropy" if len(self.classes_) == 2 else "cross_entropy"
@@ -213,8 +222,8 @@ class MLPClassifier(ClassifierMixin, BaseMLP):
     def _score_of(self, estimates: np.ndarray, schema: Schema, rows: Rows) -> float:
         if not np.isfinite(estimates).all():
             return float("nan")
-        found = (estimates > 0.5) if self._labels else _places(estimates)
-        return float(accuracy_score(rows.y, found, sample_weight=rows.weight))
+        predicted = (estimates > 0.5) if self._labels else _places(estimates)
+        return float(accuracy_score(rows.y, predicted, sample_weight=rows.weight))
 
 
 _CHANGED = (

@@ -230,6 +230,22 @@ def weights_of(state: TrainState) -> Weights:
     return Weights(*jax.device_get(evaluated(state)))
 
 
+def _begin_at(programs: Programs, config: Config, before: Fitted | None, whole: bool) -> None:
+    """Makes `programs` begin with the numbers of `config`, and where `before` ended."""
+    made = programs.init
+
+    def init(seed: int, weights: tuple[Params, ModelState] | None = None) -> TrainState:
+        if before is not None:
+            _check_like(programs, before.resume[0])
+            weights = before.resume[0]
+        state = made(seed, weights)
+        if before is not None and whole:
+            state = _with_optimizer(programs, state, before.resume[1])
+        return with_numbers(state, config.optim)
+
+    programs.init = init
+
+
 @in_32_bits
 def fit(
     config: Config, dataset: Dataset, stopping: Stopping, before: Fitted | None, whole: bool
@@ -255,18 +271,7 @@ def fit(
     whole_batch = config.train.batch_size >= dataset.train.rows
     make = partial(training_programs, whole=whole_batch)
     setup = make_setup(config, mesh, dataset, make=make)
-    programs, made = setup.programs, setup.programs.init
-
-    def init(seed: int, weights: tuple[Params, ModelState] | None = None) -> TrainState:
-        if before is not None:
-            _check_like(programs, before.resume[0])
-            weights = before.resume[0]
-        state = made(seed, weights)
-        if before is not None and whole:
-            state = _with_optimizer(programs, state, before.resume[1])
-        return with_numbers(state, config.optim)
-
-    programs.init = init
+    _begin_at(setup.programs, config, before, whole)
     result = train_setup(setup, [stopping])
     last = Weights(*jax.device_get((result.state.params, result.state.model_state)))
     return Fitted(

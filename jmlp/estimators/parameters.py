@@ -3,7 +3,7 @@
 import inspect
 import re
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeGuard
 
 import numpy as np
 
@@ -54,16 +54,17 @@ _OWN = {
 }
 
 
-def hidden_of(sizes: Any) -> list[int]:
+def hidden_of(sizes: object) -> list[int]:
     """`hidden_layer_sizes` as a list, also of a number alone.
 
     Raises:
       ConfigError: they are no whole numbers above 0.
     """
-    found = list(sizes) if isinstance(sizes, Iterable) and not isinstance(sizes, str) else [sizes]
-    if not all(isinstance(one, int | np.integer) and one > 0 for one in found):
+    given = list(sizes) if isinstance(sizes, Iterable) and not isinstance(sizes, str) else [sizes]
+    widths = [int(one) for one in given if isinstance(one, int | np.integer) and one > 0]
+    if len(widths) < len(given):
         raise ConfigError(f"hidden_layer_sizes must be > 0, got {sizes}")
-    return [int(one) for one in found]
+    return widths
 
 
 def check(est: "BaseMLP") -> None:
@@ -96,16 +97,16 @@ def check(est: "BaseMLP") -> None:
     _check_own(est.config or {})
 
 
-def _number(name: str, value: Any, least: float, most: float) -> None:
+def _number(name: str, value: object, least: float, most: float) -> None:
     if not _is_number(value) or not least <= value <= most:
         raise ConfigError(f"{name}={value!r}; expected a number from {least:g}")
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, int | float | np.number) and not isinstance(value, bool)
 
 
-def _check_own(config: Mapping[str, Any]) -> None:
+def _check_own(config: Mapping[str, object]) -> None:
     if "seed" in config:
         raise ConfigError("config: seed: use random_state")
     for section, keys in _OWN.items():
@@ -116,7 +117,7 @@ def _check_own(config: Mapping[str, Any]) -> None:
 
 
 def config_of(
-    est: "BaseMLP", data: Mapping[str, Any], loss: str, seed: int, batch: int, mean_weight: float
+    est: "BaseMLP", data: Mapping[str, object], loss: str, seed: int, batch: int, mean_weight: float
 ) -> Config:
     """The config of a fit.
 
@@ -129,10 +130,28 @@ def config_of(
     Raises:
       ConfigError: a ValueError that names the parameters.
     """
+    tree = _tree_of(est, data, loss, seed, batch, mean_weight)
+    if _recipe_of(est):
+        tree = _without_defaults(est, tree)
+    else:
+        tree = merged(tree, {"model": {"init": "glorot_uniform"}})  # scikit-learn's
+    try:
+        config = parse_config(merged(tree, est.config or {}))
+    except ConfigError as error:
+        raise ConfigError(_with_names(str(error))) from None
+    if config.train.epochs == "auto":
+        raise ConfigError("config: train.epochs=auto: use max_iter")
+    return config
+
+
+def _tree_of(
+    est: "BaseMLP", data: Mapping[str, object], loss: str, seed: int, batch: int, mean_weight: float
+) -> dict[str, object]:
+    """What the parameters say, by the config's keys."""
     solver = {"sgd": "momentum" if est.momentum else "sgd"}.get(est.solver, est.solver)
     decay = "weight_decay" if solver in DECOUPLED else "l2"
     alpha = est.alpha if solver in DECOUPLED else est.alpha / (batch * mean_weight)
-    tree: dict[str, Any] = {
+    return {
         "seed": seed,
         "step": est.step,
         "mesh": dict(est.mesh or {}),
@@ -153,17 +172,6 @@ def config_of(
         },
         "train": {"epochs": est.max_iter, "batch_size": batch, "loss": loss},
     }
-    if _recipe_of(est):
-        tree = _without_defaults(est, tree)
-    else:
-        tree["model"]["init"] = "glorot_uniform"  # scikit-learn's
-    try:
-        config = parse_config(merged(tree, est.config or {}))
-    except ConfigError as error:
-        raise ConfigError(_with_names(str(error))) from None
-    if config.train.epochs == "auto":
-        raise ConfigError("config: train.epochs=auto: use max_iter")
-    return config
 
 
 def _recipe_of(est: "BaseMLP") -> bool:
@@ -172,7 +180,7 @@ def _recipe_of(est: "BaseMLP") -> bool:
     return isinstance(model, Mapping) and model.get("recipe", "none") != "none"
 
 
-def _without_defaults(est: "BaseMLP", tree: Mapping[str, Any]) -> dict[str, Any]:
+def _without_defaults(est: "BaseMLP", tree: Mapping[str, object]) -> dict[str, object]:
     """`tree` without what follows from parameters that nobody has set: a recipe says it instead.
 
     When a fit ends is not a recipe's affair but the estimator's.
@@ -182,7 +190,7 @@ def _without_defaults(est: "BaseMLP", tree: Mapping[str, Any]) -> dict[str, Any]
         key for key, name in _NAMES.items()
         if name in defaults and getattr(est, name) == defaults[name] and name != "loss"
     }  # fmt: skip
-    made: dict[str, Any] = {}
+    made: dict[str, object] = {}
     for section, keys in tree.items():
         made[section] = keys
         if isinstance(keys, Mapping) and section in ("model", "optim", "train"):
@@ -191,15 +199,15 @@ def _without_defaults(est: "BaseMLP", tree: Mapping[str, Any]) -> dict[str, Any]
     return merged(made, {"train": ends})
 
 
-def merged(tree: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+def merged(tree: Mapping[str, object], over: Mapping[str, object]) -> dict[str, object]:
     """`tree` with the keys of `over` in place of its own, section by section."""
-    found = dict(tree)
+    made = dict(tree)
     for key, value in over.items():
-        mine = found.get(key)
+        mine = made.get(key)
         if isinstance(mine, Mapping) and isinstance(value, Mapping):
             value = merged(mine, value)
-        found[key] = value
-    return found
+        made[key] = value
+    return made
 
 
 def _with_names(text: str) -> str:

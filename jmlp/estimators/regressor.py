@@ -14,6 +14,7 @@ from sklearn.utils.validation import check_array, column_or_1d
 from jmlp.data.dataset import Schema
 from jmlp.estimators import fitting, parameters
 from jmlp.estimators.base import BaseMLP, Rows
+from jmlp.types import ArrayLike, Labels, MatrixLike
 
 
 class MLPRegressor(RegressorMixin, BaseMLP):
@@ -92,9 +93,9 @@ class MLPRegressor(RegressorMixin, BaseMLP):
         beta_2: float = 0.999,
         epsilon: float = 1e-8,
         n_iter_no_change: float = 10,
-        mesh: Mapping[str, Any] | None = None,
+        mesh: Mapping[str, object] | None = None,
         step: str = "sharded",
-        config: Mapping[str, Any] | None = None,
+        config: Mapping[str, object] | None = None,
     ):
         super().__init__(locals())
 
@@ -103,7 +104,9 @@ class MLPRegressor(RegressorMixin, BaseMLP):
         tags.target_tags.multi_output = True
         return tags
 
-    def partial_fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
+    def partial_fit(
+        self, X: MatrixLike, y: ArrayLike, sample_weight: ArrayLike | None = None
+    ) -> Self:
         """One epoch over these rows, from where the weights and the optimizer are.
 
         Inputs and targets stay scaled by the statistics of the rows of the first call.
@@ -112,13 +115,13 @@ class MLPRegressor(RegressorMixin, BaseMLP):
             raise ValueError("partial_fit does not support early_stopping=True")
         return self._fit(X, y, sample_weight, hasattr(self, "_fitted"), 1)
 
-    def predict(self, X: Any) -> np.ndarray:
+    def predict(self, X: MatrixLike) -> np.ndarray:
         """(N,) or (N, K) float64 estimates, in the targets' units."""
-        found = self._estimates(X)
-        return found[:, 0] if self._flat else found
+        estimates = self._estimates(X)
+        return estimates[:, 0] if self._flat else estimates
 
     def _targets(
-        self, y: Any, weight: np.ndarray | None, going_on: bool, classes: Any
+        self, y: Any, weight: np.ndarray | None, going_on: bool, classes: Labels | None
     ) -> tuple[np.ndarray, np.ndarray | None]:
         y = check_array(y, ensure_2d=False, dtype="numeric", input_name="y").astype(np.float64)
         if y.ndim == 2 and y.shape[1] == 1:
@@ -130,13 +133,13 @@ class MLPRegressor(RegressorMixin, BaseMLP):
         self.out_activation_ = "exp" if "deviance" in self._kind()[1] else "identity"
         return y, weight
 
-    def _kind(self) -> tuple[dict[str, Any], str]:
+    def _kind(self) -> tuple[dict[str, object], str]:
         loss = parameters.LOSSES.get(self.loss, self.loss)
         return {"task": "regression"}, loss
 
     def _score_of(self, estimates: np.ndarray, schema: Schema, rows: Rows) -> float:
-        found = fitting.in_units(schema, estimates)
-        if not np.isfinite(found).all():
+        predicted = fitting.in_units(schema, estimates)
+        if not np.isfinite(predicted).all():
             return float("nan")
         y = rows.y.reshape(len(rows.y), -1)
-        return float(r2_score(y, found, sample_weight=rows.weight))
+        return float(r2_score(y, predicted, sample_weight=rows.weight))

@@ -28,13 +28,16 @@ from sklearn.utils.validation import _check_method_params
 from jmlp.errors import ConfigError
 from jmlp.estimators.base import BaseMLP
 from jmlp.estimators.candidates import Fit, RowsOnce, fit_together, why_alone
+from jmlp.types import ArrayLike, MatrixLike
 
 # scikit-learn's signatures are inferred from defaults and say too little.
 _cloned: Any = clone
 _scores_of: Any = _score
 _as_cv: Any = check_cv
+_indexable: Any = indexable
+_cut: Any = _safe_split
 Params = dict[str, Any]
-Space = Mapping[str, Any] | Sequence[Mapping[str, Any]]
+Space = Mapping[str, object] | Sequence[Mapping[str, object]]
 
 
 class PopulationSearchCV(BaseSearchCV):
@@ -71,8 +74,8 @@ class PopulationSearchCV(BaseSearchCV):
         param_distributions: Space,
         *,
         n_iter: int | None = None,
-        cv: Any = None,
-        scoring: Any = None,
+        cv: object = None,
+        scoring: object = None,
         refit: bool | str | Callable[[Params], int] = True,
         random_state: int | np.random.RandomState | None = None,
         error_score: float | str = np.nan,
@@ -86,7 +89,7 @@ class PopulationSearchCV(BaseSearchCV):
         self.param_distributions, self.n_iter = param_distributions, n_iter
         self.random_state = random_state
 
-    def fit(self, X: Any, y: Any = None, **params: Any) -> Self:
+    def fit(self, X: MatrixLike, y: ArrayLike | None = None, **params: object) -> Self:
         """Fits all candidates over all folds, and the best of them to all rows.
 
         Args:
@@ -100,7 +103,7 @@ class PopulationSearchCV(BaseSearchCV):
                 "and jmlp.MLPRegressor; sklearn.model_selection.GridSearchCV takes any estimator"
             )
         scorers, metric = self._get_scorers()
-        X, y = indexable(X, y)
+        X, y = _indexable(X, y)
         params = _check_method_params(X, params=params)
         routed = self._get_routed_params_for_fit(params)
         cv = _as_cv(self.cv, y, classifier=is_classifier(self.estimator))
@@ -110,10 +113,8 @@ class PopulationSearchCV(BaseSearchCV):
         if not splits or not candidates:
             raise ValueError("No fits were performed: there are no candidates, or no splits.")
         if self.verbose > 0:
-            print(
-                f"Fitting {len(splits)} folds for each of {len(candidates)} candidates, totalling "
-                f"{len(splits) * len(candidates)} fits"
-            )
+            fits = f"totalling {len(splits) * len(candidates)} fits"
+            print(f"Fitting {len(splits)} folds for each of {len(candidates)} candidates, {fits}")
         given = _Given(X, y, splits, routed.estimator.fit, routed.scorer.score)
         out = _Evaluations(self, scorers, given).of(candidates)
         _warn_or_raise_about_fit_failures(out, self.error_score)
@@ -141,7 +142,7 @@ class PopulationSearchCV(BaseSearchCV):
                     )
         return list(ParameterGrid(space))
 
-    def _choose(self, results: Params, first_scores: Any, metric: Any) -> None:
+    def _choose(self, results: Params, first_scores: object, metric: object) -> None:
         """The best candidate, by the mean over the folds."""
         self.multimetric_ = isinstance(first_scores, dict)
         if callable(self.scoring) and self.multimetric_:
@@ -153,7 +154,7 @@ class PopulationSearchCV(BaseSearchCV):
                 self.best_score_ = results[f"mean_test_{metric}"][self.best_index_]
             self.best_params_ = results["params"][self.best_index_]
 
-    def _refit(self, X: Any, y: Any, fit_params: Params) -> None:
+    def _refit(self, X: MatrixLike, y: ArrayLike | None, fit_params: Params) -> None:
         best = _cloned(self.best_params_, safe=False)
         self.best_estimator_ = _cloned(self.estimator).set_params(**best)
         begun = time.time()
@@ -166,8 +167,8 @@ class PopulationSearchCV(BaseSearchCV):
 class _Given(NamedTuple):
     """What a search is given."""
 
-    X: Any
-    y: Any
+    X: MatrixLike
+    y: ArrayLike | None
     splits: list[tuple[np.ndarray, np.ndarray]]
     fit_params: Params
     score_params: Params
@@ -176,7 +177,7 @@ class _Given(NamedTuple):
 class _Evaluations:
     """Fits and scores candidates; results as `_fit_and_score` of scikit-learn returns them."""
 
-    def __init__(self, search: PopulationSearchCV, scorers: Any, given: _Given):
+    def __init__(self, search: PopulationSearchCV, scorers: object, given: _Given):
         self._search, self._scorers, self._given = search, scorers, given
         self._raises = search.error_score == "raise"
 
@@ -226,9 +227,11 @@ class _Evaluations:
             )
         return together, alone
 
-    def _training_rows(self, estimator: BaseMLP, split: int) -> tuple[Any, Any, Params]:
+    def _training_rows(
+        self, estimator: BaseMLP, split: int
+    ) -> tuple[MatrixLike, ArrayLike, Params]:
         given, train = self._given, self._given.splits[split][0]
-        X, y = _safe_split(estimator, given.X, given.y, train)
+        X, y = _cut(estimator, given.X, given.y, train)
         return X, y, _check_method_params(given.X, params=given.fit_params, indices=train)
 
     def _fit_alone(self, number: int, estimator: BaseMLP, split: int, out: list[Params]) -> None:
@@ -267,8 +270,8 @@ class _Evaluations:
             result["train_scores"] = self._score(estimator, train, None)
         return result
 
-    def _score(self, estimator: BaseMLP, rows: np.ndarray, train: np.ndarray | None) -> Any:
+    def _score(self, estimator: BaseMLP, rows: np.ndarray, train: np.ndarray | None) -> object:
         given = self._given
-        X, y = _safe_split(estimator, given.X, given.y, rows, train)
+        X, y = _cut(estimator, given.X, given.y, rows, train)
         params = _check_method_params(given.X, params=given.score_params, indices=rows)
         return _scores_of(estimator, X, y, self._scorers, params, self._search.error_score)

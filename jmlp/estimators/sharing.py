@@ -61,11 +61,11 @@ class WithNumbers(NamedTuple):
 
 def numbers_of(config: OptimConfig) -> dict[str, float]:
     """The numbers that are inputs. A decay or penalty of 0 is left out: it compiles to nothing."""
-    found = {name: getattr(config, name) for name in _NUMBERS}
+    values = {name: getattr(config, name) for name in _NUMBERS}
     off = {"weight_decay", "l2"}
     return {
         name: float(value)
-        for name, value in found.items()
+        for name, value in values.items()
         if value is not None and not (name in off and value == 0)
     }
 
@@ -87,8 +87,8 @@ def optimizer(
         updates: Grads, state: OptState, params: Params | None = None
     ) -> tuple[Grads, OptState]:
         assert isinstance(state, WithNumbers)  # which `init` made
-        found, inner = made(state.numbers).update(updates, state.inner, params)
-        return found, WithNumbers(state.numbers, inner)
+        made_updates, inner = made(state.numbers).update(updates, state.inner, params)
+        return made_updates, WithNumbers(state.numbers, inner)
 
     return optax.GradientTransformation(init, update)
 
@@ -130,9 +130,7 @@ def training_programs(
       whole: a batch is all rows.
       own: what is given from Python, which is nothing here.
     """
-
-    strategy = strategy_of(config)
-    shared = not strategy.program  # a parameter server is begun for each run
+    shared = not strategy_of(config).program  # a parameter server is begun for each run
     tx = optimizer(config.optim, updates, config.train.freeze) if shared else None
     # What is compiled must not depend on which fit came first: it sees the padded size alone.
     width = padded(config.train.batch_size) if whole else config.train.batch_size
@@ -151,6 +149,12 @@ def training_programs(
     programs = copy.copy(kept(_train, key, make))
     # What the loop reads of them is this run's; what is compiled is not.
     programs.config, programs.schema = config, schema
+    _pad_places(programs)
+    return programs
+
+
+def _pad_places(programs: Programs) -> None:
+    """Makes rows and their order as long as those of other fits with these programs."""
     place, place_index = programs.place, programs.place_index
 
     def place_padded(split: Split) -> tuple[jax.Array, jax.Array]:
@@ -161,7 +165,6 @@ def training_programs(
         return place_index(_longer(index, PAD), weight)
 
     programs.place, programs.place_index = place_padded, place_padded_index
-    return programs
 
 
 def padded(count: int) -> int:

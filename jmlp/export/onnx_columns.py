@@ -59,15 +59,15 @@ def feeds(raw: Raw, schema: Schema, rows: slice) -> dict[str, np.ndarray]:
     """The graph's inputs for raw rows."""
     if not schema.columns:
         return {"x": np.asarray(raw.x[rows]).astype(_matrix_type(schema))}
-    found = {}
+    fed = {}
     for column in schema.columns:
         place = raw.feature_names.index(column.name)
         cells = np.asarray(raw.x[rows, place])
         if column.kind == "category" and column.cell.kind == "text":
             words = np.array([*raw.words_of(place), ""], object)
             cells = words[np.where(np.isnan(cells), -1, cells).astype(np.int64)]
-        found[column.name] = cells.astype(type_of(column))[:, None]
-    return found
+        fed[column.name] = cells.astype(type_of(column))[:, None]
+    return fed
 
 
 def type_of(column: Column) -> type:

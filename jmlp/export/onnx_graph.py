@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from types import ModuleType
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -17,7 +18,7 @@ ML_OPSET = 3
 _IR = 10  # what that opset came with: older runtimes read it
 
 
-def onnx() -> Any:
+def onnx() -> ModuleType:
     """The onnx package, which exports alone need."""
     try:
         import onnx

@@ -110,8 +110,8 @@ def _of_stablehlo(made: bytes, run: OpenRun) -> Predictor:
 
     def predict(raw: Raw, x: np.ndarray) -> dict[str, np.ndarray]:
         rows = x if run.schema.columns else raw.x.reshape(len(raw.x), -1)
-        found: Any = program.call(jnp.asarray(rows, jnp.float32))
-        made = {name: np.asarray(value) for name, value in found.items()}
+        outputs: Any = program.call(jnp.asarray(rows, jnp.float32))
+        made = {name: np.asarray(value) for name, value in outputs.items()}
         if run.schema.classes:
             made["prediction"] = np.array(run.schema.classes, object)[made["prediction"]]
         return made
@@ -126,9 +126,9 @@ def _compared(run: OpenRun, raw: Raw, predict: Predictor) -> tuple[int, float]:
       ExportError: it is more than rounding.
     """
     x, valid = prepare_features(raw, run.schema)
-    found = predict(raw, x)
+    predictions = predict(raw, x)
     worst = 0.0
-    for name, got, want, unit in _pairs(run, x, found):
+    for name, got, want, unit in _pairs(run, x, predictions):
         apart = np.where(valid[:, None], np.abs(got - want) / unit, 0.0)
         worst = max(worst, float(apart.max(initial=0.0)))
         if not worst <= _TOLERANCE[run.config.model.dtype]:
@@ -141,23 +141,23 @@ def _compared(run: OpenRun, raw: Raw, predict: Predictor) -> tuple[int, float]:
 
 
 def _pairs(
-    run: OpenRun, x: np.ndarray, found: dict[str, np.ndarray]
+    run: OpenRun, x: np.ndarray, outputs: dict[str, np.ndarray]
 ) -> Iterator[tuple[str, np.ndarray, np.ndarray, np.ndarray]]:
     """(what, of the export, of the run, the unit of differences): (N, K) each, of numbers."""
     schema, evaluation = run.schema, run.programs.evaluation
     made = evaluation.estimates(run.state, x).astype(np.float64)
     if evaluation.loss.labels:
-        yield "probabilities", found["probabilities"], made, np.ones(1)
+        yield "probabilities", outputs["probabilities"], made, np.ones(1)
     elif schema.task == "regression":
         scale = np.array(schema.y_scale)
         want = made * scale + np.array(schema.y_mean)
-        yield "prediction", found["prediction"], want, np.maximum(scale, np.abs(want))
+        yield "prediction", outputs["prediction"], want, np.maximum(scale, np.abs(want))
     else:
         chance = np.exp(made - made.max(1, initial=-np.inf, keepdims=True))
         chance /= chance.sum(1, keepdims=True)
-        yield "probabilities", found["probabilities"], chance, np.ones(1)
+        yield "probabilities", outputs["probabilities"], chance, np.ones(1)
         labels = {label: at for at, label in enumerate(schema.classes)}
-        place = np.array([labels.get(label, -1) for label in found["prediction"].tolist()])
+        place = np.array([labels.get(label, -1) for label in outputs["prediction"].tolist()])
         # Of the class that was answered: as likely as the likeliest, or nearly.
         answered = np.where(place < 0, -1.0, chance[np.arange(len(place)), place])
         yield "prediction", answered[:, None], chance.max(1, keepdims=True), np.ones(1)

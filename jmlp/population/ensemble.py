@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import jax
 import numpy as np
@@ -22,8 +22,9 @@ from jmlp.model.recipes import settled
 from jmlp.parallel import TrainState
 from jmlp.population.export import check_free, result_of
 from jmlp.population.greedy import Together, greedy
-from jmlp.population.leaderboard import read_board
+from jmlp.population.leaderboard import Row, read_board
 from jmlp.population.members import check_same_rows, member_config
+from jmlp.population.space import SearchConfig
 from jmlp.population.store import (
     Result,
     course_of,
@@ -48,7 +49,7 @@ from jmlp.training.setup import (
     with_full_paths,
 )
 from jmlp.training.summary import summarize
-from jmlp.types import PyTree, Summary
+from jmlp.types import JsonObject, PyTree, Summary
 
 _OUTPUT_BYTES = 1 << 30  # of the outputs that are chosen among
 
@@ -120,27 +121,12 @@ def export_ensemble(
     """
     source, target = expanded(directory), expanded(run_dir)
     tree, search = sweep_config(read_sweep(source))
-    if picks < 1:
-        raise ConfigError(f"--ensemble={picks}: expected a number of picks, from 1")
-    if search.folds:
-        raise ConfigError(
-            f"--ensemble: the sweep has search.folds={search.folds}: its members have other "
-            "validation rows and scales each. Sweep without folds, or export a member"
-        )
+    _check(picks, search)
     check_free(target)
     board, trainer = read_board(source), Trainer(data)
     check_same_rows(source, tree, search, trainer)
-    results = newest(read_results(source))
-    found: list[tuple[int, Result, Config]] = []
-    for row in board:
-        result = result_of(source, results, row.member)
-        if course_of(result).status != "diverged":
-            config = with_full_paths(member_config(tree, search, result.point, result.fold))
-            task = trainer.dataset(config).schema.task
-            found.append((row.rank, result, settled(config, task)))
-    if not found:
-        raise RunDirError(f"{source}: no member has ended with a finite loss")
-    candidates, first = _candidates(source, trainer, found)
+    ended = _ended(source, board, tree, search, trainer)
+    candidates, first = _candidates(source, trainer, ended)
     setup = trainer.setup(first)
     val, evaluation = setup.dataset.val, setup.programs.evaluation
     assert val is not None  # which `_candidates` checks
@@ -160,11 +146,42 @@ def export_ensemble(
     return Ensemble(target, listed, monitor, summary["val"][monitor], left, summary)
 
 
+def _check(picks: int, search: SearchConfig) -> None:
+    if picks < 1:
+        raise ConfigError(f"--ensemble={picks}: expected a number of picks, from 1")
+    if search.folds:
+        raise ConfigError(
+            f"--ensemble: the sweep has search.folds={search.folds}: its members have other "
+            "validation rows and scales each. Sweep without folds, or export a member"
+        )
+
+
+Ended: TypeAlias = tuple[int, Result, Config]
+"""the rank, the result and the config of a member that has not diverged"""
+
+
+def _ended(
+    source: Path, board: Sequence[Row], tree: JsonObject, search: SearchConfig, trainer: Trainer
+) -> list[Ended]:
+    """Members that predict something, the best first."""
+    results = newest(read_results(source))
+    ended: list[Ended] = []
+    for row in board:
+        result = result_of(source, results, row.member)
+        if course_of(result).status != "diverged":
+            config = with_full_paths(member_config(tree, search, result.point, result.fold))
+            task = trainer.dataset(config).schema.task
+            ended.append((row.rank, result, settled(config, task)))
+    if not ended:
+        raise RunDirError(f"{source}: no member has ended with a finite loss")
+    return ended
+
+
 def _candidates(
-    source: Path, trainer: Trainer, found: Sequence[tuple[int, Result, Config]]
+    source: Path, trainer: Trainer, ended: Sequence[Ended]
 ) -> tuple[list[Candidate], Config]:
     """Members of the rows of the best, whose outputs mean the same, and the config of that one."""
-    first = found[0][2]
+    first = ended[0][2]
     setup = trainer.setup(first)
     schema, val = setup.dataset.schema, setup.dataset.val
     if val is None:
@@ -183,7 +200,7 @@ def _candidates(
 
     size = 4 * val.rows * setup.programs.evaluation.loss.outputs(schema)
     most = max(1, _OUTPUT_BYTES // size)
-    kept = [one for one in found if alike(one[2])][:most]
+    kept = [one for one in ended if alike(one[2])][:most]
     files = {name: read_weights(source, name) for name in {one[1].pack for one in kept}}
     candidates: dict[int, Candidate] = {}
     for pack in trainer.plan([Want(at, one[2], 0) for at, one in enumerate(kept)]):

@@ -78,14 +78,14 @@ class Feed:
     def weigh(self, span: Span) -> list[np.ndarray]:
         """(steps,) float64 of each order: what its batches weigh."""
         places = np.arange(span.start, span.start + span.steps)
-        found: list[np.ndarray] = []
+        weights: list[np.ndarray] = []
         for at, seed, batch in self._orders:
             rows, weight = self.splits[at].rows, self.splits[at].weight
             if weight is None:
-                found.append(np.minimum(batch, rows - places * batch).astype(np.float64))
+                weights.append(np.minimum(batch, rows - places * batch).astype(np.float64))
             else:
-                found.append(batch_totals(weight, seed, span.epoch, batch)[places])
-        return found
+                weights.append(batch_totals(weight, seed, span.epoch, batch)[places])
+        return weights
 
     def _resident(self, program: PopulationProgram) -> tuple[jax.Array, jax.Array]:
         """The rows of all splits, on every device."""

@@ -88,7 +88,7 @@ def greedy(outputs: Sequence[np.ndarray], picks: int, judge: Together) -> list[i
     members = np.stack(outputs)
     chosen: list[int] = []
     best: list[int] = []
-    found: float | None = None
+    best_value: float | None = None
     for _ in range(picks):
         values = judge.values([outputs[at] for at in chosen], members)
         now = 0
@@ -96,6 +96,6 @@ def greedy(outputs: Sequence[np.ndarray], picks: int, judge: Together) -> list[i
             if better(judge.metric, value, values[now] if math.isfinite(values[now]) else None):
                 now = at
         chosen.append(now)
-        if better(judge.metric, values[now], found):
-            found, best = values[now], list(chosen)
+        if better(judge.metric, values[now], best_value):
+            best_value, best = values[now], list(chosen)
     return best or chosen[:1]

@@ -109,32 +109,32 @@ def _joined(
     buckets: dict[tuple[int, ...], list[int]] = {}
     for at in members:
         buckets.setdefault(tuple(map(_power_of_two, configs[at].model.hidden)), []).append(at)
-    found = {number: tuple(ats) for number, (_, ats) in enumerate(sorted(buckets.items()))}
+    groups = {number: tuple(ats) for number, (_, ats) in enumerate(sorted(buckets.items()))}
     widest = {
-        number: _widest([configs[at].model.hidden for at in found[number]]) for number in found
+        number: _widest([configs[at].model.hidden for at in groups[number]]) for number in groups
     }
 
     def saved(i: int, j: int) -> float:
         both = _widest([widest[i], widest[j]])
-        apart = cost(widest[i], found[i]) + cost(widest[j], found[j])
-        return compile_s + apart - cost(both, found[i] + found[j])
+        apart = cost(widest[i], groups[i]) + cost(widest[j], groups[j])
+        return compile_s + apart - cost(both, groups[i] + groups[j])
 
-    heap = [(-saved(i, j), i, j) for i, j in itertools.combinations(found, 2)]
+    heap = [(-saved(i, j), i, j) for i, j in itertools.combinations(groups, 2)]
     heapq.heapify(heap)
-    number = len(found)
+    number = len(groups)
     while heap:
         less, i, j = heapq.heappop(heap)
         if less >= 0:
             break
-        if i not in found or j not in found:
+        if i not in groups or j not in groups:
             continue
         widest[number] = _widest([widest.pop(i), widest.pop(j)])
-        found[number] = found.pop(i) + found.pop(j)
-        for other in found:
+        groups[number] = groups.pop(i) + groups.pop(j)
+        for other in groups:
             if other != number:
                 heapq.heappush(heap, (-saved(other, number), other, number))
         number += 1
-    return [_group(sorted(ats), configs, cost) for ats in found.values()]
+    return [_group(sorted(ats), configs, cost) for ats in groups.values()]
 
 
 def _group(members: list[int], configs: Sequence[Config], cost: _Cost) -> Group:

@@ -54,11 +54,11 @@ def axis_of(values: Sequence[Json]) -> np.ndarray:
     them crowd at the lower end; lists of widths and words by their order."""
     numbers = [v for v in values if isinstance(v, int | float) and not isinstance(v, bool)]
     if len(numbers) == len(values):
-        found = np.array(numbers, float)
-        low, span = found.min(), np.ptp(found)
-        if low > 0 and found.max() > 20 * low and np.median(found) < low + 0.2 * span:
-            return np.log10(found)
-        return found
+        array = np.array(numbers, float)
+        low, span = array.min(), np.ptp(array)
+        if low > 0 and array.max() > 20 * low and np.median(array) < low + 0.2 * span:
+            return np.log10(array)
+        return array
     names = {json.dumps(value): value for value in values}
     order = {name: at for at, name in enumerate(sorted(names, key=lambda n: _size(names[n])))}
     return np.array([order[json.dumps(value)] for value in values], float)

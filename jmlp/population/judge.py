@@ -57,15 +57,15 @@ class Measured:
         if any(metric.of_outputs for metric in metrics):
             outputs = jax.numpy.asarray(pack.outputs_of(state, split.x))
             estimates = np.asarray(jax.vmap(pack.program.loss.estimates)(outputs))
-        found: dict[int, dict[str, float]] = {}
+        measured: dict[int, dict[str, float]] = {}
         for i in map(int, pack.slots.live):
             totals = {
                 kind: kind.add_up({key: value[i] for key, value in of_kind.items()})
                 for kind, of_kind in zip(kinds, sums, strict=False)
             }
             mine = None if estimates is None else estimates[i]
-            found[int(pack.slots.member[i])] = values_of(metrics, schema, split, totals, mine)
-        return found
+            measured[int(pack.slots.member[i])] = values_of(metrics, schema, split, totals, mine)
+        return measured
 
     def _sums(self, pack: Pack, state: PyTree, name: str) -> list[dict[str, np.ndarray]]:
         split: Split = getattr(self._dataset, name)
@@ -86,13 +86,13 @@ class Measured:
         Args:
           chosen: their states on the host, members first.
         """
-        found: dict[str, dict[int, dict[str, float]]] = {"val": {}, "test": {}}
+        measured: dict[str, dict[int, dict[str, float]]] = {"val": {}, "test": {}}
         members = range(len(pack.courses))
         state = pack.arranged(members, chosen)
-        for name, of_split in found.items():
+        for name, of_split in measured.items():
             if getattr(self._dataset, name) is not None:
                 of_split |= self.of(pack, state, name, self._evaluation.metrics)
-        val, test = ([of.get(member, {}) for member in members] for of in found.values())
+        val, test = ([of.get(member, {}) for member in members] for of in measured.values())
         return val, test
 
 
@@ -107,12 +107,12 @@ class ByMonitor:
 
     def __call__(self, pack: Pack, step: int, losses: Mapping[int, float]) -> set[int]:
         train, best = self._train, set[int]()
-        found: dict[int, dict[str, float]] = {}
+        measured: dict[int, dict[str, float]] = {}
         if self._has_rows:
-            found = self._measured.of(pack, pack.state, "val", [self._monitor])
+            measured = self._measured.of(pack, pack.state, "val", [self._monitor])
         for member, mean in losses.items():
             course = pack.courses[member]
-            value = found[member][self._monitor.name] if found else math.nan
+            value = measured[member][self._monitor.name] if measured else math.nan
             course.curve.append([step, mean, value])
             if better(self._monitor, value, course.best, train.ties == "last"):
                 course.best, course.best_step, course.stale = value, step, 0

@@ -133,8 +133,8 @@ def read_board(directory: Path) -> list[Row]:
     """
 
     def rows(summary: Any) -> list[Row]:
-        found = summary["leaderboard"]
-        whole = [row | {"val": math.nan if row["val"] is None else row["val"]} for row in found]
+        kept = summary["leaderboard"]
+        whole = [row | {"val": math.nan if row["val"] is None else row["val"]} for row in kept]
         return [Row(**_Line.model_validate(row).model_dump()) for row in whole]
 
     return _read(directory, rows)
@@ -212,8 +212,8 @@ def _trial(result: Result) -> JsonObject:
     course = result.course
     row: JsonObject = {"member": result.member, "fold": result.fold, "epochs": result.epochs}
     row |= result.point
-    for split, found in (("val", result.val), ("test", result.test)):
-        row |= {f"{split}.{name}": value for name, value in found.items()}
+    for split, metrics in (("val", result.val), ("test", result.test)):
+        row |= {f"{split}.{name}": value for name, value in metrics.items()}
     row |= {key: course[key] for key in ("status", "step", "best_step")}
     return row | {"fingerprint": result.fingerprint}
 

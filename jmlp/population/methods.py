@@ -11,6 +11,7 @@ import itertools
 import logging
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import ModuleType
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
@@ -176,7 +177,7 @@ class _Optuna:
             self._study.tell(trial, state=self._optuna.trial.TrialState.FAIL)
 
 
-def _optuna() -> Any:
+def _optuna() -> ModuleType:
     try:
         return importlib.import_module("optuna")
     except ImportError:
@@ -196,10 +197,10 @@ def make_cmaes(search: SearchConfig, longest: int) -> Method:
 
 def rungs(first: int, longest: int, eta: int) -> list[int]:
     """Epochs of each rung: from `first`, times `eta`, to `longest`."""
-    found = [longest]
-    while found[0] // eta >= first:
-        found.insert(0, found[0] // eta)
-    return found
+    lengths = [longest]
+    while lengths[0] // eta >= first:
+        lengths.insert(0, lengths[0] // eta)
+    return lengths
 
 
 class _Halving:

@@ -98,28 +98,37 @@ class PopulationProgram:
         outputs = loss.outputs(schema)
         self._make_model = partial(mlp_of, schema, config.model, outputs, total)
         self._graphdef = nnx.graphdef(nnx.eval_shape(lambda: self._make_model(nnx.Rngs(0))))
-        spread = partial(jax.shard_map, mesh=mesh, check_vma=False)
         one = jax.eval_shape(self._fresh, self._one_member())
         self.abstract: TrainState = one
         """shapes of one member's state"""
-        self.init = in_32_bits(jax.jit(spread(self._init, in_specs=_M, out_specs=_M)))
-        self.run = in_32_bits(
-            jax.jit(
-                spread(self._run, in_specs=(_M, _M, _M, P(), P(), P()), out_specs=(_M, _M)),
-                donate_argnums=0,
-            )
-        )
-        self.measure = in_32_bits(
-            jax.jit(spread(self._measure, in_specs=(_M, _M, _M, P(), P()), out_specs=_M))
-        )
-        self.outputs = in_32_bits(
-            jax.jit(spread(self._outputs, in_specs=(_M, _M, _M, P()), out_specs=_M))
-        )
+        self.init = self._spread(self._init, _M)
+        run = self._spread(self._run, (_M, _M, _M, P(), P(), P()), (_M, _M), donate=(0,))
+        self.run: Callable[..., tuple[TrainState, jax.Array]] = run
+        self.measure = self._spread(self._measure, (_M, _M, _M, P(), P()))
+        self.outputs = self._spread(self._outputs, (_M, _M, _M, P()))
         self.pick = in_32_bits(
             jax.jit(lambda state, at: jax.tree.map(lambda leaf: leaf[at], state),
                     out_shardings=self.sharding)
         )  # fmt: skip
         self.keep = in_32_bits(jax.jit(_keep, donate_argnums=0, out_shardings=self.sharding))
+
+    def _spread(
+        self,
+        function: Callable[..., PyTree],
+        given: PyTree,
+        made: PyTree = _M,
+        donate: tuple[int, ...] = (),
+    ) -> Callable[..., PyTree]:
+        """`function` of one device's members as a program over all devices.
+
+        Args:
+          given, made: specs of what it takes and returns.
+          donate: which arguments are no longer needed.
+        """
+        spread = jax.shard_map(
+            function, mesh=self.mesh, in_specs=given, out_specs=made, check_vma=False
+        )
+        return in_32_bits(jax.jit(spread, donate_argnums=donate))
 
     def _one_member(self) -> Numbers:
         """Shapes of the numbers of one."""
@@ -258,22 +267,22 @@ class PopulationProgram:
 
         shapes = jax.eval_shape(part, jnp.int32(0), jnp.int32(0))
         steps, capacity = rows.index.shape[1], self.shape.capacity
-        found = jax.tree.map(
+        sums = jax.tree.map(
             lambda s: jnp.zeros((capacity, steps, *s.shape[1:]), jnp.float32), shapes
         )
 
-        def chunk(at: jax.Array, found: PyTree) -> PyTree:
-            def batch(k: jax.Array, found: PyTree) -> PyTree:
+        def chunk(at: jax.Array, sums: PyTree) -> PyTree:
+            def batch(k: jax.Array, sums: PyTree) -> PyTree:
                 return jax.tree.map(
                     lambda all_, new: lax.dynamic_update_slice(
                         all_, new[:, None], (at, k, *(0 for _ in new.shape[1:]))
                     ),
-                    found, part(at, k),
+                    sums, part(at, k),
                 )  # fmt: skip
 
-            return lax.fori_loop(0, batches, batch, found)
+            return lax.fori_loop(0, batches, batch, sums)
 
-        return self._chunks(count, chunk, found)
+        return self._chunks(count, chunk, sums)
 
     def _outputs(
         self, state: TrainState, numbers: Numbers, count: jax.Array, x: jax.Array
@@ -281,17 +290,17 @@ class PopulationProgram:
         """(M, B, O) of rows x (B, F) as the data has them, or (orders, B, F): each its order's."""
         x = scaled(self.schema, x)
         outputs = self.loss.outputs(self.schema)
-        found = jnp.zeros((self.shape.capacity, x.shape[-2], outputs), jnp.float32)
+        made_so_far = jnp.zeros((self.shape.capacity, x.shape[-2], outputs), jnp.float32)
 
         def of_member(state: TrainState, mine: Numbers) -> jax.Array:
             return self._forward(state, mine, x[mine.order] if x.ndim == 3 else x)
 
-        def chunk(at: jax.Array, found: jax.Array) -> jax.Array:
+        def chunk(at: jax.Array, made_so_far: jax.Array) -> jax.Array:
             members = self._part((state, numbers), at)
             made = jax.vmap(of_member)(*members)
-            return lax.dynamic_update_slice_in_dim(found, made, at, 0)
+            return lax.dynamic_update_slice_in_dim(made_so_far, made, at, 0)
 
-        return self._chunks(count, chunk, found)
+        return self._chunks(count, chunk, made_so_far)
 
     def place(self, tree: PyTree) -> PyTree:
         """Arrays (members, ...) of the host, each device's share on it."""

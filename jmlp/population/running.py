@@ -189,17 +189,17 @@ class Running:
         mine = shares(todo, self.trainer.processes)[jax.process_index()]
         self._check(mine)
         done, begun = 0, self._epochs
-        whole, found = True, list[Result]()
+        whole, results = True, list[Result]()
         with self.report.progress(0, max(steps, 1)):
             for pack in mine:
                 ended = None if over() else self.trainer.train(pack, stopped, self._starts(pack))
                 if ended is None:
                     whole = False
                     break
-                found += self._keep(_name(ended, epochs), ended, epochs)
+                results += self._keep(_name(ended, epochs), ended, epochs)
                 done += pack.steps
                 self.report.advance(done, self._best_so_far(), 0.0)
-        return self._agreed(whole, found, self._epochs - begun)
+        return self._agreed(whole, results, self._epochs - begun)
 
     def _check(self, packs: Sequence[Planned]) -> None:
         """Refuses what only a run's setup refuses, before anything is trained."""
@@ -209,11 +209,11 @@ class Running:
             except ConfigError as error:
                 raise ConfigError(f"search.space, at {pack.wants[0].point}: {error}") from None
 
-    def _agreed(self, whole: bool, found: Sequence[Result], epochs: float) -> bool:
+    def _agreed(self, whole: bool, results: Sequence[Result], epochs: float) -> bool:
         """Tells the other processes what this one has found, and is told; whether all is done."""
         if self.trainer.processes == 1:
             return whole
-        for process, text in enumerate(gather_texts(json.dumps([whole, epochs, as_line(found)]))):
+        for process, text in enumerate(gather_texts(json.dumps([whole, epochs, as_line(results)]))):
             if process != jax.process_index():
                 its, more, line = json.loads(text)
                 whole, self._epochs = whole and its, self._epochs + more

@@ -31,10 +31,10 @@ def units(
     """Members by chunks; all of a chunk have one order of rows, if `one`."""
     if not one:
         return [list(members[i : i + chunk]) for i in range(0, len(members), chunk)]
-    found: dict[Hashable, list[int]] = {}
+    by_order: dict[Hashable, list[int]] = {}
     for member in members:
-        found.setdefault(orders[member], []).append(member)
-    return [part[i : i + chunk] for part in found.values() for i in range(0, len(part), chunk)]
+        by_order.setdefault(orders[member], []).append(member)
+    return [part[i : i + chunk] for part in by_order.values() for i in range(0, len(part), chunk)]
 
 
 def deal(parts: Sequence[Sequence[int]], chunk: int, devices: int, capacity: int) -> Slots:

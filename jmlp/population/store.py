@@ -211,7 +211,7 @@ def read_results(path: Path | str) -> list[Result]:
     Raises:
       RunDirError: a line before the last is damaged.
     """
-    found: list[Result] = []
+    results: list[Result] = []
     for file in [Path(path) / "trials.jsonl", *sorted(Path(path).glob("trials_*.jsonl"))]:
         try:
             lines = file.read_bytes().split(b"\n")
@@ -221,22 +221,22 @@ def read_results(path: Path | str) -> list[Result]:
             raise RunDirError(f"{file}: cannot be read: {error.strerror}") from None
         for number, line in enumerate(lines[:-1], 1):  # what follows the last newline is torn
             try:
-                found += results_of(line)
+                results += results_of(line)
             except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
                 raise RunDirError(
                     f"{file} line {number}: damaged. Take the line out to have its trials run "
                     "again."
                 ) from None
-    return found
+    return results
 
 
 def newest(results: Iterable[Result]) -> dict[int, Result]:
     """Of each member, the result of its longest training."""
-    found: dict[int, Result] = {}
+    by_member: dict[int, Result] = {}
     for result in results:
-        if result.member not in found or result.epochs > found[result.member].epochs:
-            found[result.member] = result
-    return found
+        if result.member not in by_member or result.epochs > by_member[result.member].epochs:
+            by_member[result.member] = result
+    return by_member
 
 
 def course_of(result: Result) -> Course:
@@ -336,8 +336,8 @@ def _number(value: Json) -> float:
 
 
 def _section(tree: JsonObject) -> dict[str, Json]:
-    found = tree.get("search")
-    return found if isinstance(found, dict) else {}
+    section = tree.get("search")
+    return section if isinstance(section, dict) else {}
 
 
 def _differences(old: Json, new: Json, prefix: str = "") -> list[str]:

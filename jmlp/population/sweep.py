@@ -67,15 +67,13 @@ def sweep(
         running = together(Running, tree, settings, data, report)
         together(directory.begin, {**tree, "search": settings.model_dump(mode="json")})
         with peers():
-            found = running.run(directory, lambda: stop.number > 0)
+            swept = running.run(directory, lambda: stop.number > 0)
         if is_first():
-            found.write()
-        if found.interrupted:
-            stop.said = (
-                f"stopped after {found.members} members; saved in {path}: "
-                "the same call goes on from there"
-            )
-        return found
+            swept.write()
+        if swept.interrupted:
+            saved = f"saved in {path}: the same call goes on from there"
+            stop.said = f"stopped after {swept.members} members; {saved}"
+        return swept
 
 
 def plan_sweep(

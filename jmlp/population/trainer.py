@@ -178,9 +178,9 @@ class Trainer:
         padded = [pad(state, running.program.abstract._replace(key=())) for state in states]
         state = running.arranged(range(len(padded)), stack(padded))
         made, slots = running.outputs_of(state, x), running.slots
-        found = np.zeros((len(padded), *made.shape[1:]), made.dtype)
-        found[slots.member[slots.live]] = made[slots.live]
-        return found
+        whole = np.zeros((len(padded), *made.shape[1:]), made.dtype)
+        whole[slots.member[slots.live]] = made[slots.live]
+        return whole
 
     def _running(self, pack: Planned, stopped: Callable[[], bool]) -> tuple[Setup, Pack, Measured]:
         configs = [want.config for want in pack.wants]
@@ -232,17 +232,17 @@ def shares(packs: Sequence[Planned], processes: int) -> list[list[Planned]]:
 
     A process that has a program of a pack already need not compile it.
     """
-    found: list[list[Planned]] = [[] for _ in range(processes)]
+    by_process: list[list[Planned]] = [[] for _ in range(processes)]
     load = [0.0] * processes
     for pack in sorted(packs, key=lambda pack: -pack.seconds):
         costs = [
             load[at] + pack.seconds + COMPILE_S * all(one.group is not pack.group for one in mine)
-            for at, mine in enumerate(found)
+            for at, mine in enumerate(by_process)
         ]
         least = costs.index(min(costs))
-        found[least].append(pack)
+        by_process[least].append(pack)
         load[least] = costs[least]
-    return found
+    return by_process
 
 
 def cut_into_packs(
@@ -350,10 +350,10 @@ def verified_weights(
     except (LookupError, ValueError, TypeError) as error:
         raise RunDirError(f"{file}: {type(error).__name__}: {str(error)[:200]}") from None
     params = {k.removeprefix("params/"): v for k, v in selected.items() if k.startswith("params/")}
-    if (found := fingerprint_of(params)) != result.fingerprint:
+    if (fingerprint := fingerprint_of(params)) != result.fingerprint:
         raise RunDirError(
-            f"{file}: member {result.member} has fingerprint {found[:12]}, and its record says "
-            f"{result.fingerprint[:12]}"
+            f"{file}: member {result.member} has fingerprint {fingerprint[:12]}, and its record "
+            f"says {result.fingerprint[:12]}"
         )
     return last, selected
 
