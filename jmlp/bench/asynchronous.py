@@ -45,7 +45,7 @@ def _server(policy: str, schedule: str, epochs: int, more: Mapping[str, Json]) -
 
 def variants() -> dict[str, Keys]:
     """What is run: name to the keys that differ from `BASE`."""
-    found: dict[str, Keys] = {}
+    made: dict[str, Keys] = {}
     for bound in (0, 1, 2, 4, 8, None):
         for strength in (0.0, 1.0):
             policy = {None: "asp", 0: "bsp"}.get(bound, "ssp")
@@ -53,7 +53,7 @@ def variants() -> dict[str, Keys]:
             if policy == "ssp":
                 more["bound"] = bound
             name = f"staleness {'none' if bound is None else bound}"
-            found[name + (" compensated" if strength else "")] = _server(policy, "cosine", 3, more)
+            made[name + (" compensated" if strength else "")] = _server(policy, "cosine", 3, more)
     speeds = {"jitter": JITTER, "straggler": JITTER | {"straggler": 4.0}}
     ways: dict[str, tuple[str, dict[str, Json]]] = {
         "bsp": ("bsp", {}),
@@ -66,15 +66,15 @@ def variants() -> dict[str, Keys]:
         for way, (policy, more) in ways.items():
             keys = _server(policy, "constant", 5, {"simulate": simulate, **more})
             keys["train"]["eval_every"] = "25 steps"
-            found[f"{speed} {way}"] = keys
+            made[f"{speed} {way}"] = keys
     for every in (1, 10, 50, 100, 500):
-        found[f"diloco {every}"] = {
+        made[f"diloco {every}"] = {
             "step": "local",
             "local": {"method": "diloco", "every": every},
             "optim": {"name": "adamw", "learning_rate": 1.5e-3, "warmup": 0.05, "b2": 0.99},
             "train": {"epochs": 6},
         }
-    return found
+    return made
 
 
 def run(flags: Flags, report: Reporter) -> Result[AsyncRow]:
@@ -112,13 +112,13 @@ def once(keys: Keys, seed: int) -> Outcome:
     with tempfile.TemporaryDirectory() as folder:
         summary = train(config, run_dir=folder).summary
         events = [numbers_of(event) for event in read_events(folder) if event["split"] == "test"]
-    found: Outcome = {"accuracy": summary["test"]["accuracy"]}
+    outcome: Outcome = {"accuracy": summary["test"]["accuracy"]}
     if keys["step"] == "local":
-        return found | {"bytes": summary["wire_bytes_per_step"]}
+        return outcome | {"bytes": summary["wire_bytes_per_step"]}
     server = summary["server"]
-    found |= {"staleness": server["staleness_mean"], "virtual": server["virtual_seconds"]}
+    outcome |= {"staleness": server["staleness_mean"], "virtual": server["virtual_seconds"]}
     reached = [e["virtual_seconds"] for e in events if (e["accuracy"] or 0) >= GOAL]
-    return found | {"to_goal": reached[0] if reached else None}
+    return outcome | {"to_goal": reached[0] if reached else None}
 
 
 def _with_means(rows: Mapping[str, AsyncRuns]) -> list[AsyncRow]:

@@ -77,19 +77,19 @@ def table(rows: int) -> "pd.DataFrame":
     import pandas as pd
 
     rng = np.random.default_rng(0)
-    found: dict[str, object] = {}
+    columns: dict[str, object] = {}
     for i in range(NUMBERS):
         x = rng.normal(size=rows) * 10.0**i
         x[rng.random(rows) < 0.02] = np.nan
-        found[f"x{i}"] = x.round(4)
+        columns[f"x{i}"] = x.round(4)
     for i, levels in enumerate([12] * SMALL + [2000] * LARGE):
         names = np.array([f"level {k}" for k in range(levels)], object)
-        found[f"c{i}"] = names[rng.integers(0, levels, rows)]
+        columns[f"c{i}"] = names[rng.integers(0, levels, rows)]
     days = np.datetime64("2020-01-01", "s") + rng.integers(0, 10**8, rows)
-    found["when"] = days
-    found["flag"] = np.array(["no", "yes"], object)[rng.integers(0, 2, rows)]
-    found["kind"] = np.array(["ape", "bee", "cat"], object)[rng.integers(0, 3, rows)]
-    return pd.DataFrame(found)
+    columns["when"] = days
+    columns["flag"] = np.array(["no", "yes"], object)[rng.integers(0, 2, rows)]
+    columns["kind"] = np.array(["ape", "bee", "cat"], object)[rng.integers(0, 3, rows)]
+    return pd.DataFrame(columns)
 
 
 def _file(folder: Path, end: str, rows: int) -> Path:

@@ -61,14 +61,14 @@ DGC: Recipe = {
 
 def variants() -> dict[str, Recipe]:
     """What is compared: name to the keys that differ from `BASE`."""
-    found: dict[str, Recipe] = {}
+    made: dict[str, Recipe] = {}
     for reducer in REDUCERS:
         settings = [str(value) for key, value in reducer.items() if key != "name"]
         name = " ".join([str(reducer["name"]), *settings])
-        found[name] = {"comm": {"reducer": reducer}}
+        made[name] = {"comm": {"reducer": reducer}}
         if reducer["name"] not in ENOUGH:
-            found[f"{name} + feedback"] = {"comm": {"reducer": reducer | {"error_feedback": True}}}
-    return found | {"top_k 0.0025 bfloat16 + DGC": DGC}
+            made[f"{name} + feedback"] = {"comm": {"reducer": reducer | {"error_feedback": True}}}
+    return made | {"top_k 0.0025 bfloat16 + DGC": DGC}
 
 
 def run(flags: Flags, report: Reporter) -> Result[CompressRow]:

@@ -8,7 +8,8 @@ without --out it is kept for `--on here`. Simulated devices share cores: start w
 import functools
 import time
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +24,7 @@ from jmlp.planner.here import kept_file
 from jmlp.programs.environment import cpu_model
 from jmlp.report import Reporter
 from jmlp.training.files import write_atomically
-from jmlp.types import JsonObject
+from jmlp.types import Device, JsonObject
 
 _DTYPES: tuple[Dtype, ...] = ("float32", "bfloat16")
 SIZES = (64, 128, 256, 512, 1024, 2048)
@@ -43,6 +44,11 @@ _MOST_SHARE = 1 / 16  # of the memory, that an array may take
 _LOOP = 200  # operations of a loop whose every turn is one kernel
 _FEWEST = 4  # additions of a call, whatever their size
 _LEAST_S = 0.02  # of one sample
+_BETWEEN = LinkFigures(
+    latency_s=Figure(value=1.4e-5, origin="assumed", source="not measured"),
+    bytes_per_s=Figure(value=2.5e10, origin="assumed", source="not measured"),
+)
+"""between hosts"""
 
 
 def run(flags: Flags, report: Reporter) -> JsonObject:
@@ -73,10 +79,7 @@ def run(flags: Flags, report: Reporter) -> JsonObject:
         kernel_s=_measured(kernel),
         dispatch_s=_measured(dispatch),
         within=within,
-        between=LinkFigures(
-            latency_s=Figure(value=1.4e-5, origin="assumed", source="not measured"),
-            bytes_per_s=Figure(value=2.5e10, origin="assumed", source="not measured"),
-        ),
+        between=_BETWEEN,
         shared=device.platform == "cpu",
     )  # fmt: skip
     report.note(
@@ -85,13 +88,18 @@ def run(flags: Flags, report: Reporter) -> JsonObject:
     )
     result: JsonObject = hardware.model_dump(mode="json")
     if flags.out is None:
-        from jmlp.config.yaml12 import dump_yaml
-
-        file = kept_file()
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(file, dump_yaml(result))
-        report.note(f"kept for jmlp plan --on here: {file}")
+        report.note(f"kept for jmlp plan --on here: {_kept(result)}")
     return result
+
+
+def _kept(result: JsonObject) -> Path:
+    """The file where `jmlp plan --on here` looks for it, written."""
+    from jmlp.config.yaml12 import dump_yaml
+
+    file = kept_file()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(file, dump_yaml(result))
+    return file
 
 
 def _product_rate(dtype: str, repeats: int, report: Reporter) -> ProductRate:
@@ -103,8 +111,8 @@ def _product_rate(dtype: str, repeats: int, report: Reporter) -> ProductRate:
     return ProductRate(**dict(_rate(points)), by_side=tuple(sides))
 
 
-def _platform(device: Any) -> Any:
-    return {"cpu": "cpu", "tpu": "tpu"}.get(device.platform, "gpu")
+def _platform(device: Device) -> Literal["cpu", "gpu", "tpu"]:
+    return device.platform if device.platform in ("cpu", "tpu") else "gpu"
 
 
 def _measured(value: float, source: str = "jmlp bench hardware") -> Figure:
@@ -117,7 +125,7 @@ def _rate(points: list[tuple[float, float]]) -> Rate:
                 by_size=tuple(points))  # fmt: skip
 
 
-def _memory_bytes(device: Any) -> float:
+def _memory_bytes(device: Device) -> float:
     import os
 
     stats = device.memory_stats() or {}
@@ -125,7 +133,7 @@ def _memory_bytes(device: Any) -> float:
     return float(stats.get("bytes_limit", 0) or system)
 
 
-def seconds(call: Callable[[], Any], repeats: int) -> float:
+def seconds(call: Callable[[], object], repeats: int) -> float:
     """The fastest of samples that take `_LEAST_S` at least: what else runs only adds to it."""
     jax.block_until_ready(call())
     began = time.perf_counter()
@@ -149,14 +157,14 @@ def rates_of(dtype: str, repeats: int) -> list[tuple[float, float]]:
     new ones, as weights are at each step.
     """
     platform = jax.devices()[0].platform
-    found = []
+    rates = []
     for size in SIZES + (() if platform == "cpu" else (4096, 8192)):
         if size > _LARGEST.get(platform, size):
             continue
         a = jnp.full((size, size), 1.0 / size, dtype)
         took = _turn_s(lambda _, x: (x @ x).astype(x.dtype), (a,), 2.0 * size**3, repeats)
-        found.append((2.0 * size**3, float(f"{2.0 * size**3 / took:.4g}")))
-    return found
+        rates.append((2.0 * size**3, float(f"{2.0 * size**3 / took:.4g}")))
+    return rates
 
 
 def rates_by_side(dtype: str, repeats: int) -> list[tuple[float, float]]:
@@ -164,7 +172,7 @@ def rates_by_side(dtype: str, repeats: int) -> list[tuple[float, float]]:
 
     A layer's products are short by turns in rows, in what they sum over, and in columns: the mean.
     """
-    found = []
+    rates = []
     for side in SIDES:
         large, tall = (
             jnp.full(shape, 1.0 / _LONG, dtype) for shape in ((_LONG,) * 2, (_LONG, side))
@@ -175,8 +183,8 @@ def rates_by_side(dtype: str, repeats: int) -> list[tuple[float, float]]:
             _turn_s(lambda _, x, a: (x @ a).astype(x.dtype), (tall.T, large), flops, repeats),
             _turn_s(lambda i, _, a: ((a * i) @ a.T).astype(a.dtype), (large, tall), flops, repeats),
         ]
-        found.append((float(side), float(f"{flops * len(took) / sum(took):.4g}")))
-    return found
+        rates.append((float(side), float(f"{flops * len(took) / sum(took):.4g}")))
+    return rates
 
 
 def _turn_s(body: Callable[..., jax.Array], given: tuple[jax.Array, ...], flops: float,
@@ -193,7 +201,7 @@ def _turn_s(body: Callable[..., jax.Array], given: tuple[jax.Array, ...], flops:
 
 def look_ups(repeats: int) -> list[tuple[float, float]]:
     """(bytes, bytes/s) of rows looked up in so many bytes, read and written, fewer bytes first."""
-    found = []
+    rates = []
     for nbytes in _fit(LOOKED_UP):
         rows = jnp.zeros((nbytes // _ROW, _ROW // 4), jnp.float32)
         picks = np.random.default_rng(0).integers(0, len(rows), (_FEWEST, _ROWS))
@@ -207,8 +215,8 @@ def look_ups(repeats: int) -> list[tuple[float, float]]:
             return lax.fori_loop(0, _LOOP, turn, rows[index[0]])
 
         took = seconds(lambda rows=rows, f=look_up, index=index: f(rows, index), repeats) / _LOOP
-        found.append((float(nbytes), float(f"{2 * _ROWS * _ROW / took:.4g}")))
-    return found
+        rates.append((float(nbytes), float(f"{2 * _ROWS * _ROW / took:.4g}")))
+    return rates
 
 
 def _fit(sizes: tuple[int, ...]) -> list[int]:
@@ -223,7 +231,7 @@ def bandwidths(repeats: int) -> list[tuple[float, float]]:
     The array that a call returns is the next one's, so that none is allocated: the system takes
     longer to hand out pages than to fill them.
     """
-    sizes, found = _fit(MOVED), []
+    sizes, rates = _fit(MOVED), []
     for nbytes in sizes:
         turns = max(_FEWEST, min(_LOOP, sizes[-1] // nbytes))
         x = jnp.zeros(nbytes // 4, jnp.float32)
@@ -240,8 +248,8 @@ def bandwidths(repeats: int) -> list[tuple[float, float]]:
             return held[0]
 
         took = seconds(call, repeats) / turns
-        found.append((2.0 * nbytes, float(f"{2 * nbytes / took:.4g}")))
-    return found
+        rates.append((2.0 * nbytes, float(f"{2 * nbytes / took:.4g}")))
+    return rates
 
 
 def kernel_s(repeats: int) -> float:

@@ -122,8 +122,8 @@ def fit(timed: Timed) -> Fitted:
     return {"latency_seconds": alpha, "bytes_per_second": 1 / beta, "worst": round(worst, 3)}
 
 
-def _said(found: Fitted) -> str:
-    latency, rate = found["latency_seconds"], found["bytes_per_second"]
+def _said(fitted: Fitted) -> str:
+    latency, rate = fitted["latency_seconds"], fitted["bytes_per_second"]
     return f"{1e3 * latency:8.3f} ms   {rate * 8e-6:9,.1f} Mbit/s"
 
 
@@ -240,7 +240,7 @@ def _compress(
     devices: list[Device], links: Links, repeats: int, report: Reporter
 ) -> dict[str, float]:
     """By compressor, seconds a number beside the messages: what an exchange takes without them."""
-    n, found = len(devices), {}
+    n, each = len(devices), {}
     size = SIZES[-1]
     dense_s = links.estimates(size, 4, n, ["full"])["full"]
     if dense_s > 4 * _LONG_S:
@@ -271,20 +271,20 @@ def _compress(
 
         took_s = _time(devices, body, (2, *leaf.shape), repeats)
         sent_s = messages_s(settings, [leaf], n, full)
-        found[name] = max(0.0, took_s - sent_s) / size
+        each[name] = max(0.0, took_s - sent_s) / size
         report.note(
-            f"{name:16} {1e9 * found[name]:9.2f} ns a number to compress; all {1e3 * took_s:.2f} ms"
+            f"{name:16} {1e9 * each[name]:9.2f} ns a number to compress; all {1e3 * took_s:.2f} ms"
         )
-    return found
+    return each
 
 
 def _errors(rows: list[AllReduceRow]) -> dict[str, Errors]:
     """By topology, how far the model was off: median and worst of |predicted / measured - 1|."""
-    found: dict[str, list[float]] = {}
+    errors: dict[str, list[float]] = {}
     for row in rows:
         ratio = row["predicted_seconds"] / row["measured_seconds"]
-        found.setdefault(row["name"], []).append(abs(ratio - 1))
+        errors.setdefault(row["name"], []).append(abs(ratio - 1))
     return {
         name: {"median": round(median(off), 3), "worst": round(max(off), 3)}
-        for name, off in found.items()
+        for name, off in errors.items()
     }

@@ -143,6 +143,27 @@ def scan(case: Case, x: np.ndarray, y: np.ndarray, steps: int) -> Measured:
     return once
 
 
+def _without_gather(params: Params, x: jax.Array, y: jax.Array) -> jax.Array:
+    """Cross-entropy."""
+    z = logits(params, x)
+    z = z - lax.stop_gradient(z.max(-1, keepdims=True))
+    label = jnp.where(y[:, None] == jnp.arange(z.shape[-1]), z, 0).sum(-1)
+    return (jnp.log(jnp.exp(z).sum(-1)) - label).mean()
+
+
+def _adam(carry: Adam, grads: Params) -> Adam:
+    """A step of it."""
+    params, m, v, t = carry
+    t = t + 1
+    by_m, by_v = 1 / (1 - B1**t), 1 / (1 - B2**t)
+    m = jax.tree.map(lambda m, g: B1 * m + (1 - B1) * g, m, grads)
+    v = jax.tree.map(lambda v, g: B2 * v + (1 - B2) * g * g, v, grads)
+    params = jax.tree.map(
+        lambda p, m, v: p - RATE * (m * by_m) / (jnp.sqrt(v * by_v) + EPS), params, m, v
+    )
+    return params, m, v, t
+
+
 def hand(case: Case, x: np.ndarray, y: np.ndarray, steps: int, kernels: str = "xla") -> Measured:
     """The fastest that we know how to write for one model and one optimizer.
 
@@ -157,25 +178,12 @@ def hand(case: Case, x: np.ndarray, y: np.ndarray, steps: int, kernels: str = "x
     x_all, y_all = jnp.array(x), jnp.array(y)
     mean, scale = np.float32(x.mean()), np.float32(1 / x.std())
 
-    def loss_of(params: Params, x: jax.Array, y: jax.Array) -> jax.Array:
-        z = logits(params, x)
-        z = z - lax.stop_gradient(z.max(-1, keepdims=True))
-        label = jnp.where(y[:, None] == jnp.arange(z.shape[-1]), z, 0).sum(-1)
-        return (jnp.log(jnp.exp(z).sum(-1)) - label).mean()
-
     def body(carry: Adam, rows: jax.Array) -> tuple[Adam, jax.Array]:
-        params, m, v, t = carry
+        params = carry[0]
         x = (x_all.at[rows].get(mode="promise_in_bounds").astype(jnp.float32) - mean) * scale
         y = y_all.at[rows].get(mode="promise_in_bounds")
-        value, grads = jax.value_and_grad(loss_of)(params, x, y)
-        t = t + 1
-        by_m, by_v = 1 / (1 - B1**t), 1 / (1 - B2**t)
-        m = jax.tree.map(lambda m, g: B1 * m + (1 - B1) * g, m, grads)
-        v = jax.tree.map(lambda v, g: B2 * v + (1 - B2) * g * g, v, grads)
-        params = jax.tree.map(
-            lambda p, m, v: p - RATE * (m * by_m) / (jnp.sqrt(v * by_v) + EPS), params, m, v
-        )
-        return (params, m, v, t), value
+        value, grads = jax.value_and_grad(_without_gather)(params, x, y)
+        return _adam(carry, grads), value
 
     def fresh() -> Adam:
         params, m, v = (jax.tree.map(f, params0) for f in (jnp.copy, *[jnp.zeros_like] * 2))
@@ -201,10 +209,10 @@ def products(case: Case, steps: int, kernels: str = "xla") -> Measured:
 
     def body(_: jax.Array, carry: Lists) -> Lists:
         inputs, weights, grads, seen = carry
-        found = [a @ k for a, k in zip(inputs, weights, strict=True)]
-        found += [a.T @ g for a, g in zip(inputs, grads, strict=True)]
-        found += [g @ k.T for g, k in zip(grads[1:], weights[1:], strict=True)]
-        seen += sum(one[0, 0] for one in found)
+        made = [a @ k for a, k in zip(inputs, weights, strict=True)]
+        made += [a.T @ g for a, g in zip(inputs, grads, strict=True)]
+        made += [g @ k.T for g, k in zip(grads[1:], weights[1:], strict=True)]
+        seen += sum(one[0, 0] for one in made)
         # Operands that change in one element, or all would be computed once.
         change = lambda part: [one.at[0, 0].set(seen * 0) for one in part]  # noqa: E731
         return change(inputs), change(weights), change(grads), seen

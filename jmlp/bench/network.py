@@ -101,7 +101,7 @@ class Links(NamedTuple):
 
 def parse_links(texts: Sequence[str]) -> list[Links]:
     """Links from texts like `100mbit` and `1gbit/100mbit`. Raises ConfigError."""
-    found: list[Links] = []
+    links: list[Links] = []
     for text in texts:
         wire, slash, across = text.partition("/")
         for rate in (wire, across) if slash else (wire,):
@@ -109,8 +109,8 @@ def parse_links(texts: Sequence[str]) -> list[Links]:
                 bits_per_second(rate)
             except ConfigError as error:
                 raise ConfigError(f"--links {text}: {error}") from None
-        found.append(Links(text, Wire(wire), Wire(across) if slash else None))
-    return found
+        links.append(Links(text, Wire(wire), Wire(across) if slash else None))
+    return links
 
 
 def run(flags: Flags, report: Reporter) -> Result[NetworkRow]:
@@ -143,8 +143,8 @@ def run(flags: Flags, report: Reporter) -> Result[NetworkRow]:
                 continue
             patience = PATIENCE_S + 10 * row["limit"]
             task = _task(method, case, flags, Path(folder) / "rows.npz", seed, patience)
-            row["runs"][str(seed)] = found = once(task, link, flags.hosts, Path(folder))
-            seconds, accuracy = found["curve"][-1]
+            row["runs"][str(seed)] = ended = once(task, link, flags.hosts, Path(folder))
+            seconds, accuracy = ended["curve"][-1]
             report.note(f"seed {seed}  {row['name']:40} {seconds:8.1f} s   {accuracy:.4f}")
             keep(flags.out, _result(table, recipe))
     result = _result(table, recipe)
@@ -239,19 +239,19 @@ def once(task: Task, links: Links, hosts: int, folder: Path) -> NetworkRun:
       JmlpError: a host failed, or the run was stopped.
     """
     file = folder / "task.json"
-    found = file.with_suffix(".found")
-    found.unlink(missing_ok=True)
+    result = file.with_suffix(".found")
+    result.unlink(missing_ok=True)
     file.write_text(json.dumps(task))
     program = [sys.executable, "-m", "jmlp.bench.network_host", str(file)]
     log = folder / "log"
     with Hosts(hosts, links.wire, links.across) as network, log.open("w") as heard:
         ended = run_gang(hosts, 1, program, _Heard(network, heard))
-    if ended.code or not found.exists():
+    if ended.code or not result.exists():
         raise JmlpError(
             f"bench network: {task['by']} over {links.name} "
             f"{ended.how or 'was stopped'}:\n{log.read_text()[-2000:]}"
         )
-    return json.loads(found.read_text())
+    return json.loads(result.read_text())
 
 
 def outcome(run: NetworkRun) -> Outcome:
@@ -283,11 +283,11 @@ def _say(rows: Sequence[NetworkRow], report: Reporter) -> None:
         some = [row for row in rows if row["links"] == link]
         report.note(f"{link}: the links alone take {some[0]['limit']:.1f} s for dense gradients")
         for row in some:
-            found = row["mean"]
-            goal = "     not" if found["to_goal"] is None else f"{found['to_goal']:8.1f}"
+            mean = row["mean"]
+            goal = "     not" if mean["to_goal"] is None else f"{mean['to_goal']:8.1f}"
             times = "" if row["against"] is None else f"   {row['against']:6.2f} x {AGAINST}"
             report.note(
-                f"  {row['method']:26} {goal} s to {GOAL:.0%}   {found['seconds']:8.1f} s in all"
-                f"   {found['accuracy']:.4f}   {1e-6 * (found['bytes'] or 0):7.3f} MB a step"
-                f"   compiled in {found['compile']:4.1f} s{times}"
+                f"  {row['method']:26} {goal} s to {GOAL:.0%}   {mean['seconds']:8.1f} s in all"
+                f"   {mean['accuracy']:.4f}   {1e-6 * (mean['bytes'] or 0):7.3f} MB a step"
+                f"   compiled in {mean['compile']:4.1f} s{times}"
             )

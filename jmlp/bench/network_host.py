@@ -271,9 +271,9 @@ def _accuracy(net: "torch.nn.Module", x: "torch.Tensor", y: "torch.Tensor") -> f
 def main(file: Path) -> int:
     task: Task = json.loads(file.read_text())
     faulthandler.dump_traceback_later(task["patience"], exit=True)
-    found = by_jmlp(task) if task["by"] == "jmlp" else by_torch(task)
-    if found is not None and os.environ["JAX_PROCESS_ID"] == "0":
-        file.with_suffix(".found").write_text(json.dumps(found))
+    result = by_jmlp(task) if task["by"] == "jmlp" else by_torch(task)
+    if result is not None and os.environ["JAX_PROCESS_ID"] == "0":
+        file.with_suffix(".found").write_text(json.dumps(result))
     return 0
 
 

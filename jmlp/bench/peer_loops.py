@@ -59,8 +59,8 @@ def jax_loop(case: Case, rows: Rows, epochs: int) -> Trained:
 
     def once() -> tuple[float, float]:
         seconds = steps * case.batch / timed()
-        found = np.asarray(loops.logits(seen.pop(), jnp.asarray(rows.test_x))).argmax(-1)
-        return seconds, float((found == rows.test_y).mean())
+        predicted = np.asarray(loops.logits(seen.pop(), jnp.asarray(rows.test_x))).argmax(-1)
+        return seconds, float((predicted == rows.test_y).mean())
 
     return once
 
@@ -116,8 +116,8 @@ def _torch_accuracy(model: "torch.nn.Module", rows: Rows) -> float:
     import torch
 
     with torch.no_grad():
-        found = model(torch.from_numpy(rows.test_x)).argmax(-1).numpy()
-    return float((found == rows.test_y).mean())
+        predicted = model(torch.from_numpy(rows.test_x)).argmax(-1).numpy()
+    return float((predicted == rows.test_y).mean())
 
 
 def torch_eager(case: Case, rows: Rows, epochs: int, compiled: bool = False) -> Trained:
@@ -212,8 +212,8 @@ def keras(case: Case, rows: Rows, epochs: int) -> Trained:
         begun_s = time.perf_counter()
         model.fit(rows.x, rows.y, batch_size=case.batch, epochs=epochs, verbose=0)
         seconds = time.perf_counter() - begun_s
-        found = model.predict(rows.test_x, batch_size=1024, verbose=0).argmax(-1)
-        return seconds, float((found == rows.test_y).mean())
+        predicted = model.predict(rows.test_x, batch_size=1024, verbose=0).argmax(-1)
+        return seconds, float((predicted == rows.test_y).mean())
 
     return once
 

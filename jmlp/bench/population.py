@@ -35,6 +35,9 @@ from jmlp.report import Reporter
 from jmlp.types import PyTree
 
 if TYPE_CHECKING:
+    import jax
+    import optax
+
     from jmlp.population.trainer import Trainer
 
 AGAINST = "loop"
@@ -103,13 +106,13 @@ def mixed(count: int) -> list[Config]:
     """Members as a search draws them."""
     rng = np.random.default_rng(0)
     activations = ("relu", "tanh", "gelu", "silu")
-    found: list[Config] = []
+    members: list[Config] = []
     for member in range(count):
         depth = int(rng.integers(1, 4))
         hidden = [round(2 ** rng.uniform(1, 7)) for _ in range(depth)]
         rate = 10 ** rng.uniform(-3.5, -1.5)
-        found.append(_config(hidden, activations[member % 4], rate))
-    return found
+        members.append(_config(hidden, activations[member % 4], rate))
+    return members
 
 
 def equal(width: int) -> list[Config]:
@@ -170,62 +173,71 @@ def _forget_programs() -> None:
 
 
 def _loop(case: str) -> Peer:
-    import jax
-    import jax.numpy as jnp
-    import optax
-
-    x, y = map(jnp.asarray, _rows())
-
-    def member(config: Config) -> Callable[[int], float]:
-        activation = getattr(jax.nn, config.model.activation)
-        sizes = [x.shape[1], *config.model.hidden, 10]
-        keys = jax.random.split(jax.random.key(0), len(sizes))
-        params = [
-            (jax.random.normal(key, (a, b)) * (2 / a) ** 0.5, jnp.zeros(b))
-            for key, a, b in zip(keys, sizes, sizes[1:], strict=False)
-        ]
-        tx = optax.adam(config.optim.learning_rate)
-        state = (params, tx.init(params))
-
-        def loss(params: PyTree, index: jax.Array) -> jax.Array:
-            h = x[index]
-            for kernel, bias in params[:-1]:
-                h = activation(h @ kernel + bias[None])
-            logits = h @ params[-1][0] + params[-1][1][None]
-            return optax.softmax_cross_entropy_with_integer_labels(logits, y[index]).mean()
-
-        @jax.jit
-        def epoch(state: PyTree, order: jax.Array) -> tuple[PyTree, jax.Array]:
-            def step(state: PyTree, index: jax.Array) -> tuple[PyTree, jax.Array]:
-                value, grads = jax.value_and_grad(loss)(state[0], index)
-                updates, opt_state = tx.update(grads, state[1], state[0])
-                return (optax.apply_updates(state[0], updates), opt_state), value
-
-            return jax.lax.scan(step, state, order)
-
-        orders = np.random.default_rng(0)
-
-        def run(epochs: int) -> float:
-            nonlocal state
-            begun = time.perf_counter()
-            for _ in range(epochs):
-                order = orders.permutation(len(x))[: len(x) // BATCH * BATCH].reshape(-1, BATCH)
-                state, _ = epoch(state, order)
-            jax.block_until_ready(state)
-            return (time.perf_counter() - begun) / epochs
-
-        run(1)  # compiles
-        return run
-
+    x, y = _rows()
     made: dict[int, Callable[[int], float]] = {}
 
     def train(members: Sequence[Config], epochs: int) -> float:
         for i, config in enumerate(members):
             if i not in made:
-                made[i] = member(config)
+                made[i] = _by_loop(config, x, y)
         return float(np.mean([made[i](min(epochs, 10)) for i in range(len(members))]))
 
     return train
+
+
+def _by_loop(config: Config, x: np.ndarray, y: np.ndarray) -> Callable[[int], float]:
+    """epochs -> seconds an epoch, of a member whose epoch is compiled."""
+    import jax
+    import jax.numpy as jnp
+    import optax
+
+    sizes = [x.shape[1], *config.model.hidden, 10]
+    keys = jax.random.split(jax.random.key(0), len(sizes))
+    params = [
+        (jax.random.normal(key, (a, b)) * (2 / a) ** 0.5, jnp.zeros(b))
+        for key, a, b in zip(keys, sizes, sizes[1:], strict=False)
+    ]
+    tx = optax.adam(config.optim.learning_rate)
+    state = (params, tx.init(params))
+    epoch = _epoch(tx, getattr(jax.nn, config.model.activation), jnp.asarray(x), jnp.asarray(y))
+    orders = np.random.default_rng(0)
+
+    def run(epochs: int) -> float:
+        nonlocal state
+        begun = time.perf_counter()
+        for _ in range(epochs):
+            order = orders.permutation(len(x))[: len(x) // BATCH * BATCH].reshape(-1, BATCH)
+            state, _ = epoch(state, order)
+        jax.block_until_ready(state)
+        return (time.perf_counter() - begun) / epochs
+
+    run(1)  # compiles
+    return run
+
+
+def _epoch(
+    tx: optax.GradientTransformation,
+    activation: Callable[[jax.Array], jax.Array],
+    x: jax.Array,
+    y: jax.Array,
+) -> Callable[[PyTree, np.ndarray], tuple[PyTree, jax.Array]]:
+    """(state, (steps, B) rows) -> (state, losses), jitted."""
+    import jax
+    import optax
+
+    def loss(params: PyTree, index: jax.Array) -> jax.Array:
+        h = x[index]
+        for kernel, bias in params[:-1]:
+            h = activation(h @ kernel + bias[None])
+        logits = h @ params[-1][0] + params[-1][1][None]
+        return optax.softmax_cross_entropy_with_integer_labels(logits, y[index]).mean()
+
+    def step(state: PyTree, index: jax.Array) -> tuple[PyTree, jax.Array]:
+        value, grads = jax.value_and_grad(loss)(state[0], index)
+        updates, opt_state = tx.update(grads, state[1], state[0])
+        return (optax.apply_updates(state[0], updates), opt_state), value
+
+    return jax.jit(lambda state, order: jax.lax.scan(step, state, order))
 
 
 def _sklearn(case: str) -> Peer:

@@ -87,9 +87,9 @@ def timed(name: str, case: Case, target_s: float = TARGET_S) -> Measured:
     model = made(case)
     predict = PEERS[name](model)
     x = np.random.default_rng(1).normal(3.0, 2.0, (case.batch, FEATURES)).astype(np.float32)
-    found, want = predict(x), model.estimator.predict_proba(x)
-    if isinstance(found, np.ndarray):
-        apart = float(np.abs(found - want).max())
+    chances, want = predict(x), model.estimator.predict_proba(x)
+    if isinstance(chances, np.ndarray):
+        apart = float(np.abs(chances - want).max())
         if not apart <= _APART:
             raise JmlpError(f"its probabilities are {apart:.2g} apart from jmlp's")
     begun_s = time.perf_counter()

@@ -85,16 +85,20 @@ def run(flags: Flags, report: Reporter) -> Result[PushPullRow]:
             ray.shutdown()
     for name, row in rows.items():
         against = f"{known[name][0]} MB by hand"
-        speeds = row["exchanges_per_second"]
-        row["median"] = median(speeds)
-        if against in rows:
-            others = rows[against]["exchanges_per_second"]
-            ratios = [a / b for a, b in zip(speeds, others, strict=True)]
-            row["ratio"], row["against"] = round(median(ratios), 3), against
-        said = f"   {row['ratio']:.2f} of by hand" if "ratio" in row else ""
-        rate = 2 * row["bytes"] * row["median"] / 1e6
-        report.note(f"{name:15} {row['median']:8.2f} exchanges/s {rate:8,.0f} MB/s{said}")
+        report.note(f"{name:15} {_compared(row, against, rows.get(against))}")
     return described("push-pull", {"workers": WORKERS, "exchanges": EXCHANGES}, rows.values())
+
+
+def _compared(row: PushPullRow, against: str, other: PushPullRow | None) -> str:
+    """Sets the row's median, and its ratio where the other was measured; both in words."""
+    speeds = row["exchanges_per_second"]
+    row["median"] = median(speeds)
+    if other is not None:
+        ratios = [a / b for a, b in zip(speeds, other["exchanges_per_second"], strict=True)]
+        row["ratio"], row["against"] = round(median(ratios), 3), against
+    said = f"   {row['ratio']:.2f} of by hand" if "ratio" in row else ""
+    rate = 2 * row["bytes"] * row["median"] / 1e6
+    return f"{row['median']:8.2f} exchanges/s {rate:8,.0f} MB/s{said}"
 
 
 def _ray_if_there(report: Reporter) -> ModuleType | None:

@@ -57,27 +57,27 @@ def installed(
     Raises:
       ConfigError: one that `--only` names is not here.
     """
-    found = dict(known)
+    versions = dict(known)
     for name in known:
         package, extra = needs.get(name, ("", ""))
         if package and find_spec(package) is None:
             if only:
                 raise ConfigError(f"{name} needs {package}: pip install 'jmlp[{extra}]'")
             report.warn(f"{name} left out: pip install 'jmlp[{extra}]'")
-            del found[name]
-    return found
+            del versions[name]
+    return versions
 
 
 def of_each(
     runs: Collection[Outcome], summary: Callable[[list[float]], float], least: int
 ) -> Outcome:
     """`summary` of each number over the runs; None where one has not got it, or of few."""
-    found = Outcome()
+    outcome = Outcome()
     for key in next(iter(runs)):
         values = [value for run in runs if (value := run[key]) is not None]
         enough = len(values) == len(runs) >= least
-        found[key] = round(summary(values), 4) if enough else None
-    return found
+        outcome[key] = round(summary(values), 4) if enough else None
+    return outcome
 
 
 def rows_of(out: Path | None, what: str, recipe: Recipe) -> dict[str, Any]:

@@ -92,11 +92,11 @@ def _show_layout(config: Config, flags: Train, report: "Reporter") -> dict[str, 
     if flags.plot:
         draw(flags.plot, partial(_layout_picture, flags.config.stem, programs), report)
     print_layout(programs, report)
-    found: dict[str, object] = {"layout": layout_rows(programs)}
+    shown: dict[str, object] = {"layout": layout_rows(programs)}
     if strategy_of(config).stages:
         print_pipeline(programs, report)
-        found["pipeline"] = pipeline_rows(programs)
-    return found
+        shown["pipeline"] = pipeline_rows(programs)
+    return shown
 
 
 def _show_choices(config: Config, report: "Reporter") -> dict[str, object]:
@@ -125,15 +125,15 @@ def run_eval(flags: Eval, overrides: list[str]) -> int:
     run = open_run(flags.run_dir, config, flags.checkpoint)
     for problem in run.problems:
         report.warn(problem)
-    found = splits(run, flags.data)
-    metrics = score(run, found)
+    parts = splits(run, flags.data)
+    metrics = score(run, parts)
     for split, values in metrics.items():
         report.note(f"{split:6} {metrics_text(values)}")
     if flags.plot:
         from jmlp import plots
 
-        name = next(name for name in ("data", "test", "val", "train") if name in found)
-        draw(flags.plot, partial(plots.evaluation, run.programs, run.state, found[name]), report)
+        name = next(name for name in ("data", "test", "val", "train") if name in parts)
+        draw(flags.plot, partial(plots.evaluation, run.programs, run.state, parts[name]), report)
     held_out = metrics.get("data") or metrics.get("test") or metrics.get("val") or {}
     return finish(flags.json_, {"step": run.step, **metrics, "eval": held_out})
 
@@ -225,18 +225,18 @@ def run_inspect(flags: Inspect, overrides: list[str]) -> int:
         raise ConfigError(f"inspect {flags.file}: expected a table: {kinds}, or a folder")
     tree = Config(data=DataConfig(path=str(flags.file)))
     config = override_config(tree, overrides)
-    found = inspect_file(config.data)
+    inspection = inspect_file(config.data)
     report = reporter(flags.json_)
-    print_inspection(found, report)
+    print_inspection(inspection, report)
     if flags.out:
         if flags.out.exists():
             raise ConfigError(f"--out {flags.out}: exists already; name another file")
         try:
-            flags.out.write_text(config_text(found, config.data.target))
+            flags.out.write_text(config_text(inspection, config.data.target))
         except OSError as error:
             raise ConfigError(f"--out {flags.out}: cannot be written: {error.strerror}") from None
         report.note(f"config written to {flags.out}; train with: jmlp train {flags.out}")
-    return finish(flags.json_, dict(found))
+    return finish(flags.json_, dict(inspection))
 
 
 def run_devices(flags: DevicesCommand, overrides: list[str]) -> int:
@@ -245,9 +245,9 @@ def run_devices(flags: DevicesCommand, overrides: list[str]) -> int:
     from jmlp.analysis.devices import inspect_devices
     from jmlp.cli.tables import print_devices
 
-    found = inspect_devices()
-    print_devices(found, reporter(flags.json_))
-    return finish(flags.json_, found)
+    here = inspect_devices()
+    print_devices(here, reporter(flags.json_))
+    return finish(flags.json_, here)
 
 
 def run_comm(flags: Comm, overrides: list[str]) -> int:
@@ -285,14 +285,14 @@ def _rounds(flags: Comm, report: "Reporter") -> int:
     name, n = flags.topology[0], flags.n[0]
     if len(flags.topology) != 1 or name not in known:
         raise ConfigError(f"--rounds: give one --topology of {', '.join(known)}")
-    found = rounds_of(ALL_REDUCE[name].all_reduce, n, flags.size[0] if flags.size else 4 * n)
-    print_rounds(found, report)
+    rounds = rounds_of(ALL_REDUCE[name].all_reduce, n, flags.size[0] if flags.size else 4 * n)
+    print_rounds(rounds, report)
     if flags.plot:
         from jmlp import plots
 
-        draw(flags.plot, partial(plots.messages, found, name), report)
-    messages = [message._asdict() for message in found.messages]
-    return finish(flags.json_, {"rounds": found.total, "messages": messages})
+        draw(flags.plot, partial(plots.messages, rounds, name), report)
+    messages = [message._asdict() for message in rounds.messages]
+    return finish(flags.json_, {"rounds": rounds.total, "messages": messages})
 
 
 def run_bench(flags: Bench, overrides: list[str]) -> int:

@@ -369,5 +369,5 @@ def split_overrides(args: Sequence[str], command: type) -> tuple[list[str], list
     return split_settings(args, own, positional, f"jmlp {command.__name__.lower()}")
 
 
-def _metadata(field: dataclasses.Field[Any]) -> tuple[object, ...]:
+def _metadata(field: dataclasses.Field[object]) -> tuple[object, ...]:
     return getattr(field.type, "__metadata__", ())

@@ -72,12 +72,12 @@ def run_plan(flags: Plan, overrides: list[str]) -> int:
     from jmlp.cli.plan_table import print_plans
 
     report = reporter(flags.json_)
-    found = plan(config, flags.on, sizes=sizes, also=flags.also)
+    plans = plan(config, flags.on, sizes=sizes, also=flags.also)
     if where is None:  # `here` is known by now
-        where = found.target
-    compiled = compile_best(found, flags.compile) if flags.compile else {}
-    print_plans(found, flags.top, compiled, report)
-    return finish(flags.json_, as_json(found, compiled))
+        where = plans.target
+    compiled = compile_best(plans, flags.compile) if flags.compile else {}
+    print_plans(plans, flags.top, compiled, report)
+    return finish(flags.json_, as_json(plans, compiled))
 
 
 def _check(flags: Plan) -> int:
@@ -97,24 +97,24 @@ def _record(path: Path) -> JsonObject:
     """What the summary of a run says of its plan."""
     file = path / "summary.json"
     try:
-        found = json.loads(file.read_text()).get("plan")
+        record = json.loads(file.read_text()).get("plan")
     except (OSError, ValueError, AttributeError):
         raise RunDirError(f"{path} holds no finished run: {file} cannot be read") from None
-    if not isinstance(found, dict):
+    if not isinstance(record, dict):
         raise RunDirError(f"{path}: its config has neither step: auto nor mesh: auto")
-    return found
+    return record
 
 
 def _considered(path: Path) -> list[Json]:
     """Every way that the run's plan was chosen from; none of runs that kept only what they took."""
     file = path / "plan.json"
     try:
-        found = json.loads(file.read_text()).get("considered", [])
+        considered = json.loads(file.read_text()).get("considered", [])
     except FileNotFoundError:
         return []
     except (OSError, ValueError, AttributeError):
         raise RunDirError(f"{file} cannot be read: delete it to see the run without it") from None
-    return found if isinstance(found, list) else []
+    return considered if isinstance(considered, list) else []
 
 
 def _sizes(flags: Plan) -> Sizes | None:

@@ -17,27 +17,27 @@ _REASONS = 3  # of refusals, shown
 
 
 def print_plans(
-    found: Plans, most: int, compiled: Mapping[int, Compiled | str], report: Reporter
+    plans: Plans, most: int, compiled: Mapping[int, Compiled | str], report: Reporter
 ) -> None:
     """The table, the best in full, and the lines to paste."""
-    hardware = found.target.hardware
+    hardware = plans.target.hardware
     report.note(
-        f"{found.target.devices} x {hardware.name}"
-        + (f" on {found.target.hosts} hosts" if found.target.hosts > 1 else "")
-        + f", {size(found.target.room_bytes)} a device for a program"
+        f"{plans.target.devices} x {hardware.name}"
+        + (f" on {plans.target.hosts} hosts" if plans.target.hosts > 1 else "")
+        + f", {size(plans.target.room_bytes)} a device for a program"
     )
-    if not found.plans:
+    if not plans.plans:
         report.warn("every way is refused")
     else:
-        report.table(_table(found, most, compiled))
-        if len(found.plans) > most:
-            report.note(f"and {len(found.plans) - most} more: --top")
-        _print_best(found, compiled, report)
-    _print_refused(found, report)
+        report.table(_table(plans, most, compiled))
+        if len(plans.plans) > most:
+            report.note(f"and {len(plans.plans) - most} more: --top")
+        _print_best(plans, compiled, report)
+    _print_refused(plans, report)
     report.note(_origin(hardware))
 
 
-def _table(found: Plans, most: int, compiled: Mapping[int, Compiled | str]) -> "Table":
+def _table(plans: Plans, most: int, compiled: Mapping[int, Compiled | str]) -> "Table":
     from rich.table import Table
 
     columns = ["step", "mesh", "fits", "a device", "of which state", "ms a step", "bound",
@@ -45,8 +45,8 @@ def _table(found: Plans, most: int, compiled: Mapping[int, Compiled | str]) -> "
     if compiled:
         columns.append("compiled")
     table = Table(*columns, title="ways to train, best first", title_justify="left")
-    for index, plan in enumerate(found.plans[:most]):
-        steps = found.work.steps_per_epoch
+    for index, plan in enumerate(plans.plans[:most]):
+        steps = plans.work.steps_per_epoch
         memory, seconds = plan.memory, plan.seconds
         over = plan.needed_bytes - plan.room_bytes
         cells = [
@@ -97,9 +97,9 @@ def size(nbytes: float) -> str:
     return f"{nbytes:.0f} B"
 
 
-def _print_best(found: Plans, compiled: Mapping[int, Compiled | str], report: Reporter) -> None:
-    first = found.plans[0]
-    if found.best is None:
+def _print_best(plans: Plans, compiled: Mapping[int, Compiled | str], report: Reporter) -> None:
+    first = plans.plans[0]
+    if plans.best is None:
         over = first.needed_bytes - first.room_bytes
         report.warn(f"nothing fits; the nearest, {way(first)} over {mesh(first)}, by {size(over)}")
     parts = ", ".join(f"{name} {size(value)}" for name, value in first.memory._asdict().items()
@@ -124,22 +124,22 @@ def _print_best(found: Plans, compiled: Mapping[int, Compiled | str], report: Re
             f"by the compiler it holds {size(program.bytes)} ({size(program.temporaries)} of them "
             f"temporary) and sends {size(program.sent_bytes)} a step; collectives: {kinds}"
         )
-    _print_one_device(found, report)
-    if found.best:
+    _print_one_device(plans, report)
+    if plans.best:
         report.note("to train like that:\n" + dump_yaml(nested(first.changes)).rstrip())
 
 
-def _print_one_device(found: Plans, report: Reporter) -> None:
-    best, one = found.best, found.one_device
-    if best is None or one is None or found.target.devices == 1:
+def _print_one_device(plans: Plans, report: Reporter) -> None:
+    best, one = plans.best, plans.one_device
+    if best is None or one is None or plans.target.devices == 1:
         return
-    whole = [p for p in found.plans if p.fits and p.devices == found.target.devices]
+    whole = [p for p in plans.plans if p.fits and p.devices == plans.target.devices]
     if best.devices == 1 and whole:
         other = whole[0]
         slower = other.seconds.expected / best.seconds.expected
         report.note(
             f"use one device: {1e3 * best.seconds.expected:.3g} ms a step there; the best way "
-            f"over all {found.target.devices} ({way(other)}) takes {slower:.2g} times as long"
+            f"over all {plans.target.devices} ({way(other)}) takes {slower:.2g} times as long"
         )
     elif best.devices == 1:
         report.note(f"use one device: {1e3 * best.seconds.expected:.3g} ms a step")
@@ -153,8 +153,8 @@ def _print_one_device(found: Plans, report: Reporter) -> None:
         report.note(f"one device is not enough: {size(one.memory.total)} there")
 
 
-def _print_refused(found: Plans, report: Reporter) -> None:
-    for reason, count in sorted(found.refused.items(), key=lambda item: -item[1])[:_REASONS]:
+def _print_refused(plans: Plans, report: Reporter) -> None:
+    for reason, count in sorted(plans.refused.items(), key=lambda item: -item[1])[:_REASONS]:
         report.note(f"left out, {count} ways: {reason}")
 
 
@@ -229,7 +229,7 @@ def _in_words(way: Json) -> str:
 def _pair(
     row: JsonObject, predicted: str, measured: str, shown: Callable[[float], str]
 ) -> tuple[str, str, str]:
-    said, found = row.get(predicted), row.get(measured)
-    if not isinstance(said, int | float) or not isinstance(found, int | float) or not found:
+    said, was = row.get(predicted), row.get(measured)
+    if not isinstance(said, int | float) or not isinstance(was, int | float) or not was:
         return str(said), "not measured", ""
-    return shown(said), shown(found), f"{said / found - 1:+.0%}"
+    return shown(said), shown(was), f"{said / was - 1:+.0%}"

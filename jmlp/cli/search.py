@@ -44,21 +44,21 @@ def run_sweep(flags: Sweep, overrides: list[str]) -> int:
         packs = plan_sweep(tree)
         return finish(flags.json_, {"programs": _explain(packs, report)})
     run_dir = flags.run_dir or default_dir(flags.config)
-    found = sweep(tree, run_dir=run_dir, report=report)
+    swept = sweep(tree, run_dir=run_dir, report=report)
     from jmlp.population.leaderboard import show
 
-    show(found, report)
+    show(swept, report)
     if flags.plot and is_first():
         from jmlp import plots
 
-        draw(flags.plot, partial(plots.sweep, found.run_dir), report)
+        draw(flags.plot, partial(plots.sweep, swept.run_dir), report)
     again = shlex.join(["jmlp", "sweep", str(flags.config), f"--run-dir={run_dir}", *overrides])
-    if found.interrupted:
-        report.note(f"stopped after {found.members} members. Go on with:\n  {again}")
+    if swept.interrupted:
+        report.note(f"stopped after {swept.members} members. Go on with:\n  {again}")
     else:
-        report.note(f"{run_dir}/leaderboard.csv has all {len(found.leaderboard)}; a run of one: "
+        report.note(f"{run_dir}/leaderboard.csv has all {len(swept.leaderboard)}; a run of one: "
                     f"jmlp sweep --export {run_dir} --rank 1 --to runs/best")  # fmt: skip
-    return finish(flags.json_, found.summary() | {"command": again})
+    return finish(flags.json_, swept.summary() | {"command": again})
 
 
 def with_settings(tree: JsonObject, settings: Sequence[str]) -> JsonObject:
@@ -124,7 +124,7 @@ def _explain(packs: Sequence[Planned], report: Reporter) -> list[dict[str, objec
     table = Table(title="programs, costliest first")
     for name in ("members", "packs", "widths", "activation", "chunk", "padding", "seconds"):
         table.add_column(name, justify="right")
-    found: list[dict[str, object]] = []
+    rows: list[dict[str, object]] = []
     for group in {id(pack.group): pack.group for pack in packs}.values():
         mine = [pack for pack in packs if pack.group is group]
         model = group.config.model
@@ -137,8 +137,8 @@ def _explain(packs: Sequence[Planned], report: Reporter) -> list[dict[str, objec
             "padding": round(group.waste, 3),
             "seconds": round(group.seconds, 2),
         }
-        found.append(row)
+        rows.append(row)
         shown = row | {"padding": f"{group.waste:.0%}"}
         table.add_row(*(str(value) for value in shown.values()))
     report.table(table)
-    return found
+    return rows

@@ -52,34 +52,34 @@ def print_pipeline(programs: Programs, report: Reporter) -> None:
     """Prints `pipeline_rows`."""
     from rich.table import Table
 
-    found = pipeline_rows(programs)
+    pipeline = pipeline_rows(programs)
     table = Table(title="stages", title_justify="left")
     columns = ("stage", "on pipe", "layers", "cost", "bytes in use", "activations/microbatch")
     for column in columns:
         table.add_column(column, justify="left" if column == "layers" else "right")
-    for row in found["stages"]:
+    for row in pipeline["stages"]:
         names = row["layers"]
         said = names[0] if len(names) == 1 else f"{names[0]} .. {names[-1]}" if names else "none"
         numbers = (f"{row['params_bytes']:,}", f"{row['activation_bytes']:,}")
         table.add_row(str(row["stage"]), str(row["device"]), said, f"{row['cost']:.1%}", *numbers)
     report.table(table)
     report.note(
-        f"{found['schedule']}: {found['microbatches']} microbatches of "
-        f"{found['rows_per_microbatch']} rows, {found['ticks']} ticks, bubble "
-        f"{found['bubble']:.1%}; with twice as many "
-        f"{found['bubble_with_twice_the_microbatches']:.1%}"
+        f"{pipeline['schedule']}: {pipeline['microbatches']} microbatches of "
+        f"{pipeline['rows_per_microbatch']} rows, {pipeline['ticks']} ticks, bubble "
+        f"{pipeline['bubble']:.1%}; with twice as many "
+        f"{pipeline['bubble_with_twice_the_microbatches']:.1%}"
     )
     report.note(
-        f"activations kept on each device: {found['kept_bytes']:,} bytes; without remat "
-        f"{found['kept_bytes_without_remat']:,}. A message between stages: "
-        f"{found['message_bytes']:,} bytes"
+        f"activations kept on each device: {pipeline['kept_bytes']:,} bytes; without remat "
+        f"{pipeline['kept_bytes_without_remat']:,}. A message between stages: "
+        f"{pipeline['message_bytes']:,} bytes"
     )
-    if found["costliest_by_mean"] > 1.2:
+    if pipeline["costliest_by_mean"] > 1.2:
         report.note(
-            f"the costliest stage costs {found['costliest_by_mean']:.1f} times the mean, and the "
-            "others wait for it: fewer stages, or layers more alike"
+            f"the costliest stage costs {pipeline['costliest_by_mean']:.1f} times the mean, and "
+            "the others wait for it: fewer stages, or layers more alike"
         )
-    empty = sum(not row["layers"] for row in found["stages"])
+    empty = sum(not row["layers"] for row in pipeline["stages"])
     if empty:
         report.warn(f"{empty} stages have no layer: lower mesh.pipe, or add layers")
 
@@ -102,21 +102,21 @@ def print_summary(summary: Summary, run_dir: Path, report: Reporter) -> None:
     report.note(f"run directory {run_dir}: {there}")
 
 
-def print_inspection(found: Inspection, report: Reporter) -> None:
+def print_inspection(inspection: Inspection, report: Reporter) -> None:
     """The table of `jmlp inspect`."""
     from rich.table import Table
     from rich.text import Text
 
     table = Table("column", "kind", "missing", "levels", "why", "e.g.", box=None)
-    for row in found["columns"]:
+    for row in inspection["columns"]:
         kind = row["kind"] if row["used"] else f"{row['kind']} (left out)"
         missing = f"{row['missing']:,}" if row["missing"] else ""
         levels = f"{row['levels']:,}" if row["levels"] else ""
         said = (row["name"], kind, missing, levels, row["why"], row["example"])
         table.add_row(*map(Text, said))  # names may look like markup
-    report.note(f"{found['path']}: {found['rows']:,} rows")
+    report.note(f"{inspection['path']}: {inspection['rows']:,} rows")
     report.table(table)
-    for note in found["notes"]:
+    for note in inspection["notes"]:
         report.note(note)
 
 
@@ -174,15 +174,15 @@ def _mesh_text(sizes: dict[str, int]) -> str:
     return " x ".join(f"{axis}={size}" for axis, size in sizes.items())
 
 
-def print_devices(found: Here, report: Reporter) -> None:
+def print_devices(here: Here, report: Reporter) -> None:
     """`inspect_devices` as lines."""
-    names = found["devices"]
+    names = here["devices"]
     some = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
-    report.note(f"devices    {len(names)} x {found['platform']}: {some}")
-    report.note(f"processes  {found['processes']}")
-    report.note(f"processor  {found['processor']}, {found['cores']} cores")
-    report.note(f"threads    {found['threads'] or 'as many as cores'} (XLA:CPU pool)")
-    report.note("versions   " + ", ".join(f"{k} {v}" for k, v in found["versions"].items()))
-    for problem in found["problems"]:
+    report.note(f"devices    {len(names)} x {here['platform']}: {some}")
+    report.note(f"processes  {here['processes']}")
+    report.note(f"processor  {here['processor']}, {here['cores']} cores")
+    report.note(f"threads    {here['threads'] or 'as many as cores'} (XLA:CPU pool)")
+    report.note("versions   " + ", ".join(f"{k} {v}" for k, v in here["versions"].items()))
+    for problem in here["problems"]:
         report.warn(problem)
-    report.note("" if found["problems"] else "nothing is wrong with this set-up")
+    report.note("" if here["problems"] else "nothing is wrong with this set-up")

@@ -122,19 +122,8 @@ def bytes_and_accuracy(
             f"published, uncompressed: {published:.2%}", (1, published), (-4, -4), color="0.35",
             xycoords=("axes fraction", "data"), textcoords="offset points", ha="right", va="top",
         )  # fmt: skip
-    # The ring shows around a square on the same place.
-    looks = {
-        False: {"color": ORANGE, "marker": "o", "ms": 9, "mfc": "none", "mew": 2},
-        True: {"color": BLUE, "marker": "s", "ms": 5},
-    }
     shown = [row for row in rows if row["mean"] > floor]
-    for fed, look_ in looks.items():
-        some = [row for row in shown if (" + " in row["name"]) == fed]
-        axes.errorbar(
-            [row["bytes"] for row in some], [row["mean"] for row in some],
-            [row["spread"] for row in some] if any(row["spread"] for row in some) else None,
-            ls="none", capsize=2, label="with error feedback" if fed else "as it is", **look_,
-        )  # fmt: skip
+    _points(axes, shown)
     axes.set(
         xscale="log", ylim=(floor, best + 0.18 * (best - floor) + 1e-3), title=title,
         xlabel="bytes sent per device and step, from the compiled program",
@@ -150,6 +139,22 @@ def bytes_and_accuracy(
     legend(axes, loc="upper left")
     tidy(axes)
     return figure
+
+
+def _points(axes: "Axes", rows: Sequence[CompressRow]) -> None:
+    """Means and spreads, by whether errors are fed back."""
+    # The ring shows around a square on the same place.
+    looks = {
+        False: {"color": ORANGE, "marker": "o", "ms": 9, "mfc": "none", "mew": 2},
+        True: {"color": BLUE, "marker": "s", "ms": 5},
+    }
+    for fed, look_ in looks.items():
+        some = [row for row in rows if (" + " in row["name"]) == fed]
+        axes.errorbar(
+            [row["bytes"] for row in some], [row["mean"] for row in some],
+            [row["spread"] for row in some] if any(row["spread"] for row in some) else None,
+            ls="none", capsize=2, label="with error feedback" if fed else "as it is", **look_,
+        )  # fmt: skip
 
 
 def _name_points(axes: "Axes", rows: Sequence[CompressRow]) -> None:
@@ -193,14 +198,14 @@ def asynchronous(result: Result[AsyncRow]) -> Figure:
         ylabel="test accuracy after 3 epochs", title="Staleness",
     )  # fmt: skip
     _times(times, by_name)
-    found = [row for row in rows if row["name"].startswith("diloco")]
-    if found:
+    diloco = [row for row in rows if row["name"].startswith("diloco")]
+    if diloco:
         local.errorbar(
-            [row["mean"]["bytes"] for row in found], [row["mean"]["accuracy"] for row in found],
-            [row["spread"]["accuracy"] or 0 for row in found], color=GREEN, marker="o",
+            [row["mean"]["bytes"] for row in diloco], [row["mean"]["accuracy"] for row in diloco],
+            [row["spread"]["accuracy"] or 0 for row in diloco], color=GREEN, marker="o",
             capsize=2, label="DiLoCo",
         )  # fmt: skip
-    for row in found:
+    for row in diloco:
         local.annotate(
             f"H = {row['name'].split()[1]}", (row["mean"]["bytes"], row["mean"]["accuracy"]),
             (3, 5), textcoords="offset points", fontsize=8,

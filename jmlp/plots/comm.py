@@ -31,6 +31,15 @@ _SHOWN = 16  # rounds drawn; more would be too small to read
 _ITEMSIZE = 4
 
 
+def _said(number: int, sent: Sequence[Message]) -> str:
+    """What stands above a round."""
+    if not number:
+        return "start\n"
+    each = sorted({message.nbytes for message in sent})
+    size = "-".join(map(bytes_text, each if len(each) < 2 else (each[0], each[-1])))
+    return f"round {number}\n{len(sent)} x {size.replace(' bytes-', '-')}"
+
+
 def messages(rounds: Rounds, title: str = "") -> Figure:
     """An all-reduce, a column a round: who sends to whom, and what everyone then has.
 
@@ -55,11 +64,7 @@ def messages(rounds: Rounds, title: str = "") -> Figure:
         circle, held = panels[2 * line, column], panels[2 * line + 1, column]
         some = [message for message in rounds.messages if message.round == number]
         _circle(circle, n, some, most)
-        each = sorted({message.nbytes for message in some})
-        size = "-".join(map(bytes_text, each if len(each) < 2 else (each[0], each[-1])))
-        size = size.replace(" bytes-", "-")
-        said = f"round {number}\n{len(some)} x {size}" if number else "start\n"
-        circle.set_title(said, fontsize=8)
+        circle.set_title(_said(number, some), fontsize=8)
         image = _held(held, rounds.addends[number], n, labels=column == 0)
     assert image is not None
     bar = figure.colorbar(image, ax=list(panels.flat), shrink=0.5, pad=0.01, aspect=30)

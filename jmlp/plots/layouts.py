@@ -105,29 +105,29 @@ def _named(devices: list[int], room: int) -> str:
     return f"{len(devices)} devices"
 
 
-def memory(found: Mapping[str, Memory]) -> Figure:
+def memory(by_layout: Mapping[str, Memory]) -> Figure:
     """What one device holds, stacked, a bar a layout.
 
     Args:
-      found: label -> `memory.of_setup`.
+      by_layout: label -> `memory.of_setup`.
     """
     colours = {
         "parameters": BLUE, "optimizer": SKY, "compressor": PURPLE, "rows": ORANGE,
         "temporaries": GREY,
     }  # fmt: skip
-    figure, ((axes,),) = new(width=9, height=1.3 + 0.42 * len(found))
-    left = [0.0] * len(found)
+    figure, ((axes,),) = new(width=9, height=1.3 + 0.42 * len(by_layout))
+    left = [0.0] * len(by_layout)
     for part, colour in colours.items():
-        sizes = [getattr(one, part) / 1e6 for one in found.values()]
+        sizes = [getattr(one, part) / 1e6 for one in by_layout.values()]
         if any(sizes):
-            axes.barh(range(len(found)), sizes, left=left, color=colour, label=part)
+            axes.barh(range(len(by_layout)), sizes, left=left, color=colour, label=part)
         left = [a + b for a, b in zip(left, sizes, strict=True)]
-    for place, one in enumerate(found.values()):
+    for place, one in enumerate(by_layout.values()):
         axes.annotate(
             bytes_text(sum(one)), (left[place], place), (4, 0), textcoords="offset points",
             va="center", fontsize=8,
         )  # fmt: skip
-    axes.set_yticks(range(len(found)), list(found))
+    axes.set_yticks(range(len(by_layout)), list(by_layout))
     axes.invert_yaxis()
     axes.set(xlabel="MB on each device", xlim=(0, 1.12 * max(left)))
     tidy(axes, "x")

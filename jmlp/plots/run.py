@@ -95,14 +95,14 @@ def compare(
       log: a logarithmic axis for the metric.
       nested: for curves that lie on each other: the first are thick and show behind the last.
     """
-    found = {label: _events(events) for label, events in runs.items()}
+    by_label = {label: _events(events) for label, events in runs.items()}
     if split is None:
-        seen = {event["split"] for events in found.values() for event in events if name in event}
+        seen = {event["split"] for events in by_label.values() for event in events if name in event}
         split = next((s for s in ("val", "test", "train") if s in seen), "train")
     figure, ((*axes,),) = new(len(by), width=max(6.0, 4.5 * len(by)), sharey=True)
     for one, x in zip(axes, by, strict=True):
-        for number, (label, events) in enumerate(found.items()):
-            line = {"linewidth": 1.5 + 2.5 * (len(found) - 1 - number)} if nested else {}
+        for number, (label, events) in enumerate(by_label.items()):
+            line = {"linewidth": 1.5 + 2.5 * (len(by_label) - 1 - number)} if nested else {}
             _line(one, events, name, x, split, label=plain(label), **look(number), **line)
         one.set(xlabel=AXES[x])
         if log:

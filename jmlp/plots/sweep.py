@@ -97,13 +97,13 @@ def _coordinates(axes: Axes, points: Sequence[JsonObject]) -> None:
     axes.spines[["top", "right", "left"]].set_visible(False)
 
 
-def _importance(axes: Axes, found: Mapping[str, float]) -> None:
-    if not found:
+def _importance(axes: Axes, shares: Mapping[str, float]) -> None:
+    if not shares:
         axes.text(0.5, 0.5, f"importance: too few trials (below {LEAST}), or no key matters",
                   ha="center", transform=axes.transAxes)  # fmt: skip
         axes.set_axis_off()
         return
-    names = list(found)[::-1]
-    axes.barh(names, [found[name] for name in names], color=BLUE)
+    names = list(shares)[::-1]
+    axes.barh(names, [shares[name] for name in names], color=BLUE)
     axes.set(xlabel="share of the permutation importance, of a forest from points to ranks")
     tidy(axes, "x")
