@@ -54,9 +54,21 @@ commands:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit code."""
     args = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _run(args)
+    except JmlpError as error:
+        return _fail(str(error), error.exit_code, error.everywhere)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        return _fail("interrupted", 130)
+
+
+def _run(args: list[str]) -> int:
     if not args or args[0] in ("-h", "--help", "help"):
         lines = (f"  {name:8} {_first_line(flags)}" for name, (flags, _) in COMMANDS.items())
-        print(_ABOUT.format(commands="\n".join(lines)))
+        print(_ABOUT.format(commands="\n".join(lines)), flush=True)
         return 0 if args else 2
     if args[0] == "--version":
         from importlib.metadata import version
@@ -68,22 +80,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(f"unknown command {name!r}; there are: {', '.join(COMMANDS)}", 2)
     flags_type, run = COMMANDS[name]
     overrides: list[str] = []
-    try:
-        if name in ("train", "sweep", "plan", "eval", "predict", "export", "inspect"):
-            rest, overrides = split_overrides(rest, flags_type)
-        elif name == "launch" and "--" in rest:
-            rest, overrides = rest[: rest.index("--")], rest[rest.index("--") + 1 :]
-        if name == "train" and {"-h", "--help"} & set(rest):
-            flags_type = train_help()
-        flags = tyro.cli(flags_type, prog=f"jmlp {name}", args=rest, description=about(flags_type))
-        return run(with_full_paths(flags), overrides)
-    except JmlpError as error:
-        return _fail(str(error), error.exit_code, error.everywhere)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except KeyboardInterrupt:
-        return _fail("interrupted", 130)
+    if name in ("train", "sweep", "plan", "eval", "predict", "export", "inspect"):
+        rest, overrides = split_overrides(rest, flags_type)
+    elif name == "launch" and "--" in rest:
+        rest, overrides = rest[: rest.index("--")], rest[rest.index("--") + 1 :]
+    if name == "train" and {"-h", "--help"} & set(rest):
+        flags_type = train_help()
+    flags = tyro.cli(flags_type, prog=f"jmlp {name}", args=rest, description=about(flags_type))
+    return run(with_full_paths(flags), overrides)
 
 
 def _fail(message: str, code: int, everywhere: bool = False) -> int:

@@ -305,3 +305,18 @@ def test_no_bar_where_there_is_no_terminal(folder, tmp_path):
     done = jmlp(*run, cwd=path, env={"FORCE_COLOR": "1"})  # as notebooks set it
     assert done.returncode == 0, done.stderr
     assert "\x1b" not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("args", [["--help"], ["--version"], ["train", "--help"]])
+def test_a_reader_that_has_gone_is_no_traceback(tmp_path, args):
+    """As under `head`."""
+    read, write = os.pipe()
+    os.close(read)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "jmlp", *args],
+            cwd=tmp_path, env=own_environment(), stdout=write, stderr=subprocess.PIPE, timeout=60,
+        )  # fmt: skip
+    finally:
+        os.close(write)
+    assert (done.returncode in (0, 1), done.stderr) == (True, b"")
