@@ -52,6 +52,25 @@ def test_files_stay_short():
         assert len(path.read_text().splitlines()) <= 400, path
 
 
+def test_functions_are_short_and_typed():
+    """Docstrings count. `Any`: where a library has no types, and nothing else will do."""
+    lines = anything = 0
+    long: dict[str, int] = {}
+    for path in sorted(ROOT.rglob("*.py")):
+        text = path.read_text()
+        lines += text.count("\n")
+        anything += sum(
+            line.count("Any") for line in text.splitlines()
+            if not line.lstrip().startswith(("import ", "from "))
+        )  # fmt: skip
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                long[f"{path}: {node.name}"] = (node.end_lineno or 0) - node.lineno + 1
+    assert not {name: size for name, size in long.items() if size > 60}
+    assert sum(size > 40 for size in long.values()) <= 20
+    assert anything < 0.008 * lines
+
+
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda path: path.name)
 def test_folders_say_what_they_hold(folder):
     assert ast.get_docstring(ast.parse((folder / "__init__.py").read_text()))
