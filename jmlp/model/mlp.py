@@ -52,6 +52,10 @@ class LayerSplit(Protocol):
         """The share of features that a layer with this one drops."""
         ...
 
+    def input_rate(self, dropout: float) -> float | jax.Array:
+        """The share of input features that a first layer with this one drops."""
+        ...
+
     def features(self, mine: int) -> int:
         """Of the whole layer, where `mine` are here."""
         ...
@@ -80,6 +84,9 @@ class Whole:
         return h
 
     def rate(self, dropout: float) -> float | jax.Array:
+        return dropout
+
+    def input_rate(self, dropout: float) -> float | jax.Array:
         return dropout
 
     def features(self, mine: int) -> int:
@@ -287,7 +294,7 @@ class MLP(nnx.Module):
         if rows is not None and self.falls_over:
             rows = rows._replace(dropout=flat_cos(rows.step / self.falls_over))
         if number == 0:
-            h = drop(self._entered(h), self.input_dropout, 0, rows)
+            h = drop(self._entered(h), split.input_rate(self.input_dropout), 0, rows)
         h, split = split.enter(h)
         if number < len(self.blocks):
             block = self.blocks[number]

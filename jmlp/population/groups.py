@@ -72,7 +72,8 @@ def _key(config: Config, features: int) -> str:
     tree = less_numbers(config).model_dump(mode="json")
     hidden = config.model.hidden
     tree["seed"] = None
-    on = [may_be_on(config.model.dropout), may_be_on(config.train.label_smoothing)]
+    model, smoothing = config.model, config.train.label_smoothing
+    on = [may_be_on(rate) for rate in (model.dropout, model.input_dropout, smoothing)]
     tree["model"]["hidden"] = len(hidden)
     for name in OPTIM:
         value = getattr(config.optim, name)

@@ -32,18 +32,20 @@ class Numbers(NamedTuple):
     """(M,) float32 each"""
     dropout: Leaf
     """(M,) float32"""
+    input_dropout: Leaf
+    """(M,) float32"""
     smoothing: Leaf
     """(M,) float32, of labels"""
 
 
 def less_numbers(config: Config) -> Config:
-    """A config without its dropout and label smoothing, where members may differ in them.
+    """A config without its rates of dropout and label smoothing, where members may differ.
 
     What they may differ in of `optim` is in `OPTIM`.
     """
     model, train = config.model, config.train.model_copy(update={"label_smoothing": 0.0})
     if model.block == "plain":  # others have a rate of their own making
-        model = model.model_copy(update={"dropout": 0.0})
+        model = model.model_copy(update={"dropout": 0.0, "input_dropout": 0.0})
     return config.model_copy(update={"model": model, "train": train})
 
 
@@ -63,5 +65,6 @@ def numbers_of(configs: Sequence[Config], order: Sequence[int]) -> Numbers:
         order=np.array(order, np.int32),
         optim=optim,
         dropout=np.array([config.model.dropout for config in configs], np.float32),
+        input_dropout=np.array([config.model.input_dropout for config in configs], np.float32),
         smoothing=np.array([c.train.label_smoothing for c in configs], np.float32),
     )

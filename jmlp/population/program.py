@@ -64,6 +64,7 @@ class Shape(NamedTuple):
     pads: bool
     """members may be narrower than the arrays"""
     drops: bool
+    drops_inputs: bool
     smooths: bool
 
 
@@ -139,6 +140,7 @@ class PopulationProgram:
             order=jax.ShapeDtypeStruct((), jnp.int32),
             optim=dict.fromkeys(self.optim, scalar),
             dropout=scalar,
+            input_dropout=scalar,
             smoothing=scalar,
         )
 
@@ -153,6 +155,7 @@ class PopulationProgram:
             mine.widths if self.shape.pads else None,
             len(self.config.model.hidden),
             mine.dropout if self.shape.drops else None,
+            mine.input_dropout if self.shape.drops_inputs else None,
             self.config.model.activation,
         )
 

@@ -281,6 +281,7 @@ def shape_of(pack: Planned, configs: Sequence[Config]) -> Shape:
         one_order=pack.one_order,
         pads=pack.group.pads,
         drops=plain and any(may_be_on(one.model.dropout) for one in configs),
+        drops_inputs=plain and any(may_be_on(one.model.input_dropout) for one in configs),
         smooths=any(may_be_on(one.train.label_smoothing) for one in configs),
     )
 

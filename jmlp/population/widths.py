@@ -60,6 +60,7 @@ class Padded(Whole):
       inputs: () true features in, or None where all are.
       width: () true features out.
       dropout: () the member's rate; None where no member drops.
+      input_dropout: the same, of its input.
       masks: padded features of the layer before may not be zero as they come.
     """
 
@@ -68,9 +69,11 @@ class Padded(Whole):
         inputs: jax.Array | None,
         width: jax.Array | None,
         dropout: jax.Array | None,
+        input_dropout: jax.Array | None,
         masks: bool,
     ):
-        self._inputs, self._width, self._dropout = inputs, width, dropout
+        self._inputs, self._width = inputs, width
+        self._dropout, self._input_dropout = dropout, input_dropout
         self._masks = masks
 
     def enter(self, h: jax.Array) -> tuple[jax.Array, LayerSplit]:
@@ -104,9 +107,16 @@ class Padded(Whole):
     def rate(self, dropout: float) -> float | jax.Array:
         return 0.0 if self._dropout is None else self._dropout
 
+    def input_rate(self, dropout: float) -> float | jax.Array:
+        return 0.0 if self._input_dropout is None else self._input_dropout
+
 
 def layer_splits(
-    widths: jax.Array | None, layers: int, dropout: jax.Array | None, activation: str
+    widths: jax.Array | None,
+    layers: int,
+    dropout: jax.Array | None,
+    input_dropout: jax.Array | None,
+    activation: str,
 ) -> tuple[LayerSplit, ...]:
     """Of each hidden layer and the head.
 
@@ -116,7 +126,7 @@ def layer_splits(
     zero = keeps_zero(activation)
     true = [None if widths is None else widths[i] for i in range(layers)]
     return tuple(
-        Padded(before, width, dropout, masks=not zero)
+        Padded(before, width, dropout, input_dropout, masks=not zero)
         for before, width in zip([None, *true], [*true, None], strict=True)
     )
 

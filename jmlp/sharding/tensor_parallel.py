@@ -104,6 +104,10 @@ class TensorSplit(NamedTuple):
         """The layer's own."""
         return dropout
 
+    def input_rate(self, dropout: float) -> float | jax.Array:
+        """The model's own: its input is whole on each device."""
+        return dropout
+
     def features(self, mine: int) -> int:
         """Features of the whole layer, of which this device has `mine`."""
         return mine * lax.axis_size(self.axis) if self.splits else mine

@@ -27,6 +27,10 @@ NUMBERS = [
     {"seed": 2, "optim": {"l2": 0.1}, "model": {"hidden": [3], "dropout": 0.3}},
     {"seed": 1, "train": {"label_smoothing": 0.2}, "model": {"hidden": [4], "dropout": 0.1}},
 ]
+INPUTS = [
+    {"model": {"hidden": [6 + i], "input_dropout": rate, "dropout": 0.2 * (i > 1)}}
+    for i, rate in enumerate((0.1, 0.3, 0.25, 0.4))
+]
 
 
 def variants(*trees):
@@ -36,6 +40,8 @@ def variants(*trees):
 CASES = {
     "relu": variants(),
     "numbers": NUMBERS,
+    "input dropout": INPUTS,
+    "input dropout, linear": [{"model": {"hidden": [], "input_dropout": r}} for r in (0.2, 0.5)],
     "linear": [{"model": {"hidden": []}, "optim": {"learning_rate": r}} for r in (0.01, 0.1)],
     "sigmoid, layer norm, dropout": [
         {"model": {"activation": "sigmoid", "norm": "layer", "dropout": 0.25, "hidden": hidden}}
@@ -202,3 +208,11 @@ def test_a_member_that_diverges_does_no_harm_to_its_neighbours():
         if np.ndim(ours):
             for member in range(3):
                 assert np.array_equal(ours[at[member]], theirs[at[member]])
+
+
+def test_rates_of_dropout_share_a_program():
+    """Of what may be off one program has all that is on, and another all that is not."""
+    configs = [parse_config(merged(BASE, tree)) for tree in INPUTS]
+    trainer = Trainer(rows())
+    packs = [*trainer.plan([Want(i, c, trainer.total_steps(c)) for i, c in enumerate(configs)])]
+    assert sorted(len(pack.wants) for pack in packs) == [2, 2]
