@@ -110,8 +110,6 @@ def _matches(pattern: str, paths: Sequence[str]) -> bool:
 
 def _of_others(config: Config) -> Iterator[tuple[str, str]]:
     train, model = config.train, config.model
-    if train.steps is not None:
-        yield "train.epochs", f"train.steps={train.steps} says where the run ends"
     if not train.init_from:
         yield "train.init_layers", "there is no train.init_from"
     if not (model.dropout or model.input_dropout):

@@ -26,7 +26,6 @@ def said(keys, **more):
         ({"optim": {"decay_schedule": "cosine"}}, "optim.decay_schedule='cosine'"),
         ({"optim": {"weight_decay": 0.1, "decay_on": ["kernal$"]}}, "optim.decay_on"),
         ({"optim": {"rate_factors": {"biases": 0.1}}}, "optim.rate_factors"),
-        ({"train": {"steps": 5, "epochs": 3}}, "train.epochs=3"),
         ({"train": {"init_layers": ["^blocks"]}}, "train.init_layers"),
         ({"model": {"dropout_schedule": "flat_cos"}}, "model.dropout_schedule='flat_cos'"),
         ({"data": {"path": "a.csv", "test_path": "b.csv", "test_fraction": 0.4}},
