@@ -57,6 +57,7 @@ def test_more_epochs_are_the_longer_run(finished, tmp_path):
     assert train(longer, run_dir=run_dir).summary["steps"] == went_on.summary["steps"]
 
 
+@pytest.mark.slow
 def test_a_server_goes_on_in_the_order_of_rows(tmp_path):
     """Each slice of each batch is taken once, as in the longer run."""
     server = {"engine": "replay", "workers": 2, "policy": "bsp"}
@@ -122,6 +123,7 @@ def test_another_optimizer_s_rate_is_that_of_the_step(finished, tmp_path):
     assert np.array_equal(counts, [went_on.summary["steps"]])
 
 
+@pytest.mark.slow
 def test_devices_that_train_alone_keep_their_weights_under_another_optimizer(tmp_path):
     way = {"step": "local", "mesh": {"data": 2}, "local": {"every": 4}, "train": {"epochs": 1}}
     first = train(way, run_dir=tmp_path)
