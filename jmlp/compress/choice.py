@@ -111,10 +111,7 @@ def price(comm: CommConfig, mesh: jax.sharding.Mesh, leaves: Sequence[Leaf]) -> 
     """
     wire = _Wire(comm, mesh)
     priced = [_best_bucket(wire, leaves, one) for one in _allowed(comm)]
-    best = priced[0]
-    for one in priced[1:]:  # from the one that loses least
-        if one.seconds < BETTER * best.seconds:
-            best = one
+    best = _best(priced)  # from the one that loses least
     rest = sorted((one for one in priced if one is not best), key=lambda one: one.seconds)
     return [best, *rest]
 
@@ -134,8 +131,13 @@ def _best_bucket(wire: _Wire, leaves: Sequence[Leaf], reducer: ReducerConfig) ->
     asked = wire.comm.bucket_bytes
     sizes = BUCKETS if asked == "auto" else (asked,)
     compute_s = wire.compute(reducer.name) * sum(leaf.size for leaf in leaves)
-    priced = [Priced(reducer, size, wire.seconds(reducer, leaves, size), compute_s)
-             for size in sizes]  # fmt: skip
+    return _best(
+        [Priced(reducer, size, wire.seconds(reducer, leaves, size), compute_s) for size in sizes]
+    )
+
+
+def _best(priced: Sequence[Priced]) -> Priced:
+    """The first, or a later one that is clearly faster than the best before it."""
     best = priced[0]
     for one in priced[1:]:
         if one.seconds < BETTER * best.seconds:

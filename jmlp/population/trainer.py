@@ -144,7 +144,7 @@ class Trainer:
         dataset = self.dataset(config)
         if not config.model.residual:
             return dataset.schema.features
-        key = _data_key(config) + config.model.model_dump_json(exclude={"hidden", "dropout"})
+        key = _data_key(config) + less_numbers(config).model.model_dump_json(exclude={"hidden"})
         if key not in self._features:
             self._features[key] = entered(resolved(config, dataset)[1].schema, config.model)
         return self._features[key]

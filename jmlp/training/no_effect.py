@@ -6,14 +6,13 @@ one standing, and runs of earlier versions that have them go on.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 
 import jax
 
 from jmlp.config import Config, flatten
 from jmlp.model.recipes import RECIPES
-from jmlp.sharding.layout import path_of
+from jmlp.training.patterns import unmatched
 from jmlp.types import Json, Params, Shardings
 
 # Of the optimizers and schedules that come with jmlp; one's own may use any.
@@ -93,19 +92,13 @@ def _of_optimizer(config: Config) -> Iterator[tuple[str, str]]:
 
 
 def _patterns(config: Config, params: Params) -> Iterator[tuple[str, str]]:
-    paths = [path_of(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
     optim = config.optim
     groups = {"optim.decay_on": optim.decay_on, "optim.rate_factors": tuple(optim.rate_factors)}
     for key, patterns in groups.items():
-        missed = [one for one in patterns if not _matches(one, paths)]
+        missed, some = unmatched(patterns, params)
         if missed and not (key == "optim.decay_on" and not optim.weight_decay):
-            some = ", ".join(paths[:8]) + (", ..." if len(paths) > 8 else "")
             many = f"{', '.join(map(repr, missed))} of it matches no parameter"
             yield key, f"{many}; there are: {some}"
-
-
-def _matches(pattern: str, paths: Sequence[str]) -> bool:
-    return any(re.search(pattern, path) for path in paths)
 
 
 def _of_others(config: Config) -> Iterator[tuple[str, str]]:
